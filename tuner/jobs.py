@@ -1,0 +1,191 @@
+"""The port to any service that runs training jobs: its contract, its errors, and the rule that derives job names.
+
+Contract of `JobService`, kept by every implementation and proved by one conformance class:
+
+- `create` with a name that was ever used raises `JobNameTaken`; after it returned, `describe` finds the job.
+- `describe` carries the whole status history, oldest first; a row once shown never changes but for its end and message.
+- An interruption appears in the history and does not end the job.
+- `stop` may be repeated, and on a job that has ended it does nothing; an unknown job is `JobNotFound`.
+- `list_changed` may lag behind `describe` and may repeat itself; it never invents.
+- Final figures (`training_s`, `billable_s`) are there once the status is final, and None for a job that never started.
+
+Operating errors are one class per decision that we would take. Anything else that is raised is a bug and crashes the
+engine, whose restart is the tested recovery path.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from tuner.model import AttemptEnd
+
+# Environment variable of every job of ours that proves that it is ours (Describe returns no tags).
+DIGEST_VARIABLE = "TUNER_DIGEST"
+
+
+class JobError(Exception):
+    """An answer of the job service that calls for a decision."""
+
+
+class JobNameTaken(JobError):  # noqa: N818 - these are answers, not errors of ours
+    """A job of this name exists: ours, if its digest is equal, else foreign."""
+
+
+class JobNotFound(JobError):  # noqa: N818
+    """No job of this name."""
+
+
+class CapacityUnavailable(JobError):  # noqa: N818
+    """A quota of ours is used up: the same submission may succeed later."""
+
+
+class Throttled(JobError):  # noqa: N818
+    """Too many calls: the same call may succeed later."""
+
+
+class RequestRejected(JobError):  # noqa: N818
+    """The request can never succeed as it is."""
+
+
+class CredentialsRefused(JobError):  # noqa: N818
+    """Nothing can be done before the user renews credentials or rights; jobs go on meanwhile."""
+
+
+class ServiceUnavailable(JobError):  # noqa: N818
+    """The outcome of the call is unknown: it may have taken effect."""
+
+
+class JobStatus(StrEnum):
+    IN_PROGRESS = "InProgress"
+    STOPPING = "Stopping"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+    DELETING = "Deleting"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    name: str
+    uri: str
+    mode: str = "File"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricDefinition:
+    name: str
+    regex: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """Everything that CreateTrainingJob is told. Strings are data: nothing of it is ever given to a shell."""
+
+    name: str
+    hyperparameters: Mapping[str, str]
+    environment: Mapping[str, str]
+    entrypoint: tuple[str, ...]  # empty: the image's own
+    image_uri: str
+    channels: tuple[Channel, ...]
+    checkpoint_uri: str
+    output_uri: str
+    instance_type: str
+    instance_count: int
+    volume_gb: int
+    spot: bool
+    max_run_s: int
+    max_wait_s: int | None  # None exactly where spot is False
+    role_arn: str
+    tags: Mapping[str, str]
+    metrics: tuple[MetricDefinition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRow:
+    """One row of SecondaryStatusTransitions. Statuses are the service's own words; unknown ones may come."""
+
+    status: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the service says of one job now."""
+
+    name: str
+    arn: str
+    status: JobStatus
+    secondary: str
+    history: tuple[HistoryRow, ...]
+    created_at: datetime
+    modified_at: datetime
+    digest: str | None = None
+    failure: str = ""
+    training_s: int | None = None
+    billable_s: int | None = None
+    model_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    name: str
+    arn: str
+    status: JobStatus
+    secondary: str
+    created_at: datetime
+    modified_at: datetime
+
+
+class JobService(Protocol):
+    """Runs training jobs. See the module's contract."""
+
+    def create(self, request: JobRequest) -> str:
+        """Start a job; returns its ARN. Raises any JobError but JobNotFound."""
+        ...
+
+    def describe(self, name: str) -> Observation:
+        """What is known of a job. Raises JobNotFound, Throttled, CredentialsRefused, ServiceUnavailable."""
+        ...
+
+    def list_changed(self, prefix: str, *, created_after: datetime, modified_after: datetime) -> Iterable[JobSummary]:
+        """Jobs whose name starts with `prefix`, created and modified at or after these moments, each once."""
+        ...
+
+    def stop(self, name: str) -> None:
+        """Ask a job to stop. Raises JobNotFound, Throttled, CredentialsRefused, ServiceUnavailable."""
+        ...
+
+
+def job_name(study_key: str, trial: int, attempt: int) -> str:
+    """The name of an attempt's job. Derived, never drawn: after a crash the same attempt finds its own job."""
+    return f"{study_key}-{trial:05d}-{attempt:03d}"
+
+
+def digest(hyperparameters: Mapping[str, str], checkpoint_uri: str, code_uri: str) -> str:
+    """What makes a job ours beyond its name: the same values, the same checkpoints, the same code (SHA-256, hex)."""
+    text = json.dumps([sorted(hyperparameters.items()), checkpoint_uri, code_uri], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# FailureReason starts with one of these words (aws: documented for Pipelines' retry policies and seen in the field).
+_FAILURES = {
+    "CapacityError": AttemptEnd.CAPACITY,
+    "InternalServerError": AttemptEnd.SERVICE_FAULT,
+    "AlgorithmError": AttemptEnd.SCRIPT_ERROR,
+    "ClientError": AttemptEnd.SCRIPT_ERROR,
+}
+
+
+def classify_failure(reason: str) -> AttemptEnd:
+    """What a failed job means for its trial. Unknown words are faults of the service: retried, but bounded."""
+    return _FAILURES.get(reason.split(":", 1)[0].strip(), AttemptEnd.SERVICE_FAULT)
