@@ -1,0 +1,250 @@
+"""The study file: read, checked, stored, compared, changed.
+
+This is the only module of the `spec_*` family that others import. A study file is checked completely before anything
+else happens, and every refusal is a `SpecError` of one line that names the file, the key, what is wrong and what to do.
+
+Rules: a spec that was accepted is stored as JSON and can always be read back, whatever became of the files and prices
+that it names; secrets are references, never values; settings that are parsed but not built are refused in one place.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from tuner.spec_check import check, check_files
+from tuner.spec_document import flatten, setting_text, to_document
+from tuner.spec_parse import parse
+from tuner.spec_records import (
+    COST_METRIC,
+    Backend,
+    Budget,
+    Capacity,
+    CategoricalParam,
+    Checkpoints,
+    Component,
+    Direction,
+    FloatParam,
+    Framework,
+    Input,
+    IntParam,
+    Json,
+    LocalMarket,
+    Metric,
+    Objective,
+    Param,
+    RetryRule,
+    SageMakerSettings,
+    Scalar,
+    Search,
+    Settings,
+    Space,
+    SpaceFunction,
+    StudySpec,
+    Training,
+)
+from tuner.spec_space import encoded
+from tuner.spec_values import SpecError, suggestion
+from tuner.spec_yaml import assign, read_document
+
+__all__ = [
+    "COST_METRIC",
+    "Backend",
+    "Budget",
+    "Capacity",
+    "CategoricalParam",
+    "Change",
+    "Checkpoints",
+    "Component",
+    "Direction",
+    "FloatParam",
+    "Framework",
+    "Input",
+    "IntParam",
+    "Json",
+    "LocalMarket",
+    "Metric",
+    "Objective",
+    "Param",
+    "RetryRule",
+    "SageMakerSettings",
+    "Scalar",
+    "Search",
+    "Settings",
+    "Space",
+    "SpaceFunction",
+    "SpecError",
+    "StudySpec",
+    "Training",
+    "apply_set",
+    "changes",
+    "describe",
+    "encoded",
+    "from_json",
+    "load",
+    "refuse_unbuilt",
+    "to_json",
+]
+
+_FORMAT = 1
+
+# What `tuner set` may change while a study runs: totals, which the engine recomputes anyway.
+LIVE_KEYS = ("trials", "parallel", "budget.usd", "budget.per_trial_usd", "budget.deadline")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """The study file at `path`, with `dotted.key=value` overrides, checked against everything but the cloud.
+
+    Its `warnings` say what is allowed but odd. Raises `SpecError`.
+    """
+    file = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() leaves `..` in it
+    try:
+        document = read_document(file)
+        for assignment in overrides:
+            assign(document, assignment)
+        spec = parse(document, file.parent, file)
+        check_files(spec)
+        return replace(spec, overrides=tuple(overrides), warnings=check(spec))
+    except SpecError as error:
+        raise SpecError(f"{_printable(path)}: {error}") from None
+
+
+def _printable(path: Path) -> str:
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def to_json(spec: StudySpec) -> str:
+    """The spec as it is stored: complete, with absolute paths. The order of the space is part of it."""
+    stored = {
+        "format": _FORMAT,
+        "file": None if spec.file is None else str(spec.file),
+        "overrides": list(spec.overrides),
+        "study": to_document(spec),
+    }
+    return json.dumps(stored, allow_nan=False)
+
+
+def from_json(text: str) -> StudySpec:
+    """The spec that `to_json` stored. Neither files nor prices are looked at."""
+    stored = json.loads(text)
+    if stored["format"] != _FORMAT:
+        raise SpecError(f"this study was stored in format {stored['format']}; upgrade this program to read it")
+    spec = parse(stored["study"], Path("/"), None if stored["file"] is None else Path(stored["file"]))
+    return replace(spec, overrides=tuple(stored["overrides"]))
+
+
+def describe(spec: StudySpec) -> list[tuple[str, str]]:
+    """Every effective setting, defaults included, as dotted key and text, in the order of the study file."""
+    return [(key, setting_text(value)) for key, value in flatten(to_document(spec))]
+
+
+def apply_set(spec: StudySpec, assignments: Sequence[str]) -> StudySpec:
+    """The spec with live changes, as `tuner set` makes them. Raises `SpecError` for any other key or a bad value."""
+    document = to_document(spec)
+    for assignment in assignments:
+        key = assignment.partition("=")[0]
+        if key not in LIVE_KEYS:
+            raise SpecError(f"{key[:60]!r}: cannot be changed while the study lives; {suggestion(key, LIVE_KEYS)}")
+        assign(document, assignment)
+    changed = parse(document, Path("/"), spec.file)
+    return replace(changed, overrides=spec.overrides, warnings=check(changed))
+
+
+# -- what changed between two versions of a study file --
+
+ChangeKind = Literal["harmless", "needs_accept", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that differs, by dotted key; None stands for absent."""
+
+    key: str
+    old: Json
+    new: Json
+    kind: ChangeKind
+
+    def __str__(self) -> str:
+        return f"{self.key}: {setting_text(self.old)} -> {setting_text(self.new)}"
+
+
+# The first pattern that matches decides; what matches none needs to be accepted.
+_KINDS: tuple[tuple[str, ChangeKind], ...] = (
+    # the trials that exist were proposed, named, stored and judged by these
+    ("name", "never"),
+    ("objective", "never"),
+    ("backend", "never"),
+    ("space.*.type", "never"),
+    ("space.*.choices", "never"),
+    ("space.*.log", "never"),
+    ("search.warm_start", "never"),
+    ("checkpoints.root", "never"),
+    ("sagemaker.region", "never"),
+    # totals, wishes and words
+    ("description", "harmless"),
+    ("trials", "harmless"),
+    ("parallel", "harmless"),
+    ("budget.*", "harmless"),
+    ("checkpoints.keep", "harmless"),
+    ("capacity.*", "harmless"),
+    ("tags.*", "harmless"),
+    ("local*", "harmless"),
+    ("settings.*", "harmless"),
+)
+
+
+def changes(old: StudySpec, new: StudySpec) -> list[Change]:
+    """What differs between a stored spec and the study file as it is now, in the order of the file."""
+    before, after = _settings_of(old), _settings_of(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        Change(key, before.get(key), after.get(key), _kind(key))
+        for key in keys
+        # as JSON, since 1 and true are equal to Python
+        if json.dumps(before.get(key)) != json.dumps(after.get(key))
+    ]
+
+
+def _settings_of(spec: StudySpec) -> dict[str, Json]:
+    settings = dict(flatten(to_document(spec)))
+    if not isinstance(spec.space, SpaceFunction):
+        # samplers draw in this order
+        settings["space (order)"] = [param.name for param in spec.space]
+    return settings
+
+
+def _kind(key: str) -> ChangeKind:
+    return next((kind for pattern, kind in _KINDS if fnmatchcase(key, pattern)), "needs_accept")
+
+
+# -- what is parsed, but not built --
+
+
+def _promotes(spec: StudySpec) -> bool:
+    return spec.search.pruner is not None and spec.search.pruner.name == "Promotion"
+
+
+_UNBUILT: tuple[tuple[str, Callable[[StudySpec], bool]], ...] = (
+    ("backend: sagemaker", lambda spec: spec.backend == "sagemaker"),
+    ("search.warm_start", lambda spec: bool(spec.search.warm_start)),
+    ("search.pruner.name: Promotion", _promotes),
+    ("training.secrets", lambda spec: bool(spec.training.secrets)),
+    ("training.algorithm", lambda spec: spec.training.algorithm is not None),
+    ("training.framework", lambda spec: spec.training.framework is not None),
+    ("training.launcher: torchrun", lambda spec: spec.training.launcher == "torchrun"),
+    ("training.instance_count above 1", lambda spec: spec.training.instance_count > 1),
+    ("capacity.policy: auto", lambda spec: spec.capacity.policy == "auto"),
+    ("capacity.on_demand_after", lambda spec: spec.capacity.on_demand_after_losses is not None),
+    ("checkpoints.keep other than all", lambda spec: spec.checkpoints.keep != "all"),
+)
+
+
+def refuse_unbuilt(spec: StudySpec) -> None:
+    """Raise `SpecError` for the first setting that is understood, but that nothing acts on yet."""
+    for key, used in _UNBUILT:
+        if used(spec):
+            where = f"{_printable(spec.file)}: " if spec.file else ""
+            raise SpecError(f"{where}{key} is not built yet; remove it")

@@ -1,0 +1,164 @@
+"""Rules that span sections of a study file, or that ask the world: prices, files, limits of a whole job.
+
+They are asked when a user launches or changes a study, and not when a stored spec is read back: a price table may have
+changed and a source directory may have gone since, and a study that runs must still be resumable.
+"""
+
+import os
+from collections.abc import Iterator
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+
+from tuner import traces
+from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
+from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, SpaceFunction, StudySpec
+from tuner.spec_space import MAX_VALUE_CHARACTERS, encoded
+from tuner.spec_values import SpecError, duration_text, shown
+
+# SageMaker's limit of a job is 100 for each; the rest of the environment's is ours.
+_MAX_HYPERPARAMETERS = 100
+_MAX_ENVIRONMENT = 48
+
+
+def check(spec: StudySpec) -> tuple[str, ...]:
+    """Raise `SpecError` for the first rule that is broken; otherwise say what is allowed but odd."""
+    for rule in (_hyperparameters, _environment, _objectives, _backend, _budget):
+        rule(spec)
+    return tuple(_warnings(spec))
+
+
+def check_files(spec: StudySpec) -> None:
+    """Raise `SpecError` unless all files that the spec names are there and can be read."""
+    training = spec.training
+    if training.source_dir is not None and training.entry_point is not None:
+        _check_entry_point(training.source_dir, training.entry_point)
+    if isinstance(spec.space, SpaceFunction) and not os.access(spec.space.path, os.R_OK):
+        raise SpecError(
+            f"space: there is no readable file {shown(spec.space.path)}; name it relative to the study file"
+        )
+    for each in training.inputs:
+        if each.uri.startswith("file://") and not Path(each.uri.removeprefix("file://")).exists():
+            raise SpecError(f"training.inputs.{each.channel}: there is nothing at {shown(each.uri)}; correct the path")
+    if spec.local is not None and spec.local.trace is not None:
+        try:
+            traces.read(spec.local.trace)
+        except traces.TraceError as error:
+            raise SpecError(f"local.interruptions.trace: {error}") from None
+
+
+def _check_entry_point(source_dir: Path, entry_point: str) -> None:
+    if not source_dir.is_dir():
+        raise SpecError(f"training.source_dir: there is no directory {shown(str(source_dir))}; correct the path")
+    script = source_dir / entry_point
+    if not script.is_file():
+        raise SpecError(f"training.entry_point: there is no file {shown(entry_point)} in {shown(str(source_dir))}")
+    if not script.resolve().is_relative_to(source_dir.resolve()):
+        raise SpecError("training.entry_point: is a link that leaves source_dir; put the file itself there")
+
+
+def _hyperparameters(spec: StudySpec) -> None:
+    fixed = spec.training.hyperparameters
+    for name, value in fixed.items():
+        if len(encoded(value)) > MAX_VALUE_CHARACTERS:
+            raise SpecError(
+                f"training.hyperparameters.{name}: has more than {MAX_VALUE_CHARACTERS} characters; put it into a file"
+            )
+    searched = () if isinstance(spec.space, SpaceFunction) else tuple(param.name for param in spec.space)
+    for name in searched:
+        if name in fixed:
+            raise SpecError(f"training.hyperparameters.{name}: is also searched in space; remove one of them")
+    if len(fixed) + len(searched) > _MAX_HYPERPARAMETERS:
+        raise SpecError(
+            f"training.hyperparameters: {len(fixed)} fixed and {len(searched)} searched ones are more than the "
+            f"{_MAX_HYPERPARAMETERS} that a job takes; put the fixed ones into a file"
+        )
+
+
+def _environment(spec: StudySpec) -> None:
+    own, secrets = spec.training.environment, spec.training.secrets
+    for name in secrets:
+        if name in own:
+            raise SpecError(f"training.secrets.{name}: stands in training.environment, too; remove one of them")
+    if len(own) + len(secrets) > _MAX_ENVIRONMENT:
+        raise SpecError(
+            f"training.environment: {len(own) + len(secrets)} entries with the secrets; at most {_MAX_ENVIRONMENT} fit"
+        )
+
+
+def _objectives(spec: StudySpec) -> None:
+    if len(spec.objectives) > 1 and spec.search.pruner is not None:
+        raise SpecError("search.pruner: cannot prune with several objectives; remove it, or keep one objective")
+    for i, metric in enumerate(spec.training.metrics):
+        if metric.name == COST_METRIC:
+            raise SpecError(f"training.metrics[{i}].name: {COST_METRIC} is the tuner's own; give yours another name")
+
+
+def _backend(spec: StudySpec) -> None:
+    if spec.backend == "sagemaker":
+        for each in spec.training.inputs:
+            if each.uri.startswith("file://"):
+                raise SpecError(f"training.inputs.{each.channel}: file:// is for local studies; write an s3:// URI")
+    elif spec.training.algorithm is not None:
+        raise SpecError("training.algorithm: needs backend: sagemaker; locally write training.entry_point")
+
+
+def _budget(spec: StudySpec) -> None:
+    if spec.budget.usd is None and spec.budget.per_trial_usd is None:
+        return
+    card = RateCard(spec.prices)
+    try:
+        rates = [card.rate(instance_type, spec.region) for instance_type in spec.training.instance_types]
+    except PriceUnknown as error:
+        raise SpecError(f"budget: {error}") from None
+    if spec.budget.usd is not None:
+        _check_affordable(spec, spec.budget.usd, rates[0])
+
+
+def _check_affordable(spec: StudySpec, budget_usd: Decimal, rate: Rate) -> None:
+    """The first attempt has to fit, or nothing would ever be submitted."""
+    count, settings = spec.training.instance_count, spec.settings
+    needed = cost_microusd(spec.reservation_s, count, rate.microusd_per_hour)
+    if needed > budget_usd * MICROUSD:
+        parts_s = (settings.poll_interval_s, settings.stop_within_s, settings.stop_grace_s, settings.upload_allowance_s)
+        sums = " + ".join(duration_text(part_s) for part_s in (spec.training.max_run_s, *parts_s))
+        raise SpecError(
+            f"budget.usd: ${budget_usd:f} cannot pay for one trial, which reserves {usd(needed)} "
+            f"(max_run, poll, stop_within, stop_grace and upload_allowance: {sums}) x {count} x "
+            f"${rate.usd_per_hour:f}/h; raise it or lower training.max_run"
+        )
+
+
+def _warnings(spec: StudySpec) -> Iterator[str]:
+    if spec.parallel > spec.trials:
+        yield f"parallel: {spec.parallel} is more than the {spec.trials} trials"
+    if spec.backend == "sagemaker" and spec.sagemaker.region is None:
+        yield f"sagemaker.region: is not set; prices of {DEFAULT_REGION} are assumed"
+    deadline_s = spec.budget.deadline_s
+    if deadline_s is not None and deadline_s < spec.training.max_run_s:
+        yield "budget.deadline: is shorter than training.max_run"
+    total, per_trial = spec.budget.usd, spec.budget.per_trial_usd
+    if total is not None and per_trial is not None and per_trial > total:
+        yield "budget.per_trial_usd: is more than budget.usd"
+    yield from _price_warnings(spec)
+    yield from _metric_warnings(spec)
+
+
+def _price_warnings(spec: StudySpec) -> Iterator[str]:
+    for instance_type in spec.training.instance_types:
+        try:
+            RateCard(spec.prices).rate(instance_type, spec.region)
+        except PriceUnknown as error:
+            yield f"training.instance_types: {error}"
+    for instance_type in spec.prices:
+        if instance_type not in spec.training.instance_types:
+            yield f"prices.{instance_type}: is not one of training.instance_types"
+
+
+def _metric_warnings(spec: StudySpec) -> Iterator[str]:
+    known = [metric.name for metric in spec.training.metrics]
+    for objective in spec.objectives:
+        if known and objective.metric not in (*known, COST_METRIC):
+            near = get_close_matches(objective.metric, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            yield f"objective.metric: {objective.metric} is not in training.metrics{hint}; the script must report it"
