@@ -1,0 +1,12 @@
+"""Scripts for the simulated cloud."""
+
+from collections.abc import Callable
+
+from tuner.jobs import JobRequest
+from tuner.simulator_parts import Script
+
+
+def script_of(**options) -> Callable[[JobRequest], Script]:
+    """Every job runs this script."""
+    script = Script(**options)
+    return lambda _request: script

@@ -1,0 +1,305 @@
+"""The loop: observe, decide, commit, act, wait.
+
+The engine is *given* a clock, a store, a job service, a reader of progress and a proposer, and cannot tell which world
+it is in. It holds the study's lease and is its only writer.
+
+Rules: level-triggered, since every observation carries the whole history and lost commands are derived again from the
+rows. Intent before money: an attempt's row is committed before its job is created, a stop before it is sent. The
+memory of a tick runs ahead of the database until its commit; when a commit fails for whatever reason, memory and the
+sampler's view are loaded anew. A job is never marked failed because this process died. Work is proportional to what
+is in flight and what changed, never to what is recorded.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from tuner import requests, workload
+from tuner.clock import Clock
+from tuner.dispatch import Dispatcher, submit_due
+from tuner.jobs import JobService
+from tuner.memory import Memory, Work
+from tuner.model import (
+    NO_STEP,
+    AttemptState,
+    Event,
+    Intent,
+    Lease,
+    Point,
+    ProgressReport,
+    Study,
+    StudyState,
+    Trial,
+)
+from tuner.observe import STALE_POLLS, Observer, tell
+from tuner.proposals import Proposer, ViewTrial
+from tuner.spec import StudySpec, from_json
+from tuner.states import TrialEvent
+from tuner.store import Store, StoreConflict, StoreUnreachable
+from tuner.unit import UnitOfWork
+
+LEASE_S = 60.0
+# A create or stop is not sent when less than this is left of the lease: another engine might already be at work.
+_LEASE_MARGIN_S = 5.0
+
+
+class Progress(Protocol):
+    """What lies under the trials' prefixes. One reader gives each line once; a new one begins at the beginning."""
+
+    def read(self, prefix: str) -> ProgressReport:
+        """What is new since this reader's last look at `prefix`. Raises OSError for a store that does not answer."""
+        ...
+
+
+class Watcher(Protocol):
+    """Whoever looks on."""
+
+    def committed(self, events: tuple[Event, ...]) -> None:
+        """These events are in the store now."""
+        ...
+
+    def ticked(self, study: Study, memory: Memory) -> None:
+        """A tick is over; the memory is to be read only."""
+        ...
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def committed(self, events: tuple[Event, ...]) -> None:
+        """Ignored."""
+
+    def ticked(self, study: Study, memory: Memory) -> None:
+        """Ignored."""
+
+
+def _live_on(_point: str) -> None:
+    """The crash point of production."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What an engine is given. `progress` makes a new reader; `crash_point` is where tests die."""
+
+    store: Store
+    clock: Clock
+    jobs: JobService
+    progress: Callable[[], Progress]
+    proposer: Callable[[StudySpec], Proposer]
+    watcher: Watcher
+    crash_point: Callable[[str], None] = _live_on
+
+
+class Engine:
+    """Drives one study for as long as it holds the lease."""
+
+    def __init__(self, study: Study, lease: Lease, world: World) -> None:
+        self.study = study
+        self.lease = lease
+        self._world = world
+        self._load()
+
+    # --- memory
+
+    def _load(self) -> None:
+        """Everything from the store: at the start, and after a commit that failed."""
+        store = self._world.store
+        self.study = study = store.study_by_id(self.study.id)
+        spec = from_json(study.spec)
+        summary = store.summary(study.id)
+        self._progress = self._world.progress()
+        self.memory = Memory(
+            spec=spec,
+            policy=workload.policy(spec, study),
+            proposer=self._world.proposer(spec),
+            last_seq=store.last_seq(study.id),
+            trial_count=sum(summary.trials.values()),
+            spent_microusd=summary.spend_microusd,
+            on_demand_microusd=summary.on_demand_microusd,
+            live={
+                trial.number: Work(trial, list(attempts), list(runs)) for trial, attempts, runs in store.live(study.id)
+            },
+        )
+        self._load_view()
+
+    def _load_view(self) -> None:
+        """Build the sampler's study anew from our rows."""
+        for point in self._world.store.points(self.study.id):
+            if point.trial in self.memory.live:
+                work = self.memory.live[point.trial]
+                work.latest[point.name, point.step] = point
+                work.reported_at[point.step] = point.at
+        self.memory.proposer.rebuild(self.view_rows(), self.study.attrs)
+
+    def view_rows(self) -> list[ViewTrial]:
+        """Every recorded trial as the sampler's view is rebuilt from it."""
+        store, objective = self._world.store, self.memory.spec.objectives[0].metric
+        points: dict[int, list[tuple[int, float]]] = {}
+        for point in store.points(self.study.id, name=objective):
+            if _for_sampler(point):
+                points.setdefault(point.trial, []).append((point.step, point.value))
+        return [_view_trial(trial, points.get(trial.number, [])) for trial in store.trials(self.study.id)]
+
+    # --- the loop
+
+    def run(self, stop_requested: Callable[[], bool]) -> StudyState:
+        """Tick until the study ends or rests, or until asked to leave (jobs go on). Raises LeaseLost."""
+        while not stop_requested():
+            if not self.tick().active:
+                break
+            now = self._world.clock.now()
+            poll = timedelta(seconds=self.memory.policy.poll_s)
+            self._world.clock.wait(now + poll, due=self._next_due(now))
+        return self.study.state
+
+    def tick(self) -> StudyState:
+        """Look once and do what follows from it; returns the study's state."""
+        try:
+            self._tick()
+        except StoreConflict:
+            # somebody else wrote: the fence says whether we may go on, and then only from what is recorded
+            self._renew()
+            self._load()
+        except StoreUnreachable:
+            self._wait_for_store()
+        self._world.watcher.ticked(self.study, self.memory)
+        return self.study.state
+
+    def _renew(self) -> None:
+        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=LEASE_S)
+
+    def _wait_for_store(self) -> None:
+        """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
+        while True:
+            self._world.clock.wait(self._world.clock.now() + timedelta(seconds=self.memory.policy.poll_s))
+            try:
+                self._renew()
+                self._load()
+            except StoreUnreachable:
+                continue
+            return
+
+    def _tick(self) -> None:
+        now = self._world.clock.now()
+        self._renew()
+        unit = self._unit(now)
+        self._apply_requests(unit)
+        Observer(self.memory, self._world.jobs, self._progress.read, unit).observe()
+        self._commit(unit, "observed")
+        unit = self._unit(now)
+        submit_due(self.memory, unit)
+        self._commit(unit, "intended")
+        unit = self._unit(now)
+        dispatcher = Dispatcher(
+            self.memory,
+            self._world.jobs,
+            unit,
+            may_send=self._lease_is_good,
+            crash_point=self._world.crash_point,
+        )
+        dispatcher.act()
+        self._settle(unit)
+        self._commit(unit, "acted")
+
+    def _lease_is_good(self) -> bool:
+        return (self.lease.expires_at - self._world.clock.now()).total_seconds() > _LEASE_MARGIN_S
+
+    def _unit(self, now: datetime) -> UnitOfWork:
+        return UnitOfWork(self.study, last_seq=self.memory.last_seq, now=now)
+
+    def _commit(self, unit: UnitOfWork, point: str) -> None:
+        self._world.crash_point(f"before {point}")
+        change = unit.change()
+        if change is not None:
+            self._world.store.commit(self.lease, change, now=unit.now)
+            self.study = unit.study
+            self.memory.last_seq += len(change.events)
+            for trial in (*change.new_trials, *(after for _, after in change.trials)):
+                if trial.state.terminal:
+                    del self.memory.live[trial.number]
+            self._world.watcher.committed(change.events)
+        self._world.crash_point(f"after {point}")
+
+    # --- requests of the user
+
+    def _apply_requests(self, unit: UnitOfWork) -> None:
+        for request in self._world.store.pending_requests(self.study.id):
+            study = requests.apply(unit, request)
+            self.memory.spec = from_json(study.spec)
+            self.memory.policy = workload.policy(self.memory.spec, study)
+
+    # --- the study itself
+
+    def _settle(self, unit: UnitOfWork) -> None:
+        """Write what the study is doing, from its trials and what the user wants."""
+        state = self._state(unit)
+        if state is StudyState.CANCELLED:
+            for work in self.memory.live.values():
+                unit.move_trial(work, TrialEvent.CANCEL, reason="cancelled")
+                tell(self.memory, unit, work)
+        if state is not unit.study.state:
+            unit.event("study", before=unit.study.state, after=state)
+            unit.set_study(replace(unit.study, state=state))
+
+    def _state(self, unit: UnitOfWork) -> StudyState:
+        memory, intent = self.memory, unit.study.intent
+        busy = memory.in_flight > 0 or memory.concluding
+        if intent is Intent.CANCEL:
+            return StudyState.DRAINING if busy else StudyState.CANCELLED
+        if not memory.live and not memory.wants_more(unit.study):
+            return StudyState.FINISHED
+        rest = self._rest(unit)
+        if rest is None:
+            return StudyState.RUNNING
+        return StudyState.DRAINING if busy else rest
+
+    def _rest(self, unit: UnitOfWork) -> StudyState | None:
+        """The rest that the study is in or drains towards; None while it goes on."""
+        memory = self.memory
+        if unit.study.intent is not Intent.RUN:
+            return StudyState.STOPPED
+        if memory.past_deadline(unit.now):
+            return StudyState.PAST_DEADLINE
+        waiting = memory.waiting()
+        if not waiting and not memory.wants_more(unit.study):
+            return None
+        fits = any(memory.affordable(work) for work in waiting) or (
+            memory.wants_more(unit.study) and memory.affordable(None)
+        )
+        return None if fits else StudyState.OUT_OF_BUDGET
+
+    def _next_due(self, now: datetime) -> datetime | None:
+        """When the engine itself next has something to do; virtual time must not pass it."""
+        memory = self.memory
+        moments = [memory.policy.deadline_at]
+        if memory.concluding or memory.policy.stall_after_s is not None:
+            moments.append(now)
+        for work in memory.live.values():
+            attempt = work.attempt
+            moments.append(work.trial.due_at)
+            if attempt is not None:
+                moments += [attempt.stop_by, attempt.next_try_at]
+                stale_s = (STALE_POLLS + 1) * memory.policy.poll_s
+                seen_at = attempt.observed_at or attempt.created_at
+                moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + timedelta(seconds=stale_s))
+        return min((moment for moment in moments if moment is not None and moment >= now), default=None)
+
+
+def _for_sampler(point: Point) -> bool:
+    return point.step != NO_STEP and math.isfinite(point.value)
+
+
+def _view_trial(trial: Trial, points: list[tuple[int, float]]) -> ViewTrial:
+    return ViewTrial(
+        number=trial.number,
+        state=trial.state,
+        params=trial.params,
+        distributions=trial.distributions,
+        attrs=trial.attrs,
+        points=tuple(sorted(points)),
+        values=trial.values,
+        asked_seq=trial.asked_seq,
+        told_seq=trial.told_seq,
+    )

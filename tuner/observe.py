@@ -1,0 +1,305 @@
+"""The observing half of a tick: what the cloud and the prefixes say, and what it means for trials.
+
+Rules: jobs are listed by what changed and only those described; a live job that no list has shown for a while is
+described all the same, since lists may lag. An attempt's end is turned into its trial's fate only after everything
+under the prefix was read. Each step is shown to the pruner once and in order, and its answer is stored.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from tuner import decide, proof
+from tuner.jobs import JobError, JobNotFound, JobService, Observation
+from tuner.memory import Memory, Work, is_training
+from tuner.model import (
+    NO_STEP,
+    Attempt,
+    AttemptEnd,
+    AttemptState,
+    Intent,
+    Point,
+    ProgressReport,
+    StopReason,
+    Trial,
+    TrialState,
+)
+from tuner.prices import cost_microusd
+from tuner.spec_records import COST_METRIC, MICROUSD
+from tuner.states import AttemptEvent, TrialEvent
+from tuner.unit import UnitOfWork
+
+# Lists may lag: each looks this far back before the last good one.
+_LIST_OVERLAP = timedelta(minutes=2)
+# A live job that no list has shown as changed for so many polls is described all the same.
+STALE_POLLS = 10
+# Reads of one prefix in one tick: a million lines come in slices, and other trials wait no longer than this.
+_READS_MAX = 20
+
+
+class Observer:
+    """Brings memory up to date, for one tick."""
+
+    def __init__(
+        self, memory: Memory, jobs: JobService, read: Callable[[str], ProgressReport], unit: UnitOfWork
+    ) -> None:
+        self._memory = memory
+        self._jobs = jobs
+        self._read = read
+        self._unit = unit
+        self._now = unit.now
+
+    def observe(self) -> None:
+        """Everything, in order: jobs, then what lies under the prefixes, then what follows."""
+        self._observe_jobs()
+        for work in list(self._memory.live.values()):
+            self._read_progress(work)
+            self._judge(work)
+            self._conclude(work)
+
+    # --- jobs
+
+    def _observe_jobs(self) -> None:
+        working = [work for work in self._memory.live.values() if work.attempt is not None and work.attempt.arn]
+        if not working:
+            return
+        try:
+            changed = self._list_changed(working)
+            for work in working:
+                if work.attempts[-1].job_name in changed or self._stale(work.attempts[-1]):
+                    self._describe(work)
+        except JobError as error:
+            # the next tick sees everything that this one missed
+            self._unit.trouble(error)
+
+    def _list_changed(self, working: list[Work]) -> set[str]:
+        memory = self._memory
+        oldest = min(work.attempts[-1].submitted_at or self._now for work in working)
+        summaries = self._jobs.list_changed(
+            f"{self._unit.study.key}-",
+            created_after=oldest - _LIST_OVERLAP,
+            modified_after=(memory.listed_at or oldest) - _LIST_OVERLAP,
+        )
+        changed = {each.name for each in summaries if memory.seen_modified.get(each.name) != each.modified_at}
+        memory.listed_at = self._now
+        return changed
+
+    def _stale(self, attempt: Attempt) -> bool:
+        since = attempt.observed_at or attempt.submitted_at or attempt.created_at
+        return (self._now - since).total_seconds() > STALE_POLLS * self._memory.policy.poll_s
+
+    def _describe(self, work: Work) -> None:
+        attempt, unit = work.attempts[-1], self._unit
+        try:
+            seen = self._jobs.describe(attempt.job_name)
+        except JobNotFound:
+            self._end_lost(work)
+            return
+        self._memory.seen_modified[attempt.job_name] = seen.modified_at
+        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio)
+        unit.set_attempt(work, absorbed.attempt)
+        unit.drafted(work, attempt.number, absorbed.events)
+        others = [run for run in work.runs if run.attempt != attempt.number]
+        mine = [run for run in work.runs if run.attempt == attempt.number]
+        unit.set_runs(work, [*others, *proof.merge_spans(attempt.trial, attempt.number, absorbed.spans, mine)])
+        work.unread = True
+        if seen.status.final:
+            self._end(work, seen)
+
+    def _end(self, work: Work, seen: Observation) -> None:
+        attempt = work.attempts[-1]
+        end, reason = decide.end_of(seen)
+        billable_s, training_s = seen.billable_s, seen.training_s
+        if billable_s is None and attempt.run_s > 0:
+            # it trained, and the service does not say what it bills: the dearest reading, and said
+            billable_s = training_s = round(attempt.run_s + attempt.upload_s)
+            self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=billable_s)
+        self._book(work, end, reason, billable_s=billable_s, training_s=training_s)
+
+    def _end_lost(self, work: Work) -> None:
+        """The job was deleted by somebody else, and its final figures with it: the dearest reading is booked."""
+        attempt = work.attempts[-1]
+        self._unit.move_attempt(work, AttemptEvent.END, reason="the job was deleted")
+        self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=round(attempt.run_s))
+        seconds = round(attempt.run_s)
+        reason = f"job {attempt.job_name} was deleted by somebody else"
+        self._book(work, AttemptEnd.SERVICE_FAULT, reason, billable_s=seconds, training_s=seconds)
+
+    def _book(
+        self, work: Work, end: AttemptEnd, reason: str | None, *, billable_s: int | None, training_s: int | None
+    ) -> None:
+        """Write the final figures of an attempt that has just ended into the ledger."""
+        attempt, memory = work.attempts[-1], self._memory
+        rate = attempt.rate_microusd_per_h
+        spend = cost_microusd(billable_s or 0, attempt.instance_count, rate)
+        on_demand = cost_microusd(training_s or billable_s or 0, attempt.instance_count, rate)
+        ended = replace(
+            attempt,
+            end=end,
+            reason=reason,
+            ended_at=self._now,
+            billable_s=billable_s,
+            training_s=training_s,
+            spend_microusd=spend,
+            on_demand_microusd=on_demand,
+        )
+        self._unit.set_attempt(work, ended)
+        self._unit.event(
+            "ledger", work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
+        )
+        memory.spent_microusd += spend
+        memory.on_demand_microusd += on_demand
+
+    # --- what lies under the prefix
+
+    def _read_progress(self, work: Work) -> None:
+        if not work.unread and not (work.attempt is not None and is_training(work.attempt)):
+            return
+        fresh: list[Point] = []
+        try:
+            for _ in range(_READS_MAX):
+                report = self._read(work.trial.prefix)
+                fresh += work.take(report)
+                work.unread = report.more
+                if not report.more:
+                    break
+        except OSError as error:
+            work.unread = True
+            self._unit.trouble(error, work)
+        self._unit.add_points(fresh)
+        self._prove(work)
+        self._report(work, fresh)
+
+    def _prove(self, work: Work) -> None:
+        before = {(run.attempt, run.number): run for run in work.runs}
+        proven = proof.prove(work.runs, work.records, work.steps, work.reported_at)
+        self._unit.set_runs(work, proven)
+        for run in proven:
+            was = before[run.attempt, run.number]
+            if run.restarted_from_zero and not was.restarted_from_zero:
+                self._unit.event("run.restarted_from_zero", work=work, attempt=run.attempt, run=run.number)
+            if run.resumed_from_step is not None and was.resumed_from_step is None:
+                self._unit.event(
+                    "run.resumed", work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
+                )
+
+    def _report(self, work: Work, fresh: list[Point]) -> None:
+        """Show new values of the objective to the pruner, one step at a time, each step once."""
+        objectives = self._memory.spec.objectives
+        for point in fresh:
+            if point.name != objectives[0].metric:
+                continue
+            trial = work.trial
+            if trial.last_step is None or point.step >= trial.last_step:
+                trial = replace(trial, last_step=point.step, last_value=point.value)
+            if point.step != NO_STEP and len(objectives) == 1 and math.isfinite(point.value):
+                trial = self._ask_pruner(trial, point)
+            self._unit.set_trial(work, trial)
+
+    def _ask_pruner(self, trial: Trial, point: Point) -> Trial:
+        judged = trial.judged_step is not None and point.step <= trial.judged_step
+        if judged or trial.pruned_at_step is not None:
+            self._memory.proposer.replay(trial.number, point.step, point.value)
+            return trial
+        verdict = self._memory.proposer.report(trial.number, point.step, point.value)
+        self._unit.remember(verdict.study_attrs)
+        return replace(
+            trial,
+            judged_step=point.step,
+            attrs={**trial.attrs, **verdict.attrs},
+            pruned_at_step=point.step if verdict.prune else None,
+        )
+
+    # --- what should stop
+
+    def _judge(self, work: Work) -> None:
+        attempt = work.attempt
+        if attempt is None or attempt.state is AttemptState.STOPPING:
+            return
+        why = self._reason_to_stop(work, attempt)
+        if why is not None and why is not attempt.stop_reason:
+            attempt = replace(attempt, stop_reason=why, stop_wanted_at=self._now, stop_by=self._stop_by(why))
+            self._unit.set_attempt(work, attempt)
+            self._unit.event("stop.wanted", work=work, attempt=attempt.number, why=why)
+        if attempt.stop_reason is not None and self._may_stop_now(work, attempt):
+            self._unit.move_attempt(work, AttemptEvent.STOP, why=attempt.stop_reason)
+
+    def _reason_to_stop(self, work: Work, attempt: Attempt) -> StopReason | None:
+        policy, intent = self._memory.policy, self._unit.study.intent
+        if intent is Intent.CANCEL:
+            return StopReason.CANCEL
+        if work.trial.pruned_at_step is not None:
+            return StopReason.PRUNE
+        if policy.trial_budget_microusd is not None:
+            spent = sum(each.spend_microusd or 0 for each in work.attempts) + attempt.estimated_microusd
+            if spent > policy.trial_budget_microusd:
+                return StopReason.TRIAL_BUDGET
+        if self._stalled(work, attempt):
+            return StopReason.STALL
+        if intent in (Intent.STOP, Intent.STOP_NOW):
+            return StopReason.USER
+        return StopReason.LIMIT if self._memory.past_deadline(self._now) else None
+
+    def _stalled(self, work: Work, attempt: Attempt) -> bool:
+        stall_after_s = self._memory.policy.stall_after_s
+        if stall_after_s is None or attempt.state is not AttemptState.TRAINING or not work.runs:
+            return False
+        signs = [work.runs[-1].started_at, *work.reported_at.values()]
+        if work.checkpoint_at is not None:
+            signs.append(work.checkpoint_at)
+        return (self._now - max(signs)).total_seconds() > stall_after_s
+
+    def _stop_by(self, why: StopReason) -> datetime:
+        waits = why in (StopReason.USER, StopReason.LIMIT) and self._unit.study.intent is not Intent.STOP_NOW
+        return self._now + timedelta(seconds=self._memory.policy.stop_within_s if waits else 0.0)
+
+    def _may_stop_now(self, work: Work, attempt: Attempt) -> bool:
+        """A stop that can wait is sent once a checkpoint newer than the wish lies in the store, or nothing trains."""
+        if attempt.state is not AttemptState.TRAINING or attempt.stop_by is None or self._now >= attempt.stop_by:
+            return True
+        wanted_at = attempt.stop_wanted_at
+        return wanted_at is not None and work.checkpoint_at is not None and work.checkpoint_at > wanted_at
+
+    # --- ends
+
+    def _conclude(self, work: Work) -> None:
+        """Say what the end of an attempt means for its trial, once everything under its prefix was read."""
+        attempt, unit, policy = work.ended_attempt, self._unit, self._memory.policy
+        if attempt is None or work.trial.state is not TrialState.RUNNING or work.unread:
+            return
+        values = self._values(work)
+        verdict = decide.after_end(work.trial, attempt, policy, self._now, has_value=values is not None)
+        if verdict.fault:
+            unit.set_trial(work, replace(work.trial, faults=work.trial.faults + 1))
+        if verdict.event is TrialEvent.BACK_OFF and decide.max_run_left_s(work.attempts, policy) < 1:
+            verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
+        unit.move_trial(
+            work,
+            verdict.event,
+            reason=verdict.reason,
+            due_at=verdict.due_at if unit.study.intent is Intent.RUN else None,
+            values=values if verdict.event is TrialEvent.SUCCEED else None,
+        )
+        tell(self._memory, unit, work)
+
+    def _values(self, work: Work) -> tuple[float, ...] | None:
+        """The objectives' values, None unless all are finite."""
+        spent = sum(each.spend_microusd or 0 for each in work.attempts) / MICROUSD
+        values = [
+            spent if objective.metric == COST_METRIC else work.value(objective.metric)
+            for objective in self._memory.spec.objectives
+        ]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        return tuple(finite) if len(finite) == len(values) else None
+
+
+def tell(memory: Memory, unit: UnitOfWork, work: Work) -> None:
+    """Let the sampler learn of an end, in the same commit in which our row says it."""
+    trial = work.trial
+    if not trial.state.terminal:
+        return
+    delta = memory.proposer.tell(trial.number, trial.state, trial.values)
+    unit.remember(delta.study_attrs)
+    if delta.attrs:
+        unit.set_trial(work, replace(trial, attrs={**trial.attrs, **delta.attrs}))

@@ -1,0 +1,239 @@
+"""The unit of work: changes that are committed together.
+
+Rules: it remembers how each row stood in the database and hands everything to the store as one `Change`. Memory runs
+ahead of the database between a change and its commit; whoever sees a commit fail throws the memory away and loads it
+anew. Transitions go through the tables of `states`, and every one of them is an event.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from tuner.decide import EventDraft
+from tuner.memory import Work
+from tuner.model import (
+    Attempt,
+    AttemptEnd,
+    AttemptState,
+    Change,
+    Event,
+    Json,
+    Point,
+    Request,
+    Run,
+    Study,
+    Trial,
+    TrialState,
+)
+from tuner.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
+
+
+class UnitOfWork:
+    """Changes that are committed together."""
+
+    def __init__(self, study: Study, *, last_seq: int, now: datetime) -> None:
+        self.now = now
+        self.study = study
+        self._study_before = study
+        self._seq = last_seq
+        self._trials: dict[int, tuple[Trial | None, Work]] = {}
+        self._attempts: dict[tuple[int, int], tuple[Attempt | None, Work]] = {}
+        self._runs: dict[tuple[int, int, int], Run] = {}
+        self._points: dict[tuple[int, int, str], Point] = {}
+        self._events: list[Event] = []
+        self._requests: list[Request] = []
+
+    # --- what happened
+
+    def event(self, kind: str, *, work: Work | None = None, attempt: int | None = None, **details: Json) -> int:
+        """Record that something happened now; returns its number."""
+        return self._record(
+            EventDraft(kind=kind, happened_at=self.now, details=details),
+            None if work is None else work.trial.number,
+            attempt,
+        )
+
+    def trouble(self, error: Exception, work: Work | None = None) -> None:
+        """Record that a call failed in a way that the next tick makes good."""
+        self.event("trouble", work=work, error=type(error).__name__, message=str(error))
+
+    def drafted(self, work: Work, attempt: int, drafts: Sequence[EventDraft]) -> None:
+        """Record what a decision says about an attempt."""
+        for draft in drafts:
+            self._record(draft, work.trial.number, attempt)
+
+    def _record(self, draft: EventDraft, trial: int | None, attempt: int | None) -> int:
+        self._seq += 1
+        event = Event(
+            seq=self._seq,
+            kind=draft.kind,
+            recorded_at=self.now,
+            happened_at=draft.happened_at,
+            trial=trial,
+            attempt=attempt,
+            before=draft.before,
+            after=draft.after,
+            details=draft.details,
+        )
+        self._events.append(event)
+        return self._seq
+
+    # --- trials
+
+    def add_trial(self, work: Work) -> None:
+        """A proposal becomes a row. Its `asked_seq` is filled in here."""
+        seq = self._record(
+            EventDraft(kind="trial.propose", happened_at=self.now, after=TrialState.PROPOSED),
+            work.trial.number,
+            None,
+        )
+        work.trial = replace(work.trial, asked_seq=seq)
+        self._trials[work.trial.number] = (None, work)
+
+    def set_trial(self, work: Work, trial: Trial) -> None:
+        """Change what is known of a trial, but not its state."""
+        assert trial.state is work.trial.state, f"trial {trial.number}: states change by events"
+        self._touch_trial(work)
+        work.trial = trial
+
+    def move_trial(
+        self,
+        work: Work,
+        event: TrialEvent,
+        *,
+        reason: str | None = None,
+        due_at: datetime | None = None,
+        values: tuple[float, ...] | None = None,
+    ) -> int:
+        """Take a trial through its table; returns the number of the event."""
+        before = work.trial
+        after = next_trial_state(before.state, event)
+        seq = self._record(
+            EventDraft(
+                kind=f"trial.{event}",
+                happened_at=self.now,
+                before=before.state,
+                after=after,
+                details={} if reason is None else {"reason": reason},
+            ),
+            before.number,
+            before.attempts or None,
+        )
+        self._touch_trial(work)
+        work.trial = replace(
+            before,
+            state=after,
+            reason=reason,
+            due_at=due_at,
+            values=values,
+            finished_at=self.now if after.terminal else None,
+            told_seq=seq if after.terminal else None,
+        )
+        return seq
+
+    def _touch_trial(self, work: Work) -> None:
+        self._trials.setdefault(work.trial.number, (work.trial, work))
+
+    # --- attempts, runs, points
+
+    def add_attempt(self, work: Work, attempt: Attempt) -> None:
+        """The intent to submit."""
+        work.attempts.append(attempt)
+        self._attempts[attempt.trial, attempt.number] = (None, work)
+        draft = EventDraft(
+            kind="attempt.submit",
+            happened_at=self.now,
+            after=AttemptState.SUBMITTING,
+            details={"job": attempt.job_name, "instance": attempt.instance_type, "spot": attempt.spot},
+        )
+        self._record(draft, attempt.trial, attempt.number)
+        self.set_trial(work, replace(work.trial, attempts=attempt.number))
+
+    def set_attempt(self, work: Work, attempt: Attempt) -> None:
+        """Replace the last attempt of a trial; state changes come with events of their own."""
+        current = work.attempts[-1]
+        assert current.number == attempt.number, f"{attempt.job_name} is not the last attempt"
+        self._attempts.setdefault((attempt.trial, attempt.number), (current, work))
+        work.attempts[-1] = attempt
+
+    def move_attempt(self, work: Work, event: AttemptEvent, **details: Json) -> None:
+        """Take the last attempt through its table."""
+        attempt = work.attempts[-1]
+        after = next_attempt_state(attempt.state, event)
+        draft = EventDraft(
+            kind=f"attempt.{event}",
+            happened_at=self.now,
+            before=attempt.state,
+            after=after,
+            details=details,
+        )
+        self._record(draft, attempt.trial, attempt.number)
+        self.set_attempt(work, replace(attempt, state=after))
+
+    def end_unsubmitted(self, work: Work, end: AttemptEnd, reason: str) -> None:
+        """End an attempt for which no job of ours exists: it cost nothing."""
+        self.move_attempt(work, AttemptEvent.END, end=end, reason=reason)
+        self.set_attempt(
+            work,
+            replace(
+                work.attempts[-1],
+                end=end,
+                reason=reason,
+                ended_at=self.now,
+                spend_microusd=0,
+                on_demand_microusd=0,
+            ),
+        )
+
+    def set_runs(self, work: Work, runs: Sequence[Run]) -> None:
+        """Replace a trial's runs; only those that changed are written."""
+        known = {(run.attempt, run.number): run for run in work.runs}
+        for run in runs:
+            if known.get((run.attempt, run.number)) != run:
+                self._runs[run.trial, run.attempt, run.number] = run
+        work.runs = list(runs)
+
+    def add_points(self, points: Sequence[Point]) -> None:
+        self._points.update({(point.trial, point.step, point.name): point for point in points})
+
+    # --- study
+
+    def set_study(self, study: Study) -> None:
+        self.study = study
+
+    def remember(self, attrs: Mapping[str, Json]) -> None:
+        """What the sampler wants to know again, of the study as a whole."""
+        if attrs:
+            self.study = replace(self.study, attrs={**self.study.attrs, **attrs})
+
+    def applied(self, request: Request) -> None:
+        self._requests.append(request)
+
+    # --- all of it
+
+    def change(self) -> Change | None:
+        """Everything since the beginning, versions raised by one each; None if nothing was."""
+        trials = [(before, work) for before, work in self._trials.values()]
+        for before, work in trials:
+            work.trial = replace(work.trial, version=before.version + 1 if before else 0)
+        attempts = []
+        for (_, number), (old, work) in self._attempts.items():
+            new = replace(work.attempts[number - 1], version=old.version + 1 if old else 0)
+            work.attempts[number - 1] = new
+            attempts.append((old, new))
+        study = None
+        if self.study != self._study_before:
+            self.study = replace(self.study, version=self._study_before.version + 1)
+            study = (self._study_before, self.study)
+        change = Change(
+            study=study,
+            new_trials=tuple(work.trial for before, work in trials if before is None),
+            trials=tuple((before, work.trial) for before, work in trials if before is not None),
+            new_attempts=tuple(new for old, new in attempts if old is None),
+            attempts=tuple((old, new) for old, new in attempts if old is not None),
+            runs=tuple(self._runs.values()),
+            points=tuple(self._points.values()),
+            events=tuple(self._events),
+            requests=tuple(self._requests),
+        )
+        return None if change == Change() else change
