@@ -96,6 +96,8 @@ class Observer:
         except JobNotFound:
             self._end_lost(work)
             return
+        if self._awaits_figures(seen):
+            return  # not remembered as seen: the next tick describes it again
         self._memory.seen_modified[attempt.job_name] = seen.modified_at
         absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio)
         unit.set_attempt(work, absorbed.attempt)
@@ -106,6 +108,12 @@ class Observer:
         work.unread = True
         if seen.status.final:
             self._end(work, seen)
+
+    def _awaits_figures(self, seen: Observation) -> bool:
+        """Whether a job has ended, but its bill may still come: the status might be shown before the figures."""
+        trained = any(row.status == "Training" for row in seen.history)
+        patience = timedelta(seconds=STALE_POLLS * self._memory.policy.poll_s)
+        return seen.status.final and trained and seen.billable_s is None and self._now < seen.modified_at + patience
 
     def _end(self, work: Work, seen: Observation) -> None:
         attempt = work.attempts[-1]

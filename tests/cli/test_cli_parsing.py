@@ -1,0 +1,126 @@
+"""Verbs, usage errors and exit codes: what holds before anything is read."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from cli_calls import Call
+
+from tuner import cli
+
+VERBS = [
+    *(["launch"], ["resume"], ["status"], ["trials"], ["show"], ["logs"], ["best"], ["compare"], ["stop"], ["cancel"]),
+    *(["set"], ["audit"], ["doctor"], ["db"], ["db", "upgrade"], ["db", "current"], ["local"], ["local", "jobs"]),
+]
+READING = ["status", "trials x", "show x 1", "logs x 1", "best x", "compare x", "audit x", "doctor", "db current"]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help(call: Call, verb: list[str]) -> None:
+    code, out, err = call(*verb, "--help")
+    assert (code, err) == (0, "")
+    usage, sentence, *_ = out.split("\n\n")
+    assert usage.startswith(f"usage: tuner {' '.join(verb)}")
+    assert len(sentence) > 10  # it says what it does
+
+
+def test_help_names_every_verb_and_no_other(call: Call) -> None:
+    _, out, _ = call("--help")
+    named = {line.split()[0] for line in out.splitlines() if line.startswith("    ") and line.strip()}
+    assert named == {verb[0] for verb in VERBS}
+
+
+@pytest.mark.parametrize("words", [*READING, "local jobs"])
+def test_every_reading_verb_takes_json(words: str) -> None:
+    assert cli.parser().parse_args([*words.split(), "--json"]).json is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("rehearse f", "plan f", "plan --help", "gc x", "export x", "--store u ui", "local serve"),
+        *("resume x --retry-failed", "audit x --cur f", "compare x --format html", "doctor --policy"),
+    ],
+)
+def test_a_verb_of_a_later_day_says_so(call: Call, words: str) -> None:
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert "is not built yet" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "required: VERB"),
+        ("frobnicate", "invalid choice: 'frobnicate'"),
+        ("launch", "required: FILE"),
+        ("show digits", "required: TRIAL"),
+        ("show digits -1", "-1"),
+        ("show digits one", "'one' is not a whole number of at least 0"),
+        ("best digits -n 0", "'0' is not a whole number of at least 1"),
+        ("status --sto x", "unrecognized arguments: --sto"),
+        ("stop digits --now --drain", "not allowed with argument"),
+        ("resume", "which STUDY?"),
+        ("resume --all", "--all goes with --once"),
+        ("resume digits --all --once", "without a STUDY"),
+        ("status -w --json", "choose one"),
+        ("logs digits 0 -f --json", "choose one"),
+        ("compare digits --format png", "-o FILE"),
+        ("compare digits --format csv --json", "exclude each other"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exit_2(call: Call, words: str, said: str) -> None:
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("tuner: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_the_store_may_be_named_before_or_after_the_verb() -> None:
+    for words in (["--store", "u", "status"], ["status", "--store", "u"], ["db", "current", "--store", "u"]):
+        assert cli.parser().parse_args(words).store == "u"
+    assert cli.parser().parse_args(["status"]).store is None
+
+
+def test_help_loads_no_library() -> None:
+    heavy = ["sqlalchemy", "optuna", "boto3", "botocore", "pandas", "rich", "yaml", "matplotlib", "alembic"]
+    code = (
+        f"import sys, tuner.cli as c\ntry: c.main(['--help'])\nfinally: print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, tuner; print(sorted(m for m in sys.modules if m.startswith('tuner.'))); print(dir(tuner))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules, names = done.stdout.splitlines()
+    assert modules == "[]"
+    assert "'launch'" in names
+
+
+def test_an_interrupted_look_ends_quietly(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", pressed)
+    code, _, err = call("status")
+    assert code == 130
+    assert "jobs go on" in err
+
+
+def test_foreign_text_in_an_error_is_shown_not_obeyed(call: Call) -> None:
+    err = call("frobnicate\x1b[2J\n").err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_fail() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "tuner.cli", "frobnicate é"]
+    done = subprocess.run(words, capture_output=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert b"\\xe9" in done.stderr

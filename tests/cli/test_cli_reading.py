@@ -1,0 +1,297 @@
+"""What the reading verbs say of a store whose every figure is known."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cli_store
+import pytest
+from cli_calls import Call
+
+from tuner import cli_read, study
+from tuner.clock import VirtualClock
+from tuner.model import StudyState
+
+# the contract: at least these
+STATUS_KEYS = {
+    "study", "owner", "state", "backend", "simulated", "engine", "trials", "attempts", "interruptions",
+    "resumed_runs", "restarted_from_zero", "never_checkpointed", "best", "spend_usd", "estimated_usd",
+    "reserved_usd", "on_demand_usd", "saved_pct", "lost_work_s", "budget_usd", "deadline", "warnings",
+}  # fmt: skip
+TRIAL_KEYS = {
+    "number", "state", "reason", "value", "values", "params", "step", "attempts", "interruptions", "runs", "jobs",
+    "instance", "capacity", "billable_s", "training_s", "lost_work_s", "spend_usd", "estimated", "on_demand_usd",
+    "checkpoint_prefix", "model_uri", "bundle",
+}  # fmt: skip
+STATES = ["proposed", "running", "backing_off", "paused", "succeeded", "pruned", "failed", "cancelled"]
+
+
+def load(text: str) -> Any:
+    """One JSON document and nothing else, without NaN."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def strings(doc: Any) -> list[str]:
+    if isinstance(doc, dict):
+        return [text for value in doc.values() for text in strings(value)]
+    if isinstance(doc, list):
+        return [text for value in doc for text in strings(value)]
+    return [doc] if isinstance(doc, str) else []
+
+
+def test_status_json(call: Call, folder: Path) -> None:
+    code, out, err = call("status", "digits", "--json")
+    doc = load(out)
+    assert (code, err) == (0, "")
+    assert doc.keys() >= STATUS_KEYS
+    assert doc["trials"] == dict.fromkeys(STATES, 0) | {
+        "total": 24, "succeeded": 2, "pruned": 1, "failed": 1, "running": 1, "backing_off": 1,
+    }  # fmt: skip
+    assert (doc["study"], doc["owner"], doc["state"], doc["simulated"]) == ("digits", "ann", "running", True)
+    assert doc["best"] == {"number": 1, "value": 0.95, "params": {"lr": 0.02}}
+    assert (doc["attempts"], doc["interruptions"], doc["resumed_runs"], doc["restarted_from_zero"]) == (5, 1, 1, 0)
+    assert doc["spend_usd"] == 0.234666 + 0.117333 + 0.039111 + 0.019555
+    assert (doc["estimated_usd"], doc["reserved_usd"], doc["budget_usd"]) == (0.001234, 0.4, 60.0)
+    assert (doc["saved_pct"], doc["lost_work_s"]) == (60.0, 12.5)
+    assert doc["deadline"] == "2026-03-02T00:00:00Z"
+    assert doc["engine"] == {"host": "here", "pid": 4711, "last_tick": "2026-03-01T12:00:05Z", "alive": False}
+
+
+def test_status_of_all_is_a_list(call: Call, folder: Path) -> None:
+    assert [doc["study"] for doc in load(call("status", "--json").out)] == ["digits"]
+
+
+def test_an_empty_store(call: Call, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    assert load(call("status", "--json", "--store", url).out) == []
+    assert "no studies yet" in call("status", "--store", url).out
+
+
+def test_trials_json(call: Call, folder: Path) -> None:
+    docs = load(call("trials", "digits", "--json").out)
+    assert [doc["number"] for doc in docs] == [0, 1, 2, 3, 4, 5]
+    assert all(doc.keys() >= TRIAL_KEYS for doc in docs)
+    first = docs[0]
+    assert [(run["run"], run["resumed_from_step"], run["last_step"], run["end"]) for run in first["runs"]] == [
+        (1, None, 6, "interrupted"),
+        (2, 4, 10, "ended"),
+    ]
+    assert first["jobs"][0]["name"] == "k-digits-00000-001"
+    assert (first["value"], first["values"], first["step"]) == (0.91, [0.91], 10)
+    assert (first["billable_s"], first["training_s"], first["lost_work_s"]) == (600, 1500, 12.5)
+    assert (first["capacity"], first["instance"], first["estimated"]) == ("spot", "ml.g5.xlarge", False)
+
+
+def test_what_is_not_known_is_null_and_what_is_nothing_is_zero(call: Call, folder: Path) -> None:
+    docs = load(call("trials", "digits", "--json").out)
+    running, waiting = docs[4], docs[5]
+    assert (running["spend_usd"], running["billable_s"], running["on_demand_usd"]) == (None, None, None)
+    assert (running["estimated"], running["estimated_usd"], running["value"]) == (True, 0.001234, None)
+    assert running["last_value"] is None  # infinity, which JSON does not have
+    assert (waiting["spend_usd"], waiting["instance"], waiting["model_uri"]) == (0.0, None, None)
+
+
+def test_show_json(call: Call, folder: Path) -> None:
+    doc = load(call("show", "digits", 0, "--json").out)
+    assert doc["attempts"][0]["runs"][1]["resumed_from_step"] == 4
+    assert [point["value"] for point in doc["metrics"]["val_accuracy"]] == [0.5, None, 0.91]
+    assert [event["kind"] for event in doc["events"]] == ["trial.propose", "attempt.interrupt"]
+
+
+def test_best_json(call: Call, folder: Path) -> None:
+    assert [doc["number"] for doc in load(call("best", "digits", "-n", 5, "--json").out)] == [1, 0]
+    assert [doc["number"] for doc in load(call("best", "digits", "--json").out)] == [1]
+
+
+def test_every_time_is_iso_8601_in_utc(call: Call, folder: Path) -> None:
+    for words in (["status", "digits"], ["trials", "digits"], ["show", "digits", 0], ["compare", "digits"]):
+        dated = [text for text in strings(load(call(*words, "--json").out)) if re.match(r"\d{4}-\d\d-\d\dT", text)]
+        assert dated
+        assert all(text.endswith("Z") and datetime.fromisoformat(text).tzinfo for text in dated)
+
+
+def test_status_as_text(call: Call, folder: Path) -> None:
+    lines = call("status", "digits").out.splitlines()
+    assert lines[0] == "digits (local, by ann)"
+    assert lines[1] == "state          running"
+    assert lines[3:9] == [
+        "trials         4 of 24 ended (2 succeeded, 1 pruned, 1 failed); 1 running, 1 backing off",
+        "best           0.95 (trial 1)",
+        "spend          $0.4107 + $0.001234 estimated, $0.4000 reserved, of $60.00 (simulated)",
+        "on demand      $1.03 (simulated), saved 60.0%",
+        "interruptions  1, 1 run resumed",
+        "work lost      12.5s",
+    ]
+    assert lines[-1] == "store sqlite:///tuner.db"
+
+
+def test_trials_as_text(call: Call, folder: Path) -> None:
+    out = call("trials", "digits").out
+    rows = [line.split() for line in out.splitlines()]
+    assert " ".join(rows[2]) == "0 succeeded 0.91 10 1 1 4 $0.2347 12.5s lr=0.01"
+    assert rows[6][6:8] == ["~$0.001234", "0s"]
+    assert out.splitlines()[-2] == "all on ml.g5.xlarge spot"
+    assert out.splitlines()[-1] == "dollars are simulated: list prices of a local study, which nobody pays"
+
+
+def test_the_story_of_a_trial(call: Call, folder: Path) -> None:
+    out = call("show", "digits", 0).out
+    assert "  run 1: started, reached step 6, interrupted, 12.5s of work lost\n" in out
+    assert "  run 2: resumed from step 4, reached step 10, ended\n" in out
+    assert "  billed 10m00s = $0.2347\n" in out
+
+
+@pytest.mark.parametrize("words", ["trials digits", "show digits 0", "show digits 3"])
+def test_foreign_text_is_shown_not_obeyed(call: Call, folder: Path, words: str) -> None:
+    """The failed trial's reason and an event's message hold terminal escapes and markup of the table library."""
+    out = call(*words.split()).out
+    assert "\x1b" not in out
+    assert r"\x1b[31mred\x1b[0m [bold]x[/bold]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trials digit", "no study 'digit'"),
+        ("status nope", "no study 'nope'"),
+        ("show digits 99", "has no trial 99: it has trials 0 to 5"),
+        ("best nope", "no study 'nope'"),
+        ("compare digits nope", "no study 'nope'"),
+        ("local jobs nope", "no study 'nope'"),
+    ],
+)
+def test_an_unknown_name_is_one_line_and_exit_2(call: Call, folder: Path, words: str, said: str) -> None:
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["status", "trials digits", "db current", "db upgrade"])
+def test_a_store_that_is_none_is_one_line_and_exit_4(call: Call, tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "text.db"
+    file.write_text("no database, but a text that is long enough to look at " * 20)
+    code, out, err = call(*verb.split(), "--store", f"sqlite:///{file}")
+    assert (code, out) == (4, "")
+    assert err.count("\n") == 1
+
+
+def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "check", lambda name, store: [f"{name}: engine dead"])
+    code, out, _ = call("status", "digits", "--check")
+    assert code == 1
+    assert "digits: problem: digits: engine dead" in out
+    assert load(call("status", "digits", "--check", "--json").out)["problems"] == ["digits: engine dead"]
+    monkeypatch.setattr(study, "check", lambda name, store: [])
+    assert call("status", "--check").code == 0
+
+
+def test_work_started_over_is_said_loudly(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, over = cli_store.run, {"restarted_from_zero": True, "resumed_from_step": None, "first_step": 1}
+    monkeypatch.setattr(cli_store, "run", lambda *a, **k: run(*a, **k | (over if a == (0, 2) else {})))
+    cli_store.seed(tmp_path).close()
+    out = call("status", "digits").out
+    assert "1 RESTARTED FROM ZERO" in out
+    assert "WARNING: 1 run RESTARTED FROM ZERO although a checkpoint was there" in out
+    assert "run 2: RESTARTED FROM ZERO" in call("show", "digits", 0).out
+
+
+def test_a_minimized_study_has_its_smallest_value_as_best(call: Call, tmp_path: Path) -> None:
+    cli_store.seed(tmp_path, "loss", "minimize").close()
+    doc = load(call("status", "loss", "--json", "--store", f"sqlite:///{tmp_path}/tuner.db").out)
+    assert doc["best"]["number"] == 0
+
+
+def test_watch_on_paper_prints_changes_and_ends_with_the_study(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    real = cli_read._status_docs
+
+    def docs(*given: Any) -> Any:
+        looks.append(1)
+        state = StudyState.FINISHED if len(looks) == 4 else StudyState.RUNNING
+        return [doc | {"state": state.value} for doc in real(*given)]
+
+    monkeypatch.setattr(cli_read, "_status_docs", docs)
+    args = type("Args", (), {"store": None, "study": "digits"})()
+    assert cli_read.watch(args, VirtualClock(cli_store.NOW)) == 0
+    printed = re.findall(r"^state +(\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert printed == ["running", "finished"]
+
+
+def test_logs_show_control_characters(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
+    assert call("logs", "digits", 0).out == "epoch=1\t0.5\nbad \\x1b[2J\n"
+    doc = load(call("logs", "digits", 0, "--json").out)
+    assert doc["text"] == "epoch=1\t0.5\r\nbad \x1b[2J\n"
+
+
+def test_compare_formats(call: Call, folder: Path) -> None:
+    doc = load(call("compare", "digits", "--json").out)
+    assert doc["frontier"] == [{"study": "digits", "number": 1, "value": 0.95, "spend_usd": 0.117333}]
+    assert call("compare", "digits", "--format", "csv", "-o", "out.csv").out == ""
+    lines = (folder / "out.csv").read_text().splitlines()
+    assert lines[0].startswith("study,number,state,value,spend_usd")
+    assert lines[5] == "digits,4,running,,,,2,0,,false,0.05"
+    assert call("compare", "digits", "--format", "png", "-o", "out.png").code == 0
+    assert (folder / "out.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_study_named_twice_is_compared_once(call: Call, folder: Path) -> None:
+    assert len(load(call("compare", "digits", "digits", "--json").out)["studies"]) == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line(call: Call, folder: Path) -> None:
+    for kind in ("csv", "png"):
+        code, _, err = call("compare", "digits", "--format", kind, "-o", folder / "no" / "where")
+        assert code == 2
+        assert err.startswith("tuner: cannot write")
+        assert err.count("\n") == 1
+
+
+def test_best_download(call: Call, folder: Path) -> None:
+    prefix = folder / ".tuner" / "s3" / "bucket" / "digits" / "00001"
+    (prefix / "step-10").mkdir(parents=True)
+    (prefix / "step-10" / "w.npz").write_bytes(b"weights")
+    code, _, err = call("best", "digits", "--download", "mine")
+    assert code == 0
+    assert "trial 1: 1 files" in err
+    assert (folder / "mine/trial-00001/checkpoints/step-10/w.npz").read_bytes() == b"weights"
+
+
+def test_local_jobs_of_nothing(call: Call, folder: Path) -> None:
+    assert load(call("local", "jobs", "--json").out) == []
+    assert call("local", "jobs", "digits").out == "no local jobs\n"
+
+
+def test_db(call: Call, folder: Path) -> None:
+    doc = load(call("db", "current", "--json").out)
+    assert doc["schema"] == doc["newest"]
+    assert call("db", "upgrade").out.startswith(f"schema {doc['newest']} at sqlite:///")
+
+
+def test_a_closed_pipe_is_quiet(folder: Path) -> None:
+    line = f"{sys.executable} -m tuner.cli trials digits --json | head -c 1"
+    paths = {"PYTHONPATH": str(_source()), "PATH": os.environ["PATH"]}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, env=paths)
+    assert (done.stdout, done.stderr) == ("[", "")
+
+
+def test_status_loads_no_cloud_library(folder: Path) -> None:
+    heavy = ["botocore", "boto3", "optuna", "pandas", "matplotlib", "numpy", "alembic"]
+    code = f"import sys, tuner.cli as c\nc.main(['status'])\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(_source())}
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def _source() -> Path:
+    return Path(cli_read.__file__).parents[1]

@@ -1,0 +1,122 @@
+"""The example studies, killed again and again, give the metrics of an uninterrupted training, bit for bit."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from training_container import PREFIX, Container
+
+from tuner.checkpoints import MetricsReader, scan
+
+STUDIES = Path(__file__).parents[2] / "studies"
+PATTERN = ("val_accuracy", "val_accuracy=([-+0-9.eEnaif]+)", "epoch=([0-9]+)")
+
+
+def curves(container: Container) -> dict[str, dict[int | None, float]]:
+    """The metrics as the engine sees them: for a repeated step the later run wins."""
+    found: dict[str, dict[int | None, float]] = {}
+    for point in sorted(MetricsReader(container.objects, PREFIX).poll(), key=lambda p: (p.attempt, p.run)):
+        found.setdefault(point.name, {})[point.step] = point.value
+    return found
+
+
+def uninterrupted(container: Container) -> dict[str, dict[int | None, float]]:
+    assert container.run() == 0, container.log
+    container.sync(random.Random(0))
+    whole = curves(container)
+    shutil.rmtree(container.store)
+    container.store.mkdir()
+    return whole
+
+
+def interrupted(container: Container, rng: random.Random) -> int:
+    """Kill run after run just after its next report, at every phase of saving and uploading; how many were killed."""
+    for kills in range(40):
+        before = scan(container.objects, PREFIX)
+        process = container.start()
+        lines = rng.randint(1, 3)
+        while process.poll() is None and container.log.count("val_accuracy=") < lines:
+            container.sync(rng)
+        container.sync(rng, most=rng.randint(0, 6))
+        ended = process.poll() is not None
+        container.kill(process)
+        if "resuming after" in container.log:
+            assert before.newest_complete is not None
+            assert f"resuming after epoch {before.newest_complete.step}\n" in container.log
+        if ended:
+            assert process.returncode == 0, container.log
+            container.sync(rng)
+            return kills
+    raise AssertionError("40 runs, and no end of it")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_digits_resumes_bit_for_bit(container: Container, seed: int) -> None:
+    shutil.copytree(STUDIES / "digits", container.source, dirs_exist_ok=True)
+    container.hyperparameters = {"hidden": "16", "layers": "1", "epochs": "6", "activation": "tanh"}
+    container.environment = {"TUNER_KEEP_S": "0.2"}
+    whole = uninterrupted(container)
+    assert len(whole["val_accuracy"]) == len(whole["train_loss"]) == 6
+    assert interrupted(container, random.Random(seed)) >= 2
+    assert curves(container) == whole
+    records = MetricsReader(container.objects, PREFIX).records()
+    resumed = [record.resume_step for record in records if record.resume_step is not None]
+    assert len(resumed) >= 2
+    assert resumed == sorted(resumed)
+
+
+def test_plain_script_resumes_bit_for_bit(container: Container) -> None:
+    shutil.copytree(STUDIES / "plain", container.source, dirs_exist_ok=True)
+    container.hyperparameters = {"epochs": "6"}
+    container.metrics = [PATTERN]
+    whole = uninterrupted(container)
+    assert len(whole["val_accuracy"]) == 6
+    interrupted(container, random.Random(5))
+    again = curves(container)["val_accuracy"]
+    # A metric printed just before a kill can be lost with the machine, but what there is is right, and so is the end.
+    assert again.items() <= whole["val_accuracy"].items()
+    assert again[6] == whole["val_accuracy"][6]
+    records = MetricsReader(container.objects, PREFIX).records()
+    assert {record.resume_step for record in records} == {None}  # its checkpoints have no manifest
+    assert sum(record.own_files > 0 for record in records) >= 1
+
+
+SAVES_AND_DIES = """
+import os, signal
+from tuner.training import Checkpoints, report
+done = Checkpoints().latest()
+first = done.step + 1 if done else 1
+if first == 1:
+    for step in range(1, 4):
+        report(step, loss=step / 3)
+        with Checkpoints().save(step) as folder:
+            (folder / "state").write_text("x")
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+report(first, loss=first / 3)
+"""
+
+
+@pytest.mark.parametrize("torn", [None, 0, 10, 70])
+def test_a_checkpoint_never_survives_without_the_metric_of_its_step(container: Container, torn: int | None) -> None:
+    """The agent uploads in any order: here the metrics file did not make it, or not to its end."""
+    container.script(SAVES_AND_DIES).run()
+    container.sync(random.Random(0))
+    [file] = (container.store / "metrics").iterdir()
+    if torn is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:torn])
+    assert container.run() == 0, container.log
+    container.sync(random.Random(0))
+    assert curves(container) == {"loss": {1: 1 / 3, 2: 2 / 3, 3: 1.0, 4: 4 / 3}}
+    points = MetricsReader(container.objects, PREFIX).poll()
+    assert len(points) == 4  # nothing twice
+    # What was put back belongs to the run that reported it: the second run began at step 4.
+    runs = [record.run for record in sorted(MetricsReader(container.objects, PREFIX).records(), key=lambda r: r.run)]
+    assert [point.step for point in points if point.run == runs[1]] == [4]
+    record = json.loads(max((container.store / "runs").iterdir()).read_text())
+    assert record["resume_step"] == 3
+    assert record["own_files"] == 6

@@ -1,0 +1,7 @@
+"""`python -m tuner`, for where the console script is not on PATH."""
+
+import sys
+
+from tuner.cli import main
+
+sys.exit(main())

@@ -1,0 +1,244 @@
+"""What lies under a trial's checkpoint prefix: steps, sizes, metrics, records of runs; and its deletion.
+
+The prefix is written by machines that may die at any moment, through an agent that uploads in any order. So whatever
+does not parse is skipped, never an error: a manifest makes a checkpoint complete only together with all its files, a
+line of metrics counts once its end is there, and names that the agent leaves behind are not seen at all.
+
+Readers keep their place in memory only. A new one reads everything again: who uses it must bear repetition.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from tuner.model import MetricPoint, RunRecord
+from tuner.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
+from tuner.training import AGENT_SUFFIXES, MANIFEST
+
+METRICS, RUNS = "metrics/", "runs/"
+MAX_POLL_BYTES = 4 << 20  # one poll of one trial reads no more; the rest waits for the next
+_DELETE_BATCH = 1000
+_MAX_STEP = 2**63 - 1  # what a database integer holds
+
+_STEP = re.compile(r"step-(\d{8,18})/(.+)", re.DOTALL)
+_FILE = re.compile(r"(\d{3,9})-([0-9a-z]+)-([^/]+)\.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """A checkpoint that is complete by its manifest and by the sizes of its files."""
+
+    step: int
+    saved_at: datetime
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixState:
+    """Everything under a prefix at one moment. Own files are the script's: without metrics and records of runs."""
+
+    newest_complete: StepInfo | None
+    steps: tuple[int, ...]  # of all step folders, complete or not, ascending
+    own_files: int
+    newest_own_modified: datetime | None
+    size_bytes: int  # of everything
+
+
+def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
+    """One listing, and as many manifests as it takes to find a complete checkpoint: mostly one."""
+    _check_prefix(prefix)
+    found = {info.uri[len(prefix) :]: info for info in objects.list(prefix)}
+    own = {name: info for name, info in found.items() if not name.startswith((METRICS, RUNS)) and not _of_agent(name)}
+    steps: dict[int, dict[str, ObjectInfo]] = {}
+    for name, info in own.items():
+        if match := _STEP.fullmatch(name):
+            steps.setdefault(int(match[1]), {})[match[2]] = info
+    complete = (_complete(objects, step, steps[step]) for step in sorted(steps, reverse=True))
+    return PrefixState(
+        newest_complete=next((step for step in complete if step is not None), None),
+        steps=tuple(sorted(steps)),
+        own_files=len(own),
+        newest_own_modified=max((info.modified for info in own.values()), default=None),
+        size_bytes=sum(info.size for info in found.values()),
+    )
+
+
+def delete_prefix(objects: Objects, prefix: str, *, study_root: str) -> int:
+    """Delete everything under a trial's prefix; how many objects that were. Refuses what is not in the study's root."""
+    _check_prefix(prefix)
+    _check_prefix(study_root)
+    if not prefix.startswith(study_root) or prefix == study_root or ".." in prefix.split("/"):
+        raise ValueError(f"{prefix} is not inside {study_root}: nothing was deleted")
+    uris = iter([info.uri for info in objects.list(prefix)])
+    count = 0
+    while batch := list(islice(uris, _DELETE_BATCH)):
+        objects.delete(batch)
+        count += len(batch)
+    return count
+
+
+class MetricsReader:
+    """What is new under one trial's prefix since the last call.
+
+    `poll` costs one listing and one ranged read for each file that grew, `records` one listing and a read for each
+    new record.
+    """
+
+    def __init__(self, objects: ReadableObjects, prefix: str, *, max_bytes: int = MAX_POLL_BYTES) -> None:
+        _check_prefix(prefix)
+        self._objects = objects
+        self._prefix = prefix
+        self._max_bytes = max_bytes
+        self._places: dict[str, _Place] = {}
+        self._records: dict[str, str] = {}
+        self.more = False  # the last poll left something unread
+
+    def poll(self) -> list[MetricPoint]:
+        """New points, file by file in the order of runs, and in each file in the order of its lines."""
+        points: list[MetricPoint] = []
+        left = self._max_bytes
+        self.more = False
+        for info in self._objects.list(self._prefix + METRICS):
+            match = _FILE.fullmatch(info.uri[len(self._prefix + METRICS) :])
+            if match is None or _of_agent(info.uri) or self._place(info).etag == info.etag:
+                continue
+            if left <= 0:
+                self.more = True
+                break
+            source = (int(match[1]), match[2], match[3])
+            left -= self._read(info, source, left, points)
+        return points
+
+    def records(self) -> list[RunRecord]:
+        """The records of runs that were not returned before."""
+        new = []
+        for info in self._objects.list(self._prefix + RUNS):
+            if not info.uri.endswith(".json") or self._records.get(info.uri) == info.etag:
+                continue
+            try:
+                record = _record(self._objects.read(info.uri))
+            except ObjectNotFound:
+                continue
+            self._records[info.uri] = info.etag
+            if record is not None:
+                new.append(record)
+        return new
+
+    def _place(self, info: ObjectInfo) -> "_Place":
+        place = self._places.setdefault(info.uri, _Place())
+        if info.size < place.offset:  # written anew
+            place = self._places[info.uri] = _Place()
+        return place
+
+    def _read(self, info: ObjectInfo, source: tuple[int, str, str], limit: int, points: list[MetricPoint]) -> int:
+        """Add the points of whole lines that are new; how many bytes were read."""
+        place = self._place(info)
+        try:
+            data = self._objects.read(info.uri, place.offset, limit)
+        except ObjectNotFound:
+            return 0
+        end = data.rfind(b"\n") + 1
+        for line in data[:end].split(b"\n")[:-1]:
+            points.extend(_points(line, source))
+        place.offset += end
+        if len(data) < limit:  # all of it was seen; what has no end yet is read again when the file changes
+            place.etag = info.etag
+        else:
+            self.more = True
+            if end == 0 and limit == self._max_bytes:  # no line of ours is that long
+                place.offset += len(data)
+        return len(data)
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a reader is in one file."""
+
+    offset: int = 0
+    etag: str | None = None  # of the object that was read to its end
+
+
+def _check_prefix(prefix: str) -> None:
+    if not prefix.endswith("/") or not prefix.removeprefix("s3://").partition("/")[2]:
+        raise ValueError(f"{prefix!r} is not a prefix: s3://bucket/folders/ is expected, with a slash at its end")
+
+
+def _of_agent(name: str) -> bool:
+    return any(segment.endswith(AGENT_SUFFIXES) for segment in name.split("/"))
+
+
+def _complete(objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo]) -> StepInfo | None:
+    """The checkpoint, if its manifest is there and so is every file that it names, in the right size."""
+    if MANIFEST not in files:
+        return None
+    try:
+        manifest = _json(objects.read(files[MANIFEST].uri))
+        named = {item["name"]: item["size"] for item in manifest["files"]}
+        saved_at = _moment(manifest["saved_at"])
+        if manifest["step"] != step or any(files[name].size != size for name, size in named.items()):
+            return None
+    except (ObjectNotFound, ValueError, TypeError, KeyError):
+        return None
+    return StepInfo(step=step, saved_at=saved_at, size_bytes=sum(info.size for info in files.values()))
+
+
+def _record(data: bytes) -> RunRecord | None:
+    try:
+        found = _json(data)
+        saved_at = found["resume_saved_at"]
+        return RunRecord(
+            attempt=int(found["attempt"]),
+            run=str(found["run"]),
+            host=str(found["host"]),
+            started_at=_moment(found["started_at"]),
+            resume_step=None if found["resume_step"] is None else int(found["resume_step"]),
+            resume_saved_at=None if saved_at is None else _moment(saved_at),
+            own_files=int(found["own_files"]),
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _points(line: bytes, source: tuple[int, str, str]) -> Iterator[MetricPoint]:
+    attempt, run, host = source
+    try:
+        found = _json(line)
+        step, at = found["step"], _moment(found["at"])
+        values = {str(name): _value(value) for name, value in found["metrics"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return
+    if step is not None and (type(step) is not int or abs(step) > _MAX_STEP):
+        return
+    for name, value in values.items():
+        yield MetricPoint(attempt=attempt, run=run, host=host, step=step, at=at, name=name, value=value)
+
+
+def _value(value: object) -> float:
+    """A number, or one of the words for what JSON has no number for."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("nan", "inf", "-inf")):
+        raise ValueError(f"{value!r} is not the value of a metric")
+    return float(value)
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    """An object; ValueError for anything else."""
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - as the parser's own, a matter of content
+    return found
+
+
+def _moment(epoch_s: object) -> datetime:
+    if not isinstance(epoch_s, int | float):
+        raise TypeError(f"{epoch_s!r} is not a time")
+    try:
+        return datetime.fromtimestamp(epoch_s, UTC)
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{epoch_s!r} is not a time") from error

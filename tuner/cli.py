@@ -1,0 +1,196 @@
+"""The command line: which verbs and options there are, and how a call ends.
+
+Parsing stands here, printing in the `cli_*` modules, and what a verb does in `study`. The module of a verb is imported
+when the verb is called, so that `tuner --help` loads no library.
+
+Rules: results go to standard output, progress and errors to standard error. A refusal is one line and an exit code of
+the contract (`verbs.Exit`), never a traceback; a traceback is a bug. A reader that goes away (`tuner trials x | head`)
+ends the call in silence.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from tuner.cli_text import safe
+from tuner.verbs import Exit, UserError
+
+_Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
+
+# Verbs and options that have their place but no code yet: named, so that nobody wonders.
+UNBUILT = (
+    *(("rehearse",), ("plan",), ("gc",), ("export",), ("ui",), ("local", "serve")),
+    *(("resume", "--retry-failed"), ("audit", "--cur"), ("compare", "--format", "html")),
+    *(("doctor", "--policy"), ("doctor", "--events"), ("doctor", "--first-dollar")),
+)
+
+_EPILOG = """\
+exit codes: 0 done; 1 a check failed, or every trial failed; 2 usage or study file; 3 not finished by this call
+(budget, deadline, stopped, held by another engine); 4 refused (credentials, rights, store unreachable);
+130 Ctrl-C, 143 SIGTERM. A signal never cancels jobs."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A usage error is one line, as any other refusal."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)", Exit.USAGE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. Also the console script's entry point."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
+    try:
+        _refuse_unbuilt(arguments)
+        code = _run(parser().parse_args(arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"tuner: {safe(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit: it must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+    except KeyboardInterrupt:
+        print("tuner: interrupted; jobs go on, nothing was cancelled", file=sys.stderr)
+        return 130
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs with their help."""
+    top = _Parser(
+        prog="tuner",
+        description="Hyperparameter tuning on spot capacity: interrupted trials resume, every dollar is accounted for.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--store", metavar="URL", help="database of the studies (TUNER_STORE; sqlite:///tuner.db)")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    _add_driving_verbs(verbs)
+    _add_reading_verbs(verbs)
+    _add_changing_verbs(verbs)
+    _add_checking_verbs(verbs)
+    return top
+
+
+def _run(args: argparse.Namespace) -> int:
+    module, name = args.run
+    verb: Callable[[argparse.Namespace], int] = getattr(import_module(f"tuner.{module}"), name)
+    return int(verb(args))
+
+
+def _refuse_unbuilt(arguments: Sequence[str]) -> None:
+    """Say so where a verb of the plan, or an option of one, is typed that has no code yet."""
+    before = _Parser(prog="tuner", add_help=False, allow_abbrev=False)
+    before.add_argument("--store")
+    _, typed = before.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
+    for verb, *more in UNBUILT:
+        if typed[:1] == [verb] and all(word in typed for word in more):
+            raise UserError(f"{' '.join([verb, *more])} is not built yet (see tuner --help for what is)", Exit.USAGE)
+
+
+def _verb(verbs: _Verbs, name: str, run: tuple[str, str], about: str, *, json: bool = False) -> _Parser:
+    added = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
+    added.set_defaults(run=run)
+    # SUPPRESS: a default here would overwrite the option given before the verb
+    added.add_argument("--store", metavar="URL", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    if json:
+        added.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    return added
+
+
+def _add_driving_verbs(verbs: _Verbs) -> None:
+    launch = _verb(verbs, "launch", ("cli_run", "launch"), "check a study file, show its plan, and run the study")
+    launch.add_argument("file", metavar="FILE", type=Path, help="the study file")
+    launch.add_argument("-y", "--yes", action="store_true", help="do not ask before money is spent")
+    launch.add_argument("--dry-run", "--dryrun", action="store_true", help="show the plan and do nothing")
+    launch.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. trials=4")
+    resume = _verb(verbs, "resume", ("cli_run", "resume"), "reconcile a study with its jobs and carry on; idempotent")
+    resume.add_argument("study", metavar="STUDY", nargs="?")
+    resume.add_argument("--accept-changes", action="store_true", help="give edited code and settings to new trials")
+    resume.add_argument("--no-wait", action="store_true", help="do not wait for another host's engine")
+    resume.add_argument("--once", action="store_true", help="one cycle, then exit")
+    resume.add_argument("--all", action="store_true", help="every unfinished study of the store (needs --once)")
+
+
+def _add_reading_verbs(verbs: _Verbs) -> None:
+    status = _verb(verbs, "status", ("cli_read", "status"), "counts, best, spend, interruptions, engine", json=True)
+    status.add_argument("study", metavar="STUDY", nargs="?", help="default: all studies of the store")
+    status.add_argument("-w", "--watch", action="store_true", help="show it again and again until the study rests")
+    status.add_argument("--check", action="store_true", help="verify the records and the engine; exit 1 on a problem")
+    trials = _verb(verbs, "trials", ("cli_read", "trials"), "one row a trial", json=True)
+    trials.add_argument("study", metavar="STUDY")
+    show = _verb(verbs, "show", ("cli_read", "show"), "the story of a trial: attempts, runs, resumes, cost", json=True)
+    show.add_argument("study", metavar="STUDY")
+    show.add_argument("trial", metavar="TRIAL", type=_count)
+    logs = _verb(verbs, "logs", ("cli_read", "logs"), "what the script of a trial printed", json=True)
+    logs.add_argument("study", metavar="STUDY")
+    logs.add_argument("trial", metavar="TRIAL", type=_count)
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for more")
+    logs.add_argument("--attempt", metavar="N", type=_count, help="default: the last one")
+    logs.add_argument("--tail", metavar="N", type=_count, help="only the last N lines")
+    best = _verb(verbs, "best", ("cli_read", "best"), "the best trials: parameters, value, cost, model", json=True)
+    best.add_argument("study", metavar="STUDY")
+    best.add_argument("-n", metavar="K", type=_positive, default=1, dest="count", help="how many (1)")
+    best.add_argument("--download", metavar="DIR", type=Path, help="copy their model and checkpoints there")
+    compare = _verb(verbs, "compare", ("cli_read", "compare"), "what trials cost and what they were worth", json=True)
+    compare.add_argument("studies", metavar="STUDY", nargs="+")
+    compare.add_argument("--format", choices=["table", "csv", "png"], default="table")
+    compare.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there instead of standard output")
+
+
+def _add_changing_verbs(verbs: _Verbs) -> None:
+    stop = _verb(verbs, "stop", ("cli_run", "stop"), "stop a study at the next checkpoints of its jobs, resumable")
+    stop.add_argument("study", metavar="STUDY")
+    how = stop.add_mutually_exclusive_group()
+    how.add_argument("--now", action="store_true", help="do not wait for checkpoints")
+    how.add_argument("--drain", action="store_true", help="let the running jobs finish")
+    cancel = _verb(verbs, "cancel", ("cli_run", "cancel"), "end a study: jobs stopped, unfinished trials cancelled")
+    cancel.add_argument("study", metavar="STUDY")
+    change = _verb(verbs, "set", ("cli_run", "change"), "change trials, parallel, budget or deadline of a live study")
+    change.add_argument("study", metavar="STUDY")
+    change.add_argument("assignments", metavar="KEY=VALUE", nargs="+", help="e.g. trials=40 budget.usd=80")
+
+
+def _add_checking_verbs(verbs: _Verbs) -> None:
+    audit = _verb(
+        verbs, "audit", ("cli_run", "audit"), "the store against the job service; exit 1 if they differ", json=True
+    )
+    audit.add_argument("study", metavar="STUDY")
+    doctor = _verb(verbs, "doctor", ("cli_run", "doctor"), "is everything there that a study needs?", json=True)
+    doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
+    database = verbs.add_parser("db", help="the schema of the store", description="The schema of the store.")
+    kinds = database.add_subparsers(metavar="upgrade|current", required=True)
+    _verb(kinds, "upgrade", ("cli_read", "db_upgrade"), "bring the store to the schema of this version")
+    _verb(kinds, "current", ("cli_read", "db_current"), "show the schema version of the store", json=True)
+    local = verbs.add_parser("local", help="the local job service", description="The local job service.")
+    kinds = local.add_subparsers(metavar="jobs", required=True)
+    jobs = _verb(kinds, "jobs", ("cli_read", "local_jobs"), "the jobs of the local service", json=True)
+    jobs.add_argument("study", metavar="STUDY", nargs="?", help="default: of the state directory TUNER_LOCAL, .tuner")
+
+
+def _count(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

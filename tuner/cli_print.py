@@ -1,0 +1,350 @@
+"""The tables and lines of the command line: from the documents of `views` to text.
+
+Rules: every function returns a string and prints nothing, so that a closed pipe is met in one place and tests compare
+text. Foreign text goes through `safe`, in lines as in cells.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TextIO, TypeAlias
+
+from rich.table import Table
+from rich.text import Text
+
+from tuner.cli_table import cell, render, state, table
+from tuner.cli_text import (
+    UNKNOWN,
+    ago,
+    clock_time,
+    counted,
+    dollars,
+    number,
+    percent,
+    safe,
+    seconds,
+    steps_text,
+)
+from tuner.verbs import Audit, Finding, LocalJobRow, Plan
+
+# Documents of `views`: their keys are the contract, their values are checked where they are made.
+Doc: TypeAlias = Mapping[str, Any]
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    return " ".join(f"{safe(name)}={number(value)}" for name, value in params.items())
+
+
+def plan(shown: Plan, stream: TextIO | None = None) -> str:
+    """What `launch` is about to do, and what it may cost, fit for `stream`."""
+    grid = Table.grid(padding=(0, 2))
+    for label, value in shown.rows:
+        grid.add_row(cell(label), cell(value))
+    note = simulated_note(shown.spec.backend == "local")
+    grid.add_row(Text("estimated cost"), Text(f"{dollars(shown.estimated_usd)}{note}"))
+    grid.add_row(Text("at most"), Text(f"{dollars(shown.ceiling_usd)}{note}"))
+    return "\n".join([render(grid, stream), *(f"warning: {safe(line)}" for line in shown.warnings)])
+
+
+def status(doc: Doc, now: datetime) -> str:
+    """One study, in a block."""
+    note = simulated_note(doc["simulated"])
+    rows = [
+        ("state", str(doc["state"])),
+        ("engine", _engine_text(doc["engine"], now)),
+        ("trials", trials_text(doc["trials"])),
+        ("best", best_text(doc)),
+        ("spend", f"{spend_text(doc)}{note}"),
+        ("on demand", f"{dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}"),
+        ("interruptions", resumed_text(doc)),
+        ("work lost", seconds(doc["lost_work_s"])),
+    ]
+    if doc["deadline"]:
+        rows.append(("deadline", clock_time(doc["deadline"])))
+    grid = Table.grid(padding=(0, 2))
+    for label, value in rows:
+        grid.add_row(Text(label), Text(safe(value)))
+    title = f"{safe(doc['study'])} ({safe(doc['backend'])}, by {safe(doc['owner'])})"
+    return "\n".join([title, render(grid), *warnings(doc)])
+
+
+def studies(docs: Sequence[Doc], now: datetime) -> str:
+    """All studies of a store, one a line."""
+    if not docs:
+        return "no studies yet: tuner launch FILE"
+    columns = ["STUDY", "STATE", "ENDED", "TOTAL", "BEST", "SPENT", "INTERRUPTIONS", "LAST SIGN OF LIFE"]
+    rows = [
+        (
+            doc["study"],
+            state(doc["state"]),
+            ended(doc["trials"]),
+            doc["trials"]["total"],
+            best_text(doc),
+            f"{dollars(doc['spend_usd'])}{simulated_note(doc['simulated'])}",
+            doc["interruptions"],
+            ago(doc["engine"]["last_tick"], now),
+        )
+        for doc in docs
+    ]
+    return render(table(columns, rows, right=["ENDED", "TOTAL", "INTERRUPTIONS"]))
+
+
+def trials(docs: Sequence[Doc], *, simulated: bool) -> str:
+    """One row a trial."""
+    if not docs:
+        return "no trials yet"
+    figures = ["VALUE", "STEP", "ATT", "INT", "RESUMED", "SPENT", "LOST"]
+    places = [f"{doc['instance']} {doc['capacity']}" if doc["instance"] else UNKNOWN for doc in docs]
+    differ = len({place for place in places if place != UNKNOWN}) > 1
+    rows = [
+        (
+            doc["number"],
+            state(doc["state"]),
+            values_text(doc),
+            doc["step"] if doc["step"] is not None and doc["step"] >= 0 else None,
+            doc["attempts"],
+            doc["interruptions"],
+            resumed_steps(doc["runs"]),
+            trial_cost(doc),
+            seconds(doc["lost_work_s"]),
+            *([place] if differ else []),
+            params_text(doc["params"]) + (f"  [{safe(doc['reason'])}]" if doc["reason"] else ""),
+        )
+        for doc, place in zip(docs, places, strict=True)
+    ]
+    columns = ["TRIAL", "STATE", *figures, *(["INSTANCE"] if differ else []), "PARAMETERS"]
+    lines = [render(table(columns, rows, right=["TRIAL", *figures], fold=["PARAMETERS"]))]
+    lines += [] if differ else [f"all on {safe(max(places))}"]  # a column that says one thing only is a line
+    return "\n".join([*lines, simulated_line()] if simulated else lines)
+
+
+def best(name: str, docs: Sequence[Doc], *, simulated: bool) -> str:
+    """The best trials, a block each."""
+    if not docs:
+        return f"{safe(name)} has no trial that succeeded yet"
+    note = simulated_note(simulated)
+    blocks = [
+        "\n".join(
+            [
+                f"trial {doc['number']}: {values_text(doc)}",
+                f"  parameters   {params_text(doc['params'])}",
+                f"  cost         {trial_cost(doc)}{note}, on demand {dollars(doc['on_demand_usd'])}",
+                f"  checkpoints  {safe(doc['checkpoint_prefix'])}",
+                f"  model        {safe(doc['model_uri'] or UNKNOWN)}",
+            ]
+        )
+        for doc in docs
+    ]
+    return "\n\n".join(blocks)
+
+
+def comparison(doc: Doc) -> str:
+    """The studies side by side, then the trials, frontier first."""
+    columns = ["STUDY", "ENDED", "BEST", "TRIAL", "SPENT", "ON_DEMAND", "TO WITHIN 1% OF THE BEST"]
+    rows = [
+        (
+            s["study"],
+            s["trials"],
+            number(s["best"]),
+            s["best_trial"],
+            dollars(s["spend_usd"]),
+            dollars(s["on_demand_usd"]),
+            dollars(s["usd_to_target"]),
+        )
+        for s in doc["studies"]
+    ]
+    ranked = sorted(doc["trials"], key=lambda t: (not t["frontier"], t["spend_usd"] is None, t["spend_usd"] or 0.0))
+    trial_rows = [
+        (
+            "*" if t["frontier"] else "",
+            t["study"],
+            t["number"],
+            state(t["state"]),
+            number(t["value"]),
+            dollars(t["spend_usd"]),
+            t["interruptions"],
+            params_text(t["params"]),
+        )
+        for t in ranked
+    ]
+    heads = ["", "STUDY", "TRIAL", "STATE", "VALUE", "SPENT", "INT", "PARAMETERS"]
+    return "\n".join(
+        [
+            f"{safe(doc['metric'])}, {safe(doc['direction'])}{simulated_note(doc['simulated'])}",
+            render(table(columns, rows, right=columns[1:])),
+            "",
+            render(table(heads, trial_rows, right=["TRIAL", "VALUE", "SPENT", "INT"], fold=["PARAMETERS"])),
+            "* on the frontier: no trial is as good for less",
+        ]
+    )
+
+
+def final_summary(doc: Doc, store_option: str = "") -> str:
+    """What a sweep came to: printed at the end of `launch` and `resume`."""
+    note = simulated_note(doc["simulated"])
+    lines = [
+        f"{safe(doc['study'])} is {doc['state']}: {trials_text(doc['trials'])}",
+        f"  best           {best_text(doc)}",
+        f"  spend          {spend_text(doc)}{note}",
+        f"  on demand      {dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}",
+        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc['resumed_from_steps'])}",
+        f"  work lost      {seconds(doc['lost_work_s'])}",
+        *warnings(doc),
+        "next:",
+        *(f"  {line}" for line in next_commands(doc, store_option)),
+    ]
+    return "\n".join(lines)
+
+
+def next_commands(doc: Doc, store_option: str = "") -> list[str]:
+    """Commands to paste, by the state that the study is in."""
+    name = shlex.quote(doc["study"]) + store_option
+    best = doc["best"][0] if isinstance(doc["best"], list) and doc["best"] else doc["best"]
+    match doc["state"]:
+        case "finished" | "cancelled":
+            look = [f"tuner show {name} {best['number']}"] if best else []
+            return [f"tuner best {name}", *look, f"tuner compare {name}"]
+        case "out_of_budget":
+            return [f"tuner set {name} budget.usd=…", f"tuner resume {name}", f"tuner cancel {name}"]
+        case "past_deadline":
+            return [f"tuner set {name} budget.deadline=…", f"tuner resume {name}", f"tuner cancel {name}"]
+        case _:
+            return [f"tuner resume {name}", f"tuner cancel {name}"]
+
+
+def warnings(doc: Doc) -> list[str]:
+    """Warnings of a status document; work that was started over comes first, and loudly."""
+    lines = [f"warning: {safe(line)}" for line in doc["warnings"]]
+    if doc["never_checkpointed"]:
+        runs = counted(doc["never_checkpointed"], "run")
+        lines.insert(0, f"warning: {runs} ended without any checkpoint: such work is lost with its machine")
+    if doc["restarted_from_zero"]:
+        runs = counted(doc["restarted_from_zero"], "run")
+        lines.insert(
+            0,
+            f"WARNING: {runs} RESTARTED FROM ZERO although a checkpoint was there: the script does not resume, "
+            "and every interruption pays for the same work again. See `tuner show` of such a trial.",
+        )
+    return lines
+
+
+def problems(doc: Doc) -> list[str]:
+    """What `status --check` found."""
+    if not doc["problems"]:
+        return [f"{safe(doc['study'])}: every invariant holds"]
+    return [f"{safe(doc['study'])}: problem: {safe(line)}" for line in doc["problems"]]
+
+
+def findings(found: Sequence[Finding]) -> str:
+    rows = [(state(f.level), f.what, f.remedy) for f in found]
+    return render(table(["", "WHAT", "REMEDY"], rows))
+
+
+def audit(name: str, found: Audit) -> str:
+    columns = ["JOB", "TRIAL", "ATTEMPT", "STATUS", "BILLED", "LEDGER", "DIFFERENCE"]
+    rows = [
+        (r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd), r.difference or "")
+        for r in found.rows
+    ]
+    verdict = (
+        f"{safe(name)}: the store and the job service agree on {counted(len(found.rows), 'attempt')}"
+        if found.ok
+        else f"{safe(name)}: {counted(len(found.lines), 'difference')}"
+    )
+    return "\n".join(
+        [render(table(columns, rows, right=["TRIAL", "ATTEMPT", "BILLED", "LEDGER"])), verdict]
+        + [f"  {safe(line)}" for line in found.lines]
+    )
+
+
+def local_jobs(rows: Sequence[LocalJobRow], now: datetime) -> str:
+    if not rows:
+        return "no local jobs"
+    columns = ["JOB", "STATUS", "SECONDARY", "INSTANCE", "CREATED", "INT", "BILLABLE"]
+    cells = [
+        (
+            r.name,
+            r.status,
+            r.secondary,
+            r.instance_type,
+            ago(r.created_at.isoformat(), now),
+            r.interruptions,
+            seconds(r.billable_s),
+        )
+        for r in rows
+    ]
+    return render(table(columns, cells, right=["INT", "BILLABLE"]))
+
+
+def trials_text(counts: Mapping[str, int]) -> str:
+    """`24 of 24 ended: 23 succeeded, 1 failed; 2 running`."""
+    over = [f"{counts[name]} {name}" for name in _ENDS if counts.get(name)]
+    open_ = [f"{counts[name]} {name.replace('_', ' ')}" for name in _OPEN if counts.get(name)]
+    text = f"{ended(counts)} of {counts['total']} ended" + (f" ({', '.join(over)})" if over else "")
+    return f"{text}; {', '.join(open_)}" if open_ else text
+
+
+def ended(counts: Mapping[str, int]) -> int:
+    return sum(counts.get(name, 0) for name in _ENDS)
+
+
+def best_text(doc: Doc) -> str:
+    best = doc["best"]
+    if isinstance(best, list):
+        return f"{counted(len(best), 'trial')} on the Pareto front" if best else UNKNOWN
+    return f"{number(best['value'])} (trial {best['number']})" if best else UNKNOWN
+
+
+def spend_text(doc: Doc) -> str:
+    """`$0.12 + $0.03 estimated, $0.40 reserved, of $60.00`."""
+    more = [f" + {dollars(doc['estimated_usd'])} estimated" if doc["estimated_usd"] else ""]
+    more.append(f", {dollars(doc['reserved_usd'])} reserved" if doc["reserved_usd"] else "")
+    more.append(f", of {dollars(doc['budget_usd'])}" if doc["budget_usd"] is not None else "")
+    return dollars(doc["spend_usd"]) + "".join(more)
+
+
+def resumed_text(doc: Doc) -> str:
+    zero = f", {doc['restarted_from_zero']} RESTARTED FROM ZERO" if doc["restarted_from_zero"] else ""
+    return f"{doc['interruptions']}, {counted(doc['resumed_runs'], 'run')} resumed{zero}"
+
+
+def resumed_steps(runs: Iterable[Doc]) -> str:
+    """Where the runs of one trial resumed, in order."""
+    steps = [str(run["resumed_from_step"]) for run in runs if run["resumed_from_step"] is not None]
+    return ",".join(steps)
+
+
+def trial_cost(doc: Doc) -> str:
+    """A final figure, or what is final and, marked, what is estimated beside it."""
+    if not doc["estimated"]:
+        return dollars(doc["spend_usd"])
+    return f"~{dollars((doc['spend_usd'] or 0.0) + (doc['estimated_usd'] or 0.0))}"
+
+
+def values_text(doc: Doc) -> str:
+    if doc["values"] is None:
+        return f"({number(doc['last_value'])})" if doc["last_value"] is not None else UNKNOWN
+    return ", ".join(number(value) for value in doc["values"])
+
+
+def simulated_note(simulated: bool) -> str:  # noqa: FBT001 - reads well at its callers
+    return " (simulated)" if simulated else ""
+
+
+def simulated_line() -> str:
+    return "dollars are simulated: list prices of a local study, which nobody pays"
+
+
+def _resumed_from(steps: list[int]) -> str:
+    return f" (from {'step' if len(set(steps)) == 1 else 'steps'} {steps_text(steps)})" if steps else ""
+
+
+def _engine_text(engine: Doc, now: datetime) -> str:
+    last = f"last sign of life {ago(engine['last_tick'], now)}"
+    if engine["alive"]:
+        return f"pid {engine['pid']} on {safe(engine['host'])}, {last}"
+    return f"none at work, {last}"
+
+
+_ENDS = ("succeeded", "pruned", "failed", "cancelled")
+_OPEN = ("running", "backing_off", "paused", "proposed")

@@ -1,0 +1,258 @@
+"""The verbs that look and change nothing: `status trials show logs best compare db local`.
+
+Rules: with `--json` standard output holds one document and nothing else. What the store refuses is one line with the
+exit code of the contract. No engine, no Optuna, no botocore and no pandas is loaded for a look.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from tuner import cli_print, holders, local_view, study, views, worlds
+from tuner.cli_show import story
+from tuner.cli_table import can_redraw, wants_color
+from tuner.cli_text import safe, safe_log
+from tuner.clock import Clock, SystemClock
+from tuner.compare import compare as compare_studies
+from tuner.compare import document, to_csv, write_png
+from tuner.download import download
+from tuner.model import Json
+from tuner.store import Store, StoreError, StudyNotFound
+from tuner.store_schema import SCHEMA, current, masked, upgrade
+from tuner.verbs import Exit, UserError
+
+_WATCH_S = 2.0
+
+
+def status(args: argparse.Namespace) -> int:
+    """One study, or all of the store."""
+    if args.watch:
+        if args.json:
+            raise UserError("status: --watch shows text and --json is one document: choose one", Exit.USAGE)
+        return watch(args, SystemClock())
+    with reading(args.store) as store:
+        docs = _status_docs(store, args.study, SystemClock().now())
+        if args.check:
+            for doc in docs:
+                doc["problems"] = list[Json](study.check(str(doc["study"]), store))
+        if args.json:
+            out_json(docs[0] if args.study else docs)
+        else:
+            out(_status_text(docs, args.study, store, SystemClock().now()))
+    return Exit.CHECK_FAILED if any(doc.get("problems") for doc in docs) else Exit.DONE
+
+
+def watch(args: argparse.Namespace, clock: Clock) -> int:
+    """Show the status until no engine is expected at work: redrawn on a terminal, elsewhere whenever it changed."""
+    shown: list[views.View] = []
+    with reading(args.store) as store, _screen() as screen:
+        while True:
+            now = clock.now()
+            docs = _status_docs(store, args.study, now)
+            # the engine's sign of life moves each second: on paper that is no news
+            facts = [{key: value for key, value in doc.items() if key != "engine"} for doc in docs]
+            if screen is not None:
+                screen.update(Text.from_ansi(_status_text(docs, args.study, store, now)), refresh=True)
+            elif facts != shown:
+                out(_status_text(docs, args.study, store, now))
+            shown = facts
+            if not any(doc["state"] in ("running", "draining") for doc in docs):
+                return Exit.DONE
+            sys.stdout.flush()
+            clock.wait(now + timedelta(seconds=_WATCH_S))
+
+
+def trials(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        found = store.study(args.study)
+        docs = views.trials_view(store, found)
+    if args.json:
+        out_json(docs)
+    else:
+        out(cli_print.trials(docs, simulated=views.simulated(found)))
+    return Exit.DONE
+
+
+def show(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        doc = views.show_view(store, store.study(args.study), args.trial)
+    if args.json:
+        out_json(doc)
+    else:
+        out(story(doc))
+    return Exit.DONE
+
+
+def logs(args: argparse.Namespace) -> int:
+    """What the script printed. Control characters are shown, line ends are kept."""
+    if args.follow and args.json:
+        raise UserError("logs: --follow never ends and --json is one document: choose one", Exit.USAGE)
+    with reading(args.store) as store:
+        chunks = study.log_chunks(
+            args.study, store, args.trial, attempt=args.attempt, tail=args.tail, follow=args.follow
+        )
+        if args.json:
+            out_json({"study": args.study, "trial": args.trial, "attempt": args.attempt, "text": "".join(chunks)})
+            return Exit.DONE
+        for chunk in chunks:
+            sys.stdout.write(safe_log(chunk))
+            sys.stdout.flush()
+    return Exit.DONE
+
+
+def best(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        found = store.study(args.study)
+        docs = views.best_view(store, found, args.count)
+    if args.download is not None:
+        objects = worlds.object_store(worlds.local_dir(found))
+        for doc in docs:
+            say(f"trial {doc['number']}: {len(download(doc, objects, args.download))} files to {safe(args.download)}")
+    if args.json:
+        out_json(docs)
+    else:
+        out(cli_print.best(found.name, docs, simulated=views.simulated(found)))
+    return Exit.DONE
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Cost against quality, as a table, csv, a figure or a JSON document."""
+    if args.json and args.format != "table":
+        raise UserError(f"compare: --json and --format {args.format} exclude each other", Exit.USAGE)
+    if args.format == "png" and args.output is None:
+        raise UserError("compare: a figure needs a file: -o FILE", Exit.USAGE)
+    with reading(args.store) as store:
+        # a study named twice would be counted twice
+        result = compare_studies(store, [store.study(name) for name in dict.fromkeys(args.studies)])
+    if args.format == "png":
+        write_png(result, args.output)
+        return Exit.DONE
+    doc = document(result)
+    text = to_csv(result) if args.format == "csv" else as_json(doc) if args.json else cli_print.comparison(doc)
+    if args.output is None:
+        out(text.removesuffix("\n"))
+    else:
+        _write(args.output, text.removesuffix("\n") + "\n")
+    return Exit.DONE
+
+
+def db_upgrade(args: argparse.Namespace) -> int:
+    with store_errors():
+        out(f"schema {upgrade(store_url(args.store))} at {safe(masked(store_url(args.store)))}")
+    return Exit.DONE
+
+
+def db_current(args: argparse.Namespace) -> int:
+    with store_errors():
+        shown, revision = masked(store_url(args.store)), current(store_url(args.store))
+    if args.json:
+        out_json({"store": shown, "schema": revision, "newest": SCHEMA})
+    else:
+        out(f"schema {revision or 'none yet'} at {safe(shown)} (this version writes {SCHEMA})")
+    return Exit.DONE
+
+
+def local_jobs(args: argparse.Namespace) -> int:
+    rows = local_view.local_jobs(_local_directory(args))
+    if args.json:
+        out_json([asdict(row) | {"created_at": views.iso(row.created_at)} for row in rows])
+    else:
+        out(cli_print.local_jobs(rows, SystemClock().now()))
+    return Exit.DONE
+
+
+@contextmanager
+def reading(url: str | None) -> Iterator[Store]:
+    """The store, closed at the end, its refusals as UserError."""
+    store = study.open_store(url)
+    try:
+        with store_errors():
+            yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """What the store says no to, as the user must read it."""
+    try:
+        yield
+    except StudyNotFound as error:
+        raise UserError(str(error), Exit.USAGE) from error
+    except StoreError as error:
+        raise UserError(str(error), Exit.REFUSED) from error
+
+
+def store_url(url: str | None) -> str:
+    """Where the store is, for what must not open it."""
+    return url or os.environ.get(study.STORE_VARIABLE) or study.DEFAULT_STORE
+
+
+def out(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def say(text: str) -> None:
+    """To whoever watches: standard error."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def out_json(doc: object) -> None:
+    out(as_json(doc))
+
+
+def as_json(doc: object) -> str:
+    """One document. ASCII, so that no control character of a foreign text reaches a terminal."""
+    return json.dumps(doc, indent=2, allow_nan=False)
+
+
+def _status_docs(store: Store, name: str | None, now: datetime) -> list[views.View]:
+    found = [store.study(name)] if name else store.studies()
+    return [views.status_view(store, each, now, gone=holders.gone) for each in found]
+
+
+def _status_text(docs: list[views.View], name: str | None, store: Store, now: datetime) -> str:
+    lines = [cli_print.status(docs[0], now) if name else cli_print.studies(docs, now)]
+    for doc in docs:
+        if "problems" in doc:
+            lines.extend(cli_print.problems(doc))
+    return "\n".join([*lines, f"store {safe(store.masked)}"])
+
+
+@contextmanager
+def _screen() -> Iterator[Live | None]:
+    if not can_redraw(sys.stdout):
+        yield None
+        return
+    console = Console(color_system="auto" if wants_color() else None)
+    with Live(console=console, auto_refresh=False) as live:
+        yield live
+
+
+def _local_directory(args: argparse.Namespace) -> Path:
+    """Where the local service keeps its jobs: as recorded with the study, else as a launch here would choose."""
+    if args.study is None:
+        return worlds.default_local_dir()
+    with reading(args.store) as store:
+        found = store.study(args.study)
+    if found.local_dir is None:
+        raise UserError(f"study {found.name} does not run on the local service but on {found.backend}", Exit.USAGE)
+    return Path(found.local_dir)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}", Exit.USAGE) from error

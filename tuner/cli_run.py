@@ -1,0 +1,160 @@
+"""The verbs that drive, change or check a study through `tuner.study`: `launch resume stop cancel set audit doctor`.
+
+Rules: what a study came to is printed on standard output, everything on the way there on standard error. The first
+Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how to end; jobs are never cancelled by it.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from tuner import cli_print, study
+from tuner.cli_live import choose
+from tuner.cli_read import out, out_json, reading, say, store_url
+from tuner.cli_text import dollars, safe
+from tuner.clock import SystemClock
+from tuner.doctor import doctor as examine
+from tuner.store_schema import masked
+from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Check, show the plan, ask where money is spent, run."""
+    plan = study.plan(args.file, args.set)
+    if args.dry_run:
+        out(cli_print.plan(plan))
+        return Exit.DONE
+    say(cli_print.plan(plan, sys.stderr))
+    _confirm(plan, yes=args.yes)
+    with reading(args.store) as store:
+        say(f"store {safe(store.masked)}")
+        return _drive(
+            plan.spec.name,
+            args,
+            lambda display, signals: study.launch(plan, store, display=display, signals=signals),
+        )
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Carry on with one study, or give each unfinished one of the store a cycle."""
+    if args.all:
+        return _resume_all(args)
+    if args.study is None:
+        raise UserError("resume: which STUDY? (or --all --once)", Exit.USAGE)
+    with reading(args.store) as store:
+        return _drive(
+            args.study,
+            args,
+            lambda display, signals: study.resume(
+                args.study,
+                store,
+                accept_changes=args.accept_changes,
+                once=args.once,
+                no_wait=args.no_wait,
+                display=display,
+                signals=signals,
+            ),
+        )
+
+
+def stop(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        return _drive(
+            args.study,
+            args,
+            lambda display, signals: study.request_stop(
+                args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
+            ),
+        )
+
+
+def cancel(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        return _drive(
+            args.study,
+            args,
+            lambda display, signals: study.request_cancel(args.study, store, display=display, signals=signals),
+        )
+
+
+def change(args: argparse.Namespace) -> int:
+    """`tuner set`."""
+    with reading(args.store) as store:
+        for line in study.request_set(args.study, store, args.assignments):
+            out(safe(line))
+    return Exit.DONE
+
+
+def audit(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        found = study.audit(args.study, store)
+    if args.json:
+        rows = [asdict(row) for row in found.rows]
+        out_json({"study": args.study, "ok": found.ok, "differences": list(found.lines), "attempts": rows})
+    else:
+        out(cli_print.audit(args.study, found))
+    return Exit.DONE if found.ok else Exit.CHECK_FAILED
+
+
+def doctor(args: argparse.Namespace) -> int:
+    found = examine(args.file, store_url(args.store))
+    bad = any(finding.level == "error" for finding in found)
+    if args.json:
+        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found]})
+    else:
+        out(cli_print.findings(found))
+    return Exit.CHECK_FAILED if bad else Exit.DONE
+
+
+def _drive(name: str, args: argparse.Namespace, verb: Callable[[Display, Signals], Outcome]) -> int:
+    """Run an engine under a display and the two-stage signals, then say what it came to."""
+    display = choose(SystemClock())
+    with Signals() as signals:
+        try:
+            outcome = verb(display, signals)
+        finally:
+            display.close()
+    return _tell(name, args, outcome, signals)
+
+
+def _tell(name: str, args: argparse.Namespace, outcome: Outcome, signals: Signals) -> int:
+    """Say what it came to."""
+    option = _store_option(args.store)
+    out(cli_print.final_summary(outcome.summary, option))
+    if signals.stop_requested:
+        say(f"left in order; jobs in flight go on: tuner resume {name}{option}, or end it: tuner cancel {name}{option}")
+    return outcome.exit_code
+
+
+def _resume_all(args: argparse.Namespace) -> int:
+    if not args.once or args.study is not None:
+        raise UserError("resume: --all goes with --once and without a STUDY: one cycle for each", Exit.USAGE)
+    display = choose(SystemClock())
+    with reading(args.store) as store, Signals(last_words="left at once; jobs in flight go on") as signals:
+        try:
+            outcomes = study.resume_all_once(store, display=display, signals=signals)
+        finally:
+            display.close()
+    for name, outcome in outcomes:
+        error = outcome.summary.get("error")
+        out(f"{safe(name)}: {safe(error)}" if error else f"{safe(name)} is {outcome.study_state.value}")
+    return signals.exit_code or max((outcome.exit_code for _, outcome in outcomes), default=Exit.DONE)
+
+
+def _store_option(url: str | None) -> str:
+    """What to add to a command that is to be pasted. A password would be masked: the user knows it."""
+    return f" --store {shlex.quote(masked(url))}" if url else ""
+
+
+def _confirm(plan: Plan, *, yes: bool) -> None:
+    """Ask before money is spent. Raises UserError when nobody can be asked, or says no."""
+    if yes or plan.spec.backend == "local":
+        return
+    if not sys.stdin.isatty():
+        raise UserError("launch: it costs money and there is no terminal to ask on: pass -y", Exit.USAGE)
+    sys.stderr.write(f"launch {safe(plan.spec.name)} for about {dollars(plan.estimated_usd)}? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("launch: declined, nothing was started", Exit.USAGE)

@@ -1,0 +1,351 @@
+"""The boundary to Optuna: our rows go in, proposals and verdicts come out.
+
+It exists so that nothing else knows Optuna (with its helpers `proposals_parts` and `proposals_view` it is the only
+importer), and so that a sweep that was killed proposes what it would have proposed alive.
+
+Theory of operation. A real Optuna study is kept in memory and rebuilt from our rows; it holds nothing that the rows do
+not. Each call returns what it changed, as JSON, for the caller to commit; if that commit fails the view has run ahead
+and the caller calls `rebuild`, as after any exception. The sampler is made anew for each trial, seeded by its number.
+
+Rules:
+- Rows are the truth: attributes of the sampler (of trials and of the study) are stored and given back, except the
+  optimizer that CMA-ES pickles; that is computed again, by asking again at the same point of the same order of events.
+- A verdict is asked for once per step, in order, and stored: ASHA asked again says the opposite.
+- Values that are not finite never enter; the caller decides what they mean.
+- Times of trials in the view are those of the view. Ours are in the store.
+"""
+
+import json
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as Seen
+
+from tuner.model import Json, ParamValue, TrialState
+from tuner.proposals_parts import (
+    EXHAUSTIBLE,
+    IGNORES_PRUNED,
+    ProposalError,
+    guesses,
+    make_pruner,
+    make_sampler,
+    make_space,
+    require_inside,
+)
+from tuner.proposals_view import ViewStorage, ViewStudy, new_view, running_trial
+from tuner.spec_records import Component, Objective, Space
+
+__all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "Verdict", "ViewTrial"]
+
+_END = {
+    TrialState.SUCCEEDED: Seen.COMPLETE,
+    TrialState.PRUNED: Seen.PRUNED,
+    TrialState.FAILED: Seen.FAIL,
+    TrialState.CANCELLED: Seen.FAIL,
+}
+# Stands in a trial's attributes where CMA-ES left a pickled optimizer, which is not stored.
+_OPTIMIZER_MARK = "tuner:optimizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial to be recorded; it exists once its row is committed. The attributes are only what is new."""
+
+    number: int
+    params: Mapping[str, ParamValue]
+    distributions: str
+    attrs: Mapping[str, Json]
+    study_attrs: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Attributes of a trial and of the study that a call added or replaced."""
+
+    attrs: Mapping[str, Json]
+    study_attrs: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The pruner's answer for one step, and what it remembered while giving it."""
+
+    prune: bool
+    attrs: Mapping[str, Json]
+    study_attrs: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewTrial:
+    """A recorded trial, as the view is rebuilt from it."""
+
+    number: int
+    state: TrialState
+    params: Mapping[str, ParamValue]
+    distributions: str
+    attrs: Mapping[str, Json]
+    points: tuple[tuple[int, float], ...]  # (step, value) of the objective
+    values: Sequence[float] | None
+    asked_seq: int
+    told_seq: int | None  # given exactly for terminal states
+
+
+class Proposer:
+    """Asks Optuna what to try, and whether to go on. Not for use by several threads."""
+
+    def __init__(
+        self,
+        *,
+        study_name: str,
+        objectives: Sequence[Objective],
+        space: Space,
+        sampler: Component,
+        pruner: Component | None,
+    ) -> None:
+        """Build everything once and try it on two trials in memory; raises ProposalError for what cannot work."""
+        if len(objectives) > 1 and pruner is not None:
+            raise ProposalError(f"search.pruner: {pruner.name} cannot compare several objectives; remove it")
+        self._study_name = study_name
+        self._directions = [objective.direction for objective in objectives]
+        self._space = space
+        self._sampler = sampler
+        self._pruner = pruner
+        # Without a seed of the user's, the study's name is one: it is the same after a restart.
+        self._default_seed = zlib.crc32(study_name.encode())
+        self._exhaustible = sampler.name in EXHAUSTIBLE
+        self._paused_as = _paused_as(sampler)
+        self._ask_trial = make_space(space)
+        self._study: ViewStudy
+        self._log_level = optuna.logging.WARNING
+        self._try_out()
+        self._log_level = optuna.logging.ERROR
+        self.rebuild((), {})
+
+    @property
+    def study(self) -> optuna.Study:
+        """The view as Optuna's own study, for plots and importances; to be read only."""
+        return self._study
+
+    def rebuild(self, rows: Sequence[ViewTrial], study_attrs: Mapping[str, Json]) -> None:
+        """Make the view anew from all recorded trials, in the order in which they were asked for and told."""
+        with _quiet(self._log_level):
+            pruner = make_pruner(self._pruner, study_attrs)
+            self._study = new_view(self._study_name, self._directions, pruner, self._paused_as)
+            for key, value in study_attrs.items():
+                self._storage.set_study_system_attr(self._study_id, key, value)
+            for row, told in _in_order(rows):
+                if told:
+                    values = _told_values(row, len(self._directions))
+                    self._storage.set_trial_state_values(row.number, _END[row.state], values)
+                else:
+                    self._restore(row)
+            self._storage.paused = {row.number for row in rows if row.state is TrialState.PAUSED}
+
+    def ask(self, number: int) -> Proposal | None:
+        """Propose trial `number`, the one after the newest; None when the space is exhausted (Grid, BruteForce)."""
+        study, storage = self._study, self._storage
+        before = storage.get_study_system_attrs(self._study_id)
+        with _quiet(self._log_level):
+            study.sampler = self._make_sampler(number)
+            try:
+                newest = self._ask_trial(study).number
+            except Exception as error:
+                raise ProposalError(f"{self._culprit()} failed: {type(error).__name__}: {error}") from error
+        assert newest == number, f"asked for trial {number}, the view is at {newest}"
+        frozen = storage.get_trial(number)
+        self._check(frozen)
+        if self._exhaustible and self._repeats(frozen):
+            storage.take_back_newest(self._study_id)
+            return None
+        self._mark_optimizer(frozen)
+        return Proposal(
+            number=number,
+            params={name: _plain(value) for name, value in frozen.params.items()},
+            distributions=_distributions_to_json(frozen.distributions),
+            attrs=self._stored_attrs(number, {}),
+            study_attrs=_added(before, storage.get_study_system_attrs(self._study_id)),
+        )
+
+    def report(self, number: int, step: int, value: float) -> Verdict:
+        """Add the value of one step and ask the pruner about it: once per step, in order."""
+        attrs, study_attrs = self._attrs(number)
+        self.replay(number, step, value)
+        with _quiet(self._log_level):
+            prune = bool(self._study.pruner.prune(self._study, self._storage.get_trial(number)))
+        self._remember_guesses()
+        delta = self._delta(number, attrs, study_attrs)
+        return Verdict(prune, delta.attrs, delta.study_attrs)
+
+    def replay(self, number: int, step: int, value: float) -> None:
+        """Add or replace the value of a step whose verdict is already stored: the pruner is not asked."""
+        assert math.isfinite(value), f"trial {number} step {step}: {value} must not reach the sampler"
+        self._storage.set_trial_intermediate_value(number, step, float(value))
+
+    def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> Delta:
+        """End a trial; `values`, one per objective and finite, exactly if it succeeded."""
+        assert (values is not None) == (state is TrialState.SUCCEEDED), f"trial {number}: {state} with {values}"
+        assert all(math.isfinite(value) for value in values or ()), f"trial {number}: {values} must be told as failed"
+        attrs, study_attrs = self._attrs(number)
+        self._storage.paused.discard(number)
+        with _quiet(self._log_level):
+            self._study.tell(number, None if values is None else list(values), _END[state])
+        return self._delta(number, attrs, study_attrs)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _storage(self) -> ViewStorage:
+        return self._study.storage
+
+    @property
+    def _study_id(self) -> int:
+        return 0  # the only study of its storage
+
+    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._sampler, self._space, number, self._default_seed)
+
+    def _try_out(self) -> None:
+        """Two whole trials, so that a sampler that does not fit the space is found now and not in mid-sweep."""
+        try:
+            self.rebuild((), {})
+            for number in range(2):
+                if self.ask(number) is None:
+                    return
+                self.report(number, 1, 0.0)
+                self.tell(number, TrialState.SUCCEEDED, [0.0] * len(self._directions))
+        except ProposalError:
+            raise
+        except Exception as error:
+            raise ProposalError(f"search: {type(error).__name__}: {error}") from error
+
+    def _culprit(self) -> str:
+        if isinstance(self._space, tuple):
+            return f"search.sampler: {self._sampler.name} on this space"
+        return f"space: {self._space.function} of {self._space.path}"
+
+    def _check(self, trial: FrozenTrial) -> None:
+        if not trial.params:
+            raise ProposalError(f"{self._culprit()} suggested no parameter")
+        for name, value in trial.params.items():
+            require_inside(name, value, trial.distributions[name])
+
+    def _repeats(self, trial: FrozenTrial) -> bool:
+        """What Grid and BruteForce propose when nothing new is left: points that were proposed before."""
+        earlier = self._storage.get_all_trials(self._study_id, deepcopy=False)[:-1]
+        return any(other.params == trial.params for other in earlier)
+
+    def _mark_optimizer(self, trial: FrozenTrial) -> None:
+        if any(map(_is_optimizer, trial.system_attrs)):
+            self._storage.set_trial_system_attr(trial.number, _OPTIMIZER_MARK, True)
+
+    def _restore(self, row: ViewTrial) -> None:
+        attrs = dict(row.attrs)
+        if _OPTIMIZER_MARK in attrs:
+            attrs |= self._optimizer_again(row.number)
+        distributions = _distributions_from_json(row.distributions)
+        trial = running_trial(row.params, distributions, attrs, row.points)
+        number = self._storage.create_new_trial(self._study_id, trial)
+        assert number == row.number, f"trial {row.number} is recorded, trial {number} is missing"
+
+    def _optimizer_again(self, number: int) -> dict[str, Json]:
+        """The pickled optimizer that this ask left behind, from the view as it was at that moment."""
+        self._study.sampler = self._make_sampler(number)
+        _ = self._study.ask().relative_params  # it is drawn when first read
+        attrs = self._storage.get_trial(number).system_attrs
+        self._storage.take_back_newest(self._study_id)
+        return {key: value for key, value in attrs.items() if _is_optimizer(key)}
+
+    def _remember_guesses(self) -> None:
+        known = self._storage.get_study_system_attrs(self._study_id)
+        for key, value in guesses(self._study.pruner).items():
+            if known.get(key) != value:
+                self._storage.set_study_system_attr(self._study_id, key, value)
+
+    def _attrs(self, number: int) -> tuple[Mapping[str, Json], Mapping[str, Json]]:
+        # The storage replaces these dicts and never changes them, so holding on to them is a snapshot.
+        return self._storage.get_trial(number).system_attrs, self._storage.get_study_system_attrs(self._study_id)
+
+    def _stored_attrs(self, number: int, before: Mapping[str, Json]) -> dict[str, Json]:
+        added = _added(before, self._storage.get_trial(number).system_attrs)
+        return {key: value for key, value in added.items() if not _is_optimizer(key)}
+
+    def _delta(self, number: int, attrs: Mapping[str, Json], study_attrs: Mapping[str, Json]) -> Delta:
+        study_now = self._storage.get_study_system_attrs(self._study_id)
+        return Delta(self._stored_attrs(number, attrs), _added(study_attrs, study_now))
+
+
+def _paused_as(sampler: Component) -> Seen:
+    """How a trial that rests at a rung is shown: to those who skip PRUNED trials it would be unknown."""
+    inner = sampler.arguments.get("base_sampler", {})
+    names = (sampler.name, inner.get("name") if isinstance(inner, dict) else inner)
+    return Seen.COMPLETE if any(name in names for name in IGNORES_PRUNED) else Seen.PRUNED
+
+
+def _in_order(rows: Sequence[ViewTrial]) -> list[tuple[ViewTrial, bool]]:
+    """Asks and tells as they happened: (row, whether this is its tell)."""
+    moments = []
+    for row in rows:
+        assert row.state.terminal == (row.told_seq is not None), f"trial {row.number}: {row.state}, told {row.told_seq}"
+        moments.append((row.asked_seq, row.number, False, row))
+        if row.told_seq is not None:
+            moments.append((row.told_seq, row.number, True, row))
+    moments.sort(key=lambda moment: moment[:3])
+    return [(row, told) for _, _, told, row in moments]
+
+
+def _told_values(row: ViewTrial, objectives: int) -> list[float] | None:
+    """As `tell` leaves them: a pruned trial has its last reported value."""
+    match row.state:
+        case TrialState.SUCCEEDED:
+            assert row.values is not None, f"trial {row.number} succeeded without a value"
+            return [float(value) for value in row.values]
+        case TrialState.PRUNED if row.points and objectives == 1:
+            return [float(max(row.points)[1])]
+        case _:
+            return None
+
+
+def _plain(value: ParamValue) -> ParamValue:
+    return float(value) if isinstance(value, float) else value  # numpy's float is one too
+
+
+def _is_optimizer(key: str) -> bool:
+    return ":optimizer:" in key
+
+
+def _added(before: Mapping[str, Json], after: Mapping[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in after.items() if key not in before or before[key] != value}
+
+
+def _distributions_to_json(distributions: Mapping[str, BaseDistribution]) -> str:
+    return json.dumps({name: json.loads(distribution_to_json(it)) for name, it in distributions.items()})
+
+
+@lru_cache(maxsize=256)
+def _distributions_from_json(text: str) -> dict[str, BaseDistribution]:
+    return {name: json_to_distribution(json.dumps(it)) for name, it in json.loads(text).items()}
+
+
+@contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    """Keep Optuna from repeating itself: a sampler made anew for each trial would warn as often.
+
+    Its log is heard once, when the proposer is made. Experimental samplers are chosen by name, so their warnings, which
+    are exceptions to users of `-W error`, say nothing new.
+    """
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,102 @@
+"""The Optuna study that proposes: a view of our rows, kept in memory.
+
+It exists because a study in memory costs milliseconds a cycle where Optuna's own database costs hundreds, and because
+two things of ours have no place in Optuna: a proposal that is taken back, and a trial that is paused.
+
+Rules: trials stand in order of their numbers and a trial's id is its number. Nothing is ever unpickled from a
+database. The private names of `InMemoryStorage` are touched in this module only.
+"""
+
+import copy
+from collections.abc import Container, Mapping, Sequence
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.model import Json, ParamValue
+
+
+class ViewStorage(InMemoryStorage):
+    """Optuna's storage in memory, which can also take back the newest trial and show trials as paused.
+
+    `paused` holds the numbers of trials that rest at a rung. They are unfinished and stay so, since Optuna reopens
+    nothing; whoever reads the list of trials sees them as `paused_as` with their last value, or else the sampler would
+    take the best trials for ones of which nothing is known.
+    """
+
+    def __init__(self, paused_as: TrialState) -> None:
+        super().__init__()
+        self.paused: set[int] = set()
+        self._paused_as = paused_as
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,  # noqa: FBT001, FBT002 - Optuna's signature
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        if not self.paused or states == (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
+        shown = [self._shown(trial) for trial in super().get_all_trials(study_id, deepcopy=False)]
+        wanted = shown if states is None else [trial for trial in shown if trial.state in states]
+        return copy.deepcopy(wanted) if deepcopy else wanted
+
+    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.number not in self.paused or trial.last_step is None:
+            return trial
+        shown = copy.copy(trial)
+        shown.state = self._paused_as
+        shown.values = [trial.intermediate_values[trial.last_step]]
+        shown.datetime_complete = trial.datetime_start
+        return shown
+
+    def take_back_newest(self, study_id: int) -> None:
+        """Forget the newest trial as if it had never been asked for."""
+        trial = self._studies[study_id].trials.pop()
+        del self._trial_id_to_study_id_and_number[trial._trial_id]  # noqa: SLF001 - Optuna has no public id
+        self._max_trial_id -= 1
+
+
+class ViewStudy(optuna.Study):
+    """A study whose end is decided by us.
+
+    Grid and BruteForce call `stop` when they are told their last point, which raises outside of `optimize`; `ask` says
+    by itself when nothing is left.
+    """
+
+    def stop(self) -> None:
+        pass
+
+    @property
+    def storage(self) -> ViewStorage:
+        storage = self._storage
+        assert isinstance(storage, ViewStorage)
+        return storage
+
+
+def new_view(
+    study_name: str, directions: Sequence[str], pruner: optuna.pruners.BasePruner, paused_as: TrialState
+) -> ViewStudy:
+    """An empty view. The sampler is set before each ask."""
+    storage = ViewStorage(paused_as)
+    storage.create_new_study([StudyDirection[direction.upper()] for direction in directions], study_name)
+    return ViewStudy(study_name=study_name, storage=storage, sampler=optuna.samplers.RandomSampler(), pruner=pruner)
+
+
+def running_trial(
+    params: Mapping[str, ParamValue],
+    distributions: Mapping[str, BaseDistribution],
+    attrs: Mapping[str, Json],
+    points: Sequence[tuple[int, float]],
+) -> FrozenTrial:
+    """A trial in flight, to be added to a view. Its times are those of the view, not of the trial."""
+    return optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        params=dict(params),
+        distributions=dict(distributions),
+        system_attrs=dict(attrs),
+        intermediate_values=dict(points),
+    )

@@ -1,0 +1,380 @@
+"""What is recorded: studies, trials, attempts, runs, metrics, events and requests, in one SQL database.
+
+Our rows are the only truth. The engine writes through `commit` alone: everything that one of its steps decides, with
+the events that say so, in one short transaction under the fencing number of its lease, or nothing of it.
+
+Rules: a guarded row changes only from the state and version that the caller saw (`StoreConflict` otherwise). No time
+is read here; moments come from the caller. A lease is taken by comparing and setting. A request (`set`, `stop`,
+`cancel`) is written outside the fence. A read is one transaction with a fixed number of statements, however many
+trials there are. A broken constraint is a bug of ours and crashes. Beside this module only `tables`, `store_schema`
+and `store_rows` know SQLAlchemy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from tuner import store_rows as rows
+from tuner import store_schema, tables
+from tuner.model import (
+    Attempt,
+    Change,
+    Event,
+    Holder,
+    Json,
+    Lease,
+    Point,
+    Request,
+    Run,
+    Study,
+    Summary,
+    Trial,
+    TrialState,
+)
+from tuner.store_schema import StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
+
+__all__ = [
+    "LeaseHeld",
+    "LeaseLost",
+    "Store",
+    "StoreConflict",
+    "StoreError",
+    "StoreTooNew",
+    "StoreUnreachable",
+    "StudyExists",
+    "StudyNotFound",
+    "current",
+    "masked",
+    "upgrade",
+]
+
+_S, _T, _A, _R = tables.studies.c, tables.trials.c, tables.attempts.c, tables.runs.c
+_P, _E, _Q = tables.points.c, tables.events.c, tables.requests.c
+_Guarded = Study | Trial | Attempt
+
+
+class StoreConflict(StoreError):  # noqa: N818 - these say what is the matter
+    """A row is not as the caller saw it: what was decided from it is void."""
+
+
+class LeaseLost(StoreError):  # noqa: N818
+    """Another engine has taken the study over: this one must neither write nor act any more."""
+
+
+class StudyExists(StoreError):  # noqa: N818
+    """The name is taken."""
+
+
+class StudyNotFound(StoreError):  # noqa: N818
+    """No such study."""
+
+
+class LeaseHeld(StoreError):  # noqa: N818
+    """Another engine drives the study."""
+
+    def __init__(self, study_id: int, holder: Holder, expires_at: datetime) -> None:
+        super().__init__(f"study {study_id} is driven by {holder}, whose lease runs until {expires_at:%H:%M:%S} UTC")
+        self.holder = holder
+        self.expires_at = expires_at
+
+
+class Store:
+    """One database. A file's may be shared between threads, one in memory may not; each process opens its own."""
+
+    def __init__(self, url: str, engine: sa.Engine) -> None:
+        self.url = url
+        self.masked = masked(url)
+        self._reader = engine
+        self._writer = store_schema.for_writing(engine)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """The store at `url`, created and migrated if need be. Errors: StoreUnreachable, StoreTooNew."""
+        engine = store_schema.connect(url)
+        try:
+            store_schema.migrate(engine, masked(url))
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(url, engine)
+
+    def close(self) -> None:
+        self._reader.dispose()
+
+    # studies
+
+    def create_study(self, study: Study) -> Study:
+        """Record a new study; its id is drawn here. Errors: StudyExists."""
+        with self._writing() as connection:
+            if connection.scalar(sa.select(_S.id).where(_S.name == study.name)) is not None:
+                raise StudyExists(f"study {study.name!r} exists in {self.masked}")
+            statement = sa.insert(tables.studies).returning(_S.id)
+            return replace(study, id=connection.execute(statement, rows.dump_study(study)).scalar_one())
+
+    def study(self, name: str) -> Study:
+        """The study called `name`. Errors: StudyNotFound, naming the nearest."""
+        with self._reading() as connection:
+            row = connection.execute(rows.SELECT_STUDY.where(_S.name == name)).one_or_none()
+            if row is None:
+                known = list(connection.scalars(sa.select(_S.name)))
+                raise StudyNotFound(f"no study {name!r} in {self.masked}{store_schema.near(name, known)}")
+            return rows.load_study(row)
+
+    def study_by_id(self, study_id: int) -> Study:
+        with self._reading() as connection:
+            row = connection.execute(rows.SELECT_STUDY.where(_S.id == study_id)).one_or_none()
+        if row is None:
+            raise StudyNotFound(f"no study with id {study_id} in {self.masked}")
+        return rows.load_study(row)
+
+    def studies(self) -> list[Study]:
+        """All studies, in the order of their creation."""
+        return [rows.load_study(row) for row in self._read(rows.SELECT_STUDY)]
+
+    # the lease
+
+    def acquire(
+        self, study_id: int, holder: Holder, *, now: datetime, period_s: float, gone: Callable[[Holder], bool]
+    ) -> Lease:
+        """Become the writer of a study; the fence grows, so whoever held it before can write no more.
+
+        `gone` says that a holder is certainly dead (a process of this host). Errors: LeaseHeld.
+        """
+        while True:
+            study = self.study_by_id(study_id)
+            held, until = study.holder, study.lease_expires_at
+            if held is not None and until is not None and held != holder and until > now and not gone(held):
+                raise LeaseHeld(study_id, held, until)
+            lease = Lease(study_id=study_id, fence=study.fence + 1, expires_at=now + timedelta(seconds=period_s))
+            if self._take(study, lease, holder):
+                return lease
+
+    def renew(self, lease: Lease, *, now: datetime, period_s: float) -> Lease:
+        """Prolong a lease, and show a sign of life. Errors: LeaseLost."""
+        renewed = replace(lease, expires_at=now + timedelta(seconds=period_s))
+        mine = sa.update(tables.studies).where(
+            _S.id == lease.study_id, _S.fence == lease.fence, _S.holder_pid.is_not(None)
+        )
+        with self._writing() as connection:
+            statement = mine.values(lease_expires_at=renewed.expires_at, last_tick_at=now)
+            if connection.execute(statement).rowcount != 1:
+                raise self._lost(lease)
+        return renewed
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back; the fence stays where it is. Does nothing where it was lost."""
+        mine = sa.update(tables.studies).where(_S.id == lease.study_id, _S.fence == lease.fence)
+        with self._writing() as connection:
+            connection.execute(mine.values(lease_expires_at=None, **rows.dump_holder(None)))
+
+    def _take(self, seen: Study, lease: Lease, holder: Holder) -> bool:
+        """Compare and set: false where anybody took or renewed the lease since it was seen."""
+        unchanged = (
+            _S.id == seen.id,
+            _S.fence == seen.fence,
+            _S.lease_expires_at.is_not_distinct_from(seen.lease_expires_at),
+        )
+        values = rows.dump_holder(holder) | {"fence": lease.fence, "lease_expires_at": lease.expires_at}
+        with self._writing() as connection:
+            return connection.execute(sa.update(tables.studies).where(*unchanged).values(values)).rowcount == 1
+
+    def _lost(self, lease: Lease) -> LeaseLost:
+        return LeaseLost(
+            f"the lease on study {lease.study_id} (fence {lease.fence}) was taken over or given back: "
+            f"this engine stops writing, jobs in flight go on under the new one"
+        )
+
+    # requests
+
+    def add_request(self, study_id: int, verb: str, values: Mapping[str, Json], who: str, now: datetime) -> Request:
+        """Leave a wish for the engine; needs no lease."""
+        row = {"study_id": study_id, "verb": verb, "values": values, "who": who, "at": now}
+        with self._writing() as connection:
+            drawn = connection.execute(sa.insert(tables.requests).returning(_Q.id), row).scalar_one()
+        return Request(id=drawn, verb=verb, values=values, who=who, at=now)
+
+    def pending_requests(self, study_id: int) -> list[Request]:
+        """Requests that no change has applied yet, oldest first."""
+        statement = rows.SELECT_REQUEST.where(_Q.study_id == study_id, _Q.applied_at.is_(None))
+        return [rows.load(Request, row) for row in self._read(statement)]
+
+    # the engine's one way to write
+
+    def commit(self, lease: Lease, change: Change, *, now: datetime) -> None:
+        """Write a change whole, or nothing of it. Errors: LeaseLost, StoreConflict, StoreUnreachable."""
+        study_id = lease.study_id
+        with self._writing() as connection:
+            self._check_lease(connection, lease, change.events)
+            if change.study is not None:
+                self._update(connection, study_id, (change.study,))
+            self._insert(connection, study_id, tables.trials, change.new_trials)
+            self._update(connection, study_id, change.trials)
+            # ends before beginnings: a trial's next attempt may be recorded with the end of the one before
+            self._update(connection, study_id, change.attempts)
+            self._insert(connection, study_id, tables.attempts, change.new_attempts)
+            self._replace(connection, study_id, tables.runs, change.runs)
+            self._replace(connection, study_id, tables.points, change.points)
+            self._insert(connection, study_id, tables.events, change.events)
+            self._applied(connection, study_id, change.requests, now)
+
+    def _check_lease(self, connection: sa.Connection, lease: Lease, events: Sequence[Event]) -> None:
+        """The row lock on the study (the write lock, on SQLite) makes this hold until the commit."""
+        last = sa.select(sa.func.max(_E.seq)).where(_E.study_id == lease.study_id).scalar_subquery()
+        statement = sa.select(_S.fence, _S.holder_pid, last).where(_S.id == lease.study_id).with_for_update()
+        row = connection.execute(statement).one_or_none()
+        if row is None or row[0] != lease.fence or row[1] is None:
+            raise self._lost(lease)
+        due = (row[2] or 0) + 1
+        if [event.seq for event in events] != list(range(due, due + len(events))):
+            raise StoreConflict(f"study {lease.study_id}: its next event is {due}, not {events[0].seq}")
+
+    def _update(self, connection: sa.Connection, study_id: int, pairs: Sequence[tuple[_Guarded, _Guarded]]) -> None:
+        if not pairs:
+            return
+        kind = type(pairs[0][0])
+        statement = {Study: rows.UPDATE_STUDY, Trial: rows.UPDATE_TRIAL, Attempt: rows.UPDATE_ATTEMPT}[kind]
+        of_study = {} if kind is Study else {"was_study_id": study_id}
+        if connection.execute(statement, [rows.dump_change(*pair) | of_study for pair in pairs]).rowcount != len(pairs):
+            raise StoreConflict(self._culprit(connection, study_id, pairs))
+
+    def _culprit(self, connection: sa.Connection, study_id: int, pairs: Sequence[tuple[_Guarded, _Guarded]]) -> str:
+        """Which of the updates met no row, in words; slow, but it is the way out."""
+        for before, after in pairs:
+            found = connection.execute(rows.state_of(study_id, before)).one_or_none()
+            if found is None or tuple(found) != (after.state, after.version):
+                what = f"{type(before).__name__.lower()} {'/'.join(map(str, rows.key_of(before)))} of study {study_id}"
+                now = "is not there" if found is None else f"is {found[0]}, version {found[1]}"
+                return (
+                    f"{what} was {before.state}, version {before.version}, and {now}: decide again from what is stored"
+                )
+        return f"study {study_id} was changed by another writer: decide again from what is stored"
+
+    def _insert(
+        self, connection: sa.Connection, study_id: int, table: sa.Table, records: Sequence[Trial | Attempt | Event]
+    ) -> None:
+        if records:
+            connection.execute(sa.insert(table), [rows.dump(study_id, record) for record in records])
+
+    def _replace(
+        self, connection: sa.Connection, study_id: int, table: sa.Table, records: Sequence[Run | Point]
+    ) -> None:
+        if records:
+            statement = rows.upsert(table, connection.dialect.name)
+            connection.execute(statement, [rows.dump(study_id, record) for record in records])
+
+    def _applied(self, connection: sa.Connection, study_id: int, requests: Sequence[Request], now: datetime) -> None:
+        if not requests:
+            return
+        pending = (_Q.study_id == study_id, _Q.id.in_([r.id for r in requests]), _Q.applied_at.is_(None))
+        done = connection.execute(sa.update(tables.requests).where(*pending).values(applied_at=now))
+        if done.rowcount != len(requests):
+            raise StoreConflict(f"study {study_id}: a request was applied already: read the pending ones again")
+
+    # reads
+
+    def live(self, study_id: int) -> list[tuple[Trial, tuple[Attempt, ...], tuple[Run, ...]]]:
+        """The trials that have not ended, with all their attempts and runs."""
+        unfinished = sa.select(_T.number).where(_T.study_id == study_id, _T.finished_at.is_(None))
+        with self._reading() as connection:
+            found = connection.execute(rows.SELECT_TRIAL.where(_T.study_id == study_id, _T.finished_at.is_(None)))
+            trials = [rows.load_trial(row) for row in found]
+            found = connection.execute(rows.SELECT_ATTEMPT.where(_A.study_id == study_id, _A.trial.in_(unfinished)))
+            attempts = _by_trial([rows.load(Attempt, row) for row in found])
+            found = connection.execute(rows.SELECT_RUN.where(_R.study_id == study_id, _R.trial.in_(unfinished)))
+            runs = _by_trial([rows.load(Run, row) for row in found])
+        return [(trial, attempts.get(trial.number, ()), runs.get(trial.number, ())) for trial in trials]
+
+    def trials(self, study_id: int, *, numbers: Sequence[int] | None = None) -> list[Trial]:
+        """Trials by number."""
+        statement = rows.SELECT_TRIAL.where(_T.study_id == study_id)
+        if numbers is not None:
+            statement = statement.where(_T.number.in_(numbers))
+        return [rows.load_trial(row) for row in self._read(statement)]
+
+    def attempts(self, study_id: int, *, trial: int | None = None) -> list[Attempt]:
+        """Attempts by trial and number."""
+        where = [_A.study_id == study_id] + ([] if trial is None else [_A.trial == trial])
+        return [rows.load(Attempt, row) for row in self._read(rows.SELECT_ATTEMPT.where(*where))]
+
+    def runs(self, study_id: int, *, trial: int | None = None) -> list[Run]:
+        """Runs by trial, attempt and number."""
+        where = [_R.study_id == study_id] + ([] if trial is None else [_R.trial == trial])
+        return [rows.load(Run, row) for row in self._read(rows.SELECT_RUN.where(*where))]
+
+    def points(self, study_id: int, *, trial: int | None = None, name: str | None = None) -> list[Point]:
+        """Metrics by trial, step and name."""
+        where = [_P.study_id == study_id]
+        where += [] if trial is None else [_P.trial == trial]
+        where += [] if name is None else [_P.name == name]
+        return [rows.load(Point, row) for row in self._read(rows.SELECT_POINT.where(*where))]
+
+    def events(
+        self, study_id: int, *, trial: int | None = None, after_seq: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        """Events in their order; the first `limit` beyond `after_seq`."""
+        where = [_E.study_id == study_id, _E.seq > after_seq] + ([] if trial is None else [_E.trial == trial])
+        return [rows.load(Event, row) for row in self._read(rows.SELECT_EVENT.where(*where).limit(limit))]
+
+    def last_seq(self, study_id: int) -> int:
+        """The last event's number, 0 where there is none."""
+        return self._scalar(sa.select(sa.func.max(_E.seq)).where(_E.study_id == study_id)) or 0
+
+    def trial_count(self, study_id: int) -> int:
+        return self._scalar(sa.select(sa.func.count()).where(_T.study_id == study_id)) or 0
+
+    def best(self, study_id: int, *, maximize: bool, limit: int = 1) -> list[Trial]:
+        """The succeeded trials of the best first value; the earlier one where they are equal."""
+        order = _T.value.desc() if maximize else _T.value
+        succeeded = (_T.study_id == study_id, _T.state == TrialState.SUCCEEDED)
+        statement = rows.SELECT_TRIAL.where(*succeeded).order_by(None).order_by(order, _T.number).limit(limit)
+        return [rows.load_trial(row) for row in self._read(statement)]
+
+    def oldest_live_submission(self, study_id: int) -> datetime | None:
+        """No job of a live attempt was created before; that of the intent where the job's own is not known yet."""
+        since = sa.func.coalesce(_A.submitted_at, _A.created_at)
+        found: datetime | None = self._scalar(
+            sa.select(sa.func.min(since)).where(_A.study_id == study_id, _A.ended_at.is_(None))
+        )
+        return found
+
+    def summary(self, study_id: int) -> Summary:
+        """The study in figures. A reservation counts until the attempt's final figure is there; so does an estimate."""
+        with self._reading() as connection:
+            counts = connection.execute(rows.COUNT_TRIALS, {"study": study_id}).all()
+            attempts = connection.execute(rows.SUM_ATTEMPTS, {"study": study_id}).mappings().one()
+            runs = connection.execute(rows.SUM_RUNS, {"study": study_id}).mappings().one()
+        by_state = dict.fromkeys(TrialState, 0) | {row[0]: row[1] for row in counts}
+        lost_work_s = float(runs["lost_work_s"] or 0.0)
+        whole = {k: int(v or 0) for k, v in (*attempts.items(), *runs.items()) if k != "lost_work_s"}
+        return Summary(trials=by_state, lost_work_s=lost_work_s, **whole)
+
+    # transactions
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with store_schema.translated(self.masked), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with store_schema.translated(self.masked), self._writer.begin() as connection:
+            yield connection
+
+    def _read(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        with self._reading() as connection:
+            return connection.execute(statement).all()
+
+    def _scalar(self, statement: sa.Select[Any]) -> Any:  # noqa: ANN401 - what the statement selects
+        with self._reading() as connection:
+            return connection.scalar(statement)
+
+
+def _by_trial(records: Sequence[Any]) -> dict[int, tuple[Any, ...]]:
+    """Records, ordered by trial, under their trials' numbers."""
+    return {trial: tuple(group) for trial, group in groupby(records, key=attrgetter("trial"))}

@@ -1,0 +1,327 @@
+"""The JSON documents of the reading verbs, as pure functions of what the store holds.
+
+One place says what a study looks like from outside, so that the command line, the Python API and later the web show the
+same figures under the same keys.
+
+Rules: keys are a contract and only grow. A value that is not known is None, never 0, and so is a number that JSON
+cannot carry (NaN, infinity). Times are ISO 8601 in UTC. `spend_usd` is finals only; what runs is `estimated_usd`. Each
+view costs a few bounded statements, never one a trial.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
+
+from tuner.model import Attempt, Event, Holder, Json, Run, RunEnd, Study, Trial, TrialState
+from tuner.spec import StudySpec, from_json
+from tuner.verbs import Exit, UserError
+
+if TYPE_CHECKING:
+    from tuner.store import Store
+
+View: TypeAlias = dict[str, Json]
+
+_MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """A trial with everything made for it."""
+
+    trial: Trial
+    attempts: tuple[Attempt, ...]
+    runs: tuple[Run, ...]
+
+
+def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[Holder], bool] | None = None) -> View:
+    """The document of `tuner status STUDY`; `gone` says that a holder of this host is certainly dead."""
+    spec, summary = from_json(study.spec), store.summary(study.id)
+    counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
+    spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
+    return {
+        "study": study.name,
+        "owner": study.owner,
+        "state": study.state.value,
+        "backend": study.backend,
+        "simulated": simulated(study),
+        "created_at": iso(study.created_at),
+        "engine": _engine(study, now, gone),
+        "trials": {"total": spec.trials, **counts},
+        "parallel": spec.parallel,
+        "attempts": summary.attempts,
+        "in_flight": summary.live_attempts,
+        "interruptions": summary.interruptions,
+        "runs": summary.runs,
+        "resumed_runs": summary.resumed_runs,
+        "restarted_from_zero": summary.restarted_from_zero,
+        "never_checkpointed": summary.never_checkpointed,
+        "objectives": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.objectives],
+        "best": _best(store, study, spec),
+        "spend_usd": spend,
+        "estimated_usd": usd(summary.estimated_microusd),
+        "reserved_usd": usd(summary.reserved_microusd),
+        "on_demand_usd": on_demand,
+        "saved_pct": saved_pct(summary.spend_microusd, summary.on_demand_microusd),
+        "lost_work_s": summary.lost_work_s,
+        "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
+        "deadline": _deadline(study, spec),
+        "warnings": list(study.warnings),
+    }
+
+
+def summary_view(store: "Store", study: Study, now: datetime) -> View:
+    """What is said at the end of `launch` and `resume`: the status, and the steps that runs resumed from."""
+    steps = sorted(run.resumed_from_step for run in store.runs(study.id) if run.resumed_from_step is not None)
+    return {**status_view(store, study, now), "resumed_from_steps": list[Json](steps)}
+
+
+def trials_view(store: "Store", study: Study) -> list[View]:
+    """The document of `tuner trials STUDY`: one entry a trial, by number."""
+    return [trial_row(record) for record in trial_records(store, study.id)]
+
+
+def show_view(store: "Store", study: Study, number: int) -> View:
+    """The document of `tuner show STUDY TRIAL`: the whole story. Raises UserError for a number never proposed."""
+    found = store.trials(study.id, numbers=[number])
+    if not found:
+        count = store.trial_count(study.id)
+        have = f"it has trials 0 to {count - 1}" if count else "nothing was proposed yet"
+        raise UserError(f"study {study.name} has no trial {number}: {have}", Exit.USAGE)
+    attempts, runs = store.attempts(study.id, trial=number), store.runs(study.id, trial=number)
+    metrics: dict[str, list[Json]] = defaultdict(list)
+    for point in store.points(study.id, trial=number):
+        metrics[point.name].append({"step": point.step, "value": finite(point.value), "at": iso(point.at)})
+    return {
+        "study": study.name,
+        "simulated": simulated(study),
+        "trial": trial_row(TrialRecord(trial=found[0], attempts=tuple(attempts), runs=tuple(runs))),
+        "attempts": [attempt_view(attempt, runs) for attempt in attempts],
+        "metrics": dict(metrics),
+        "events": [_event_view(event) for event in store.events(study.id, trial=number)],
+    }
+
+
+def best_view(store: "Store", study: Study, limit: int = 1) -> list[View]:
+    """The document of `tuner best STUDY`: entries as of `trials_view`, best first.
+
+    With several objectives: the trials that no other beats in all of them, by number.
+    """
+    numbers = [trial.number for trial in best_trials(store, study, from_json(study.spec), limit)]
+    if not numbers:
+        return []
+    records = {record.trial.number: record for record in trial_records(store, study.id, numbers)}
+    return [trial_row(records[number]) for number in numbers]
+
+
+def trial_records(store: "Store", study_id: int, numbers: Sequence[int] | None = None) -> list[TrialRecord]:
+    """All trials, or those of `numbers`, with their attempts and runs: three statements."""
+    attempts, runs = defaultdict(list), defaultdict(list)
+    for attempt in store.attempts(study_id):
+        attempts[attempt.trial].append(attempt)
+    for run in store.runs(study_id):
+        runs[run.trial].append(run)
+    return [
+        TrialRecord(trial=trial, attempts=tuple(attempts[trial.number]), runs=tuple(runs[trial.number]))
+        for trial in store.trials(study_id, numbers=numbers)
+    ]
+
+
+def best_trials(store: "Store", study: Study, spec: StudySpec, limit: int) -> list[Trial]:
+    """The best succeeded trials, or the Pareto front of a study with several objectives."""
+    signs = [1 if goal.direction == "maximize" else -1 for goal in spec.objectives]
+    if len(signs) == 1:
+        return store.best(study.id, maximize=signs[0] > 0, limit=limit)
+    succeeded = [trial for trial in store.trials(study.id) if trial.state is TrialState.SUCCEEDED and trial.values]
+    gains = {trial.number: tuple(s * v for s, v in zip(signs, trial.values or (), strict=True)) for trial in succeeded}
+    return [t for t in succeeded if not any(_dominates(gain, gains[t.number]) for gain in gains.values())][:limit]
+
+
+def trial_row(record: TrialRecord) -> View:
+    """One entry of `trials --json`."""
+    trial, attempts = record.trial, record.attempts
+    last = attempts[-1] if attempts else None
+    values = [finite(value) for value in trial.values] if trial.values is not None else None
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "reason": trial.reason,
+        "value": values[0] if values is not None and len(values) == 1 else None,
+        "values": list(values) if values is not None else None,
+        "last_value": finite(trial.last_value),
+        "params": {name: _param(value) for name, value in trial.params.items()},
+        "step": trial.last_step,
+        "pruned_at_step": trial.pruned_at_step,
+        "attempts": trial.attempts,
+        "faults": trial.faults,
+        "interruptions": sum(attempt.interruptions for attempt in attempts),
+        "runs": [_run_view(run) for run in record.runs],
+        "jobs": [_job_view(attempt) for attempt in attempts],
+        "instance": last.instance_type if last else None,
+        "capacity": _capacity(last) if last else None,
+        "billable_s": total(attempt.billable_s for attempt in attempts),
+        "training_s": total(attempt.training_s for attempt in attempts),
+        "lost_work_s": lost_work_s(record.runs),
+        "spend_usd": usd(total(attempt.spend_microusd for attempt in attempts)),
+        "estimated": any(attempt.live for attempt in attempts),
+        "estimated_usd": usd(sum(attempt.estimated_microusd for attempt in attempts if attempt.live)),
+        "on_demand_usd": usd(total(attempt.on_demand_microusd for attempt in attempts)),
+        "checkpoint_prefix": trial.prefix,
+        "model_uri": next((a.model_uri for a in reversed(attempts) if a.model_uri), None),
+        "bundle": trial.bundle_uri,
+        "created_at": iso(trial.created_at),
+        "finished_at": iso(trial.finished_at),
+        "due_at": iso(trial.due_at),
+    }
+
+
+def lost_work_s(runs: Iterable[Run]) -> float | None:
+    """Training that was done again. None when runs were cut and for none of them the loss is known yet."""
+    cut = [run.lost_work_s for run in runs if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED)]
+    known = [loss for loss in cut if loss is not None]
+    return None if cut and not known else math.fsum(known)
+
+
+def total(amounts: Iterable[int | None]) -> int | None:
+    """The sum of what is known; None where there is something and nothing of it is known yet."""
+    items = list(amounts)
+    known = [amount for amount in items if amount is not None]
+    return None if items and not known else sum(known)
+
+
+def simulated(study: Study) -> bool:
+    """Dollars of a local study are list prices that nobody pays."""
+    return study.backend == "local"
+
+
+def saved_pct(spend_microusd: int, on_demand_microusd: int) -> float | None:
+    """What spot saved of the on-demand price, in percent; None before anything was billed."""
+    if on_demand_microusd <= 0:
+        return None
+    return round(100 * (1 - spend_microusd / on_demand_microusd), 2)
+
+
+def usd(microusd: int | None) -> float | None:
+    return None if microusd is None else microusd / _MICRO
+
+
+def finite(value: float | None) -> float | None:
+    """The value if JSON can carry it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def iso(moment: datetime | None) -> str | None:
+    """ISO 8601 in UTC with a Z, as the job service writes it."""
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
+def _engine(study: Study, now: datetime, gone: Callable[[Holder], bool] | None) -> View:
+    holder = study.holder
+    leased = holder is not None and study.lease_expires_at is not None and study.lease_expires_at > now
+    dead = holder is not None and gone is not None and gone(holder)
+    return {
+        "host": holder.host if holder else None,
+        "pid": holder.pid if holder else None,
+        "last_tick": iso(study.last_tick_at),
+        "alive": leased and not dead,
+    }
+
+
+def _best(store: "Store", study: Study, spec: StudySpec) -> Json:
+    several = len(spec.objectives) > 1
+    best = best_trials(store, study, spec, spec.trials if several else 1)
+    entries: list[Json] = [_best_entry(trial, several=several) for trial in best]
+    return entries if several else next(iter(entries), None)
+
+
+def _best_entry(trial: Trial, *, several: bool) -> View:
+    values = [finite(value) for value in trial.values or ()]
+    shown: View = {"values": list(values)} if several else {"value": values[0]}
+    return {"number": trial.number, **shown, "params": {k: _param(v) for k, v in trial.params.items()}}
+
+
+def _deadline(study: Study, spec: StudySpec) -> str | None:
+    if spec.budget.deadline_s is None:
+        return None
+    return iso(study.created_at + timedelta(seconds=spec.budget.deadline_s))
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _param(value: Json) -> Json:
+    return finite(value) if isinstance(value, float) else value
+
+
+def _capacity(attempt: Attempt) -> str:
+    return "spot" if attempt.spot else "on-demand"
+
+
+def _run_view(run: Run) -> View:
+    return {
+        "attempt": run.attempt,
+        "run": run.number,
+        "resumed_from_step": run.resumed_from_step,
+        "resume_step": run.resume_step,
+        "first_step": run.first_step,
+        "last_step": run.last_step,
+        "started": iso(run.started_at),
+        "ended": iso(run.ended_at),
+        "end": run.end.value if run.end else None,
+        "restarted_from_zero": run.restarted_from_zero,
+        "lost_work_s": run.lost_work_s,
+    }
+
+
+def _job_view(attempt: Attempt) -> View:
+    return {
+        "attempt": attempt.number,
+        "name": attempt.job_name,
+        "arn": attempt.arn,
+        "state": attempt.state.value,
+        "end": attempt.end.value if attempt.end else None,
+        "billable_s": attempt.billable_s,
+    }
+
+
+def attempt_view(attempt: Attempt, runs: Sequence[Run]) -> View:
+    return _job_view(attempt) | {
+        "reason": attempt.reason,
+        "stop_reason": attempt.stop_reason.value if attempt.stop_reason else None,
+        "instance": attempt.instance_type,
+        "instance_count": attempt.instance_count,
+        "capacity": _capacity(attempt),
+        "usd_per_hour": usd(attempt.rate_microusd_per_h),
+        "created_at": iso(attempt.created_at),
+        "submitted_at": iso(attempt.submitted_at),
+        "ended_at": iso(attempt.ended_at),
+        "interruptions": attempt.interruptions,
+        "restarts": attempt.restarts,
+        "refusals": attempt.refusals,
+        "startup_s": attempt.startup_s,
+        "training_s": attempt.training_s,
+        "upload_s": attempt.upload_s,
+        "lost_work_s": lost_work_s(run for run in runs if run.attempt == attempt.number),
+        "reserved_usd": usd(attempt.reserved_microusd),
+        "estimated_usd": usd(attempt.estimated_microusd) if attempt.live else None,
+        "spend_usd": usd(attempt.spend_microusd),
+        "on_demand_usd": usd(attempt.on_demand_microusd),
+        "runs": [_run_view(run) for run in runs if run.attempt == attempt.number],
+    }
+
+
+def _event_view(event: Event) -> View:
+    details: Mapping[str, Json] = event.details
+    return {
+        "seq": event.seq,
+        "kind": event.kind,
+        "attempt": event.attempt,
+        "before": event.before,
+        "after": event.after,
+        "recorded_at": iso(event.recorded_at),
+        "happened_at": iso(event.happened_at),
+        "details": dict(details),
+    }

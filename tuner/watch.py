@@ -1,0 +1,169 @@
+"""What an onlooker sees of a running study: events told as sentences, and the state after each tick.
+
+Rules: reads only. Interruptions of one commit are told together, since capacity leaves as a whole pool. Figures come
+from the database's own sums, and only after something was written.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from tuner.memory import Memory, Work
+from tuner.model import Event, Json, Study, Summary
+from tuner.spec_records import MICROUSD, Objective
+from tuner.store import Store
+from tuner.verbs import Display, EngineView, EventLine, LiveRow
+
+
+class DisplayWatcher:
+    """Feeds a display."""
+
+    def __init__(self, display: Display, store: Store) -> None:
+        self._display = display
+        self._store = store
+        self._summary: Summary | None = None
+        self._best: tuple[int, float] | None = None
+
+    def committed(self, events: tuple[Event, ...]) -> None:
+        """Tell what happened; the figures are read again at the end of the tick."""
+        self._summary = None
+        for line in narrate(events):
+            self._display.event(line)
+
+    def ticked(self, study: Study, memory: Memory) -> None:
+        """Show the study as it is now."""
+        if self._summary is None:
+            self._summary = self._store.summary(study.id)
+            self._best = self._find_best(study, memory.spec.objectives)
+        self._display.tick(_view(study, memory, self._summary, self._best))
+
+    def _find_best(self, study: Study, objectives: Sequence[Objective]) -> tuple[int, float] | None:
+        if len(objectives) > 1:
+            return None
+        trials = self._store.best(study.id, maximize=objectives[0].direction == "maximize")
+        return (trials[0].number, trials[0].values[0]) if trials and trials[0].values else None
+
+
+def _view(study: Study, memory: Memory, summary: Summary, best: tuple[int, float] | None) -> EngineView:
+    budget = memory.policy.budget_microusd
+    return EngineView(
+        name=study.name,
+        state=study.state,
+        simulated=study.local_dir is not None,
+        trials=summary.trials,
+        total=memory.policy.trials,
+        in_flight=memory.in_flight,
+        parallel=memory.policy.parallel,
+        best_value=best[1] if best else None,
+        best_trial=best[0] if best else None,
+        spend_usd=summary.spend_microusd / MICROUSD,
+        estimated_usd=summary.estimated_microusd / MICROUSD,
+        reserved_usd=memory.reserved_microusd / MICROUSD,
+        budget_usd=None if budget is None else budget / MICROUSD,
+        interruptions=summary.interruptions,
+        resumed_runs=summary.resumed_runs,
+        restarted_from_zero=summary.restarted_from_zero,
+        lost_work_s=summary.lost_work_s,
+        live=tuple(_row(work) for work in memory.live.values() if work.attempt is not None),
+    )
+
+
+def _row(work: Work) -> LiveRow:
+    attempt = work.attempts[-1]
+    return LiveRow(
+        trial=work.trial.number,
+        attempt=attempt.number,
+        state=attempt.state,
+        step=work.trial.last_step,
+        value=work.trial.last_value,
+        resumed_from=work.runs[-1].resumed_from_step if work.runs else None,
+        instance=attempt.instance_type,
+        interruptions=sum(each.interruptions for each in work.attempts),
+    )
+
+
+# --- events as sentences
+
+
+def narrate(events: Sequence[Event]) -> list[EventLine]:
+    """The events that a person wants to hear of, in order."""
+    lines: list[EventLine] = []
+    taken = sorted({event.trial for event in events if _is_interruption(event) and event.trial is not None})
+    for event in events:
+        if _is_interruption(event):
+            if taken:
+                lines.append(EventLine(at=event.recorded_at, level="warn", text=_taken(taken)))
+                taken = []
+            continue
+        told = _TOLD.get(event.kind)
+        if told is not None:
+            level, sentence = told
+            lines.append(EventLine(at=event.recorded_at, level=level, text=sentence(event)))
+    return lines
+
+
+def _is_interruption(event: Event) -> bool:
+    return event.details.get("status") == "Interrupted"
+
+
+def _taken(trials: Sequence[int]) -> str:
+    who = f"trial {trials[0]}" if len(trials) == 1 else f"{len(trials)} trials at once ({_listed(trials)})"
+    return f"capacity was taken from {who}; the jobs wait for it and resume from their checkpoints"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _of(event: Event, key: str) -> Json:
+    return event.details.get(key)
+
+
+def _reason(event: Event) -> str:
+    reason = str(_of(event, "reason") or "")
+    return f": {reason}" if reason else ""
+
+
+def _resumed(event: Event) -> str:
+    return (
+        f"trial {event.trial} resumed from step {_of(event, 'step')} (attempt {event.attempt}, run {_of(event, 'run')})"
+    )
+
+
+def _restarted(event: Event) -> str:
+    return (
+        f"trial {event.trial} STARTED OVER FROM ZERO (attempt {event.attempt}, run {_of(event, 'run')}) although there "
+        "was a checkpoint: the script does not load it, and every interruption costs all its work"
+    )
+
+
+def _request(event: Event) -> str:
+    values = _of(event, "values")
+    what = " ".join(f"{key}={value}" for key, value in values.items()) if isinstance(values, dict) else ""
+    return f"{_of(event, 'who')} asks: {_of(event, 'verb')} {what}".rstrip()
+
+
+_Level = Literal["info", "good", "warn", "error"]
+_TOLD: dict[str, tuple[_Level, Callable[[Event], str]]] = {
+    "attempt.submit": (
+        "info",
+        lambda e: f"trial {e.trial}: attempt {e.attempt} on {_of(e, 'instance')}{' spot' if _of(e, 'spot') else ''}",
+    ),
+    "run.resumed": ("good", _resumed),
+    "run.restarted_from_zero": ("error", _restarted),
+    "trial.succeed": ("good", lambda e: f"trial {e.trial} succeeded"),
+    "trial.prune": ("info", lambda e: f"trial {e.trial} pruned{_reason(e)}"),
+    "trial.fail": ("error", lambda e: f"trial {e.trial} failed{_reason(e)}"),
+    "trial.cancel": ("warn", lambda e: f"trial {e.trial} cancelled"),
+    "trial.back_off": ("warn", lambda e: f"trial {e.trial} waits for its next attempt{_reason(e)}"),
+    "attempt.restart": ("warn", lambda e: f"trial {e.trial}: the service restarted its job"),
+    "adopted": ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found running and adopted"),
+    "foreign": ("error", lambda e: f"job {_of(e, 'job')} is not ours; trial {e.trial} takes the next name"),
+    "refused.capacity": ("warn", lambda e: f"trial {e.trial} waits for capacity: {_of(e, 'message')}"),
+    "refused": ("warn", lambda e: f"trial {e.trial} could not be submitted, tried again: {_of(e, 'message')}"),
+    "billing_missing": ("warn", lambda e: f"trial {e.trial}: no billing figures, {_of(e, 'assumed_s')} s assumed"),
+    "unforeseen": ("warn", lambda e: f"trial {e.trial}: unknown job status {_of(e, 'status')}, recorded"),
+    "trouble": ("warn", lambda e: f"{_of(e, 'message')}"),
+    "exhausted": ("info", lambda _: "the search space is exhausted: nothing is left to propose"),
+    "request": ("info", _request),
+    "study": ("info", lambda e: f"the study is {_of(e, 'after')}"),
+}
