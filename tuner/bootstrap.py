@@ -16,12 +16,10 @@ Python 3.8, no other module of ours. What it shares with `training` is the forma
 import collections
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import re
-import secrets
 import select
 import shutil
 import signal
@@ -102,7 +100,7 @@ def read_job() -> Job:
         channels=sorted(name for name in channels if name != "code"),
         attempt=int(os.environ.get("TUNER_ATTEMPT") or 0),
         # Time-ordered as text, and different for two starts within one tick of a coarse clock.
-        run="{:016x}{}".format(time.time_ns(), secrets.token_hex(2)),
+        run="{:016x}{}".format(time.time_ns(), os.urandom(2).hex()),
     )
 
 
@@ -215,6 +213,8 @@ def prepare(job: Job) -> None:
 
 def _check_installed(requirements: Path) -> None:
     """A local job runs in its user's environment, which is not ours to change. Versions are not compared."""
+    import importlib.metadata  # noqa: PLC0415 - half of what a start would cost, and rarely needed
+
     missing = []
     for line in requirements.read_text(encoding="utf-8").splitlines():
         match = _REQUIREMENT.match(line.partition("#")[0])

@@ -6,6 +6,7 @@ what is in flight, not what is recorded. Nothing here writes, and nothing here d
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from tuner import decide
 from tuner.decide import Policy
@@ -23,8 +24,10 @@ from tuner.model import (
     TrialState,
 )
 from tuner.proof import Steps
-from tuner.proposals import Proposer
 from tuner.spec import StudySpec
+
+if TYPE_CHECKING:
+    from tuner.proposals import Proposer  # Optuna is slow to import, and `status` passes here
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Memory:
 
     spec: StudySpec
     policy: Policy
-    proposer: Proposer
+    proposer: "Proposer"
     last_seq: int
     trial_count: int
     spent_microusd: int

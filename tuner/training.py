@@ -28,7 +28,6 @@ import math
 import operator
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -93,7 +92,8 @@ class Checkpoints:
             raise ValueError("the step of a checkpoint is 0 or more, not {}".format(number))
         folder = self._folder(number)
         staging = self.directory / (folder.name + IGNORED)
-        shutil.rmtree(str(staging), ignore_errors=True)
+        for left in self.directory.glob("step-*" + IGNORED):  # by a process that was killed while saving
+            shutil.rmtree(str(left), ignore_errors=True)
         staging.mkdir(parents=True)
         try:
             yield staging
@@ -210,7 +210,7 @@ class _Reports:
         """`<attempt>-<run>-<host>.jsonl`; the run is the bootstrap's, else one of our own."""
         run = os.environ.get("TUNER_RUN") or self._own_run
         if run is None:
-            run = self._own_run = "{:016x}{}".format(time.time_ns(), secrets.token_hex(2))
+            run = self._own_run = "{:016x}{}".format(time.time_ns(), os.urandom(2).hex())
         attempt = int(os.environ.get("TUNER_ATTEMPT") or 0)
         return "{:03d}-{}-{}.jsonl".format(attempt, run, os.environ.get("SM_CURRENT_HOST") or "algo-1")
 

@@ -119,8 +119,9 @@ def _of(event: Event, key: str) -> Json:
 
 
 def _reason(event: Event) -> str:
-    reason = str(_of(event, "reason") or "")
-    return f": {reason}" if reason else ""
+    """The first line says what failed, the last one of a traceback why; `show` and `logs` have the rest."""
+    lines = str(_of(event, "reason") or "").splitlines()
+    return "".join(f": {line.strip()}" for line in dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 
 def _resumed(event: Event) -> str:

@@ -26,7 +26,7 @@ parser.add_argument("--step-s", type=float)
 args = parser.parse_args()
 
 checkpoints = Checkpoints()
-found = checkpoints.load()
+found = checkpoints.latest()
 state = json.loads((found.path / "state.json").read_text()) if found else {"epoch": 0, "loss": 1.0}
 for epoch in range(state["epoch"] + 1, args.epochs + 1):
     time.sleep(args.step_s)
@@ -49,7 +49,6 @@ STUDY = {
         "max_run": "5m",
         "max_wait": "10m",
     },
-    "settings": {"poll": "250ms"},
 }
 
 

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+# long enough to be caught in the middle on a slow machine
+LONG = {"trials": 2, "training": {"hyperparameters": {"epochs": 15, "step-s": 1.0}}}
 MARKET = {"interruptions": {"at": ["3s", "6s"], "down": "1s"}}
 
 
@@ -79,7 +81,7 @@ def test_a_second_engine_is_refused_and_named(desk):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_the_jobs_running_and_says_how_to_go_on(desk, number, code):
-    desk.write_study()
+    desk.write_study(**LONG)
     engine = desk.start("launch", "study.yaml")
     desk.wait_until(lambda: desk.has_study() and desk.json("local", "jobs"), "a job runs")
     engine.send_signal(number)
@@ -92,11 +94,11 @@ def test_a_signal_leaves_the_jobs_running_and_says_how_to_go_on(desk, number, co
     assert checked.returncode == 1
     assert "no engine is alive" in checked.stdout + checked.stderr
     assert desk.run("resume", "small").returncode == 0
-    all_is_well(desk)
+    all_is_well(desk, trials=2)
 
 
 def test_stop_and_resume_from_another_process(desk):
-    desk.write_study(trials=4, training={"hyperparameters": {"epochs": 20, "step-s": 0.2}})
+    desk.write_study(**LONG)
     engine = desk.start("launch", "study.yaml")
     desk.wait_until(lambda: desk.has_study() and any(r["step"] for r in desk.json("trials", "small")), "a step")
     stopped = desk.run("stop", "small")
@@ -105,12 +107,12 @@ def test_stop_and_resume_from_another_process(desk):
     assert engine.returncode == 3
     assert desk.json("status", "small")["state"] == "stopped"
     assert all(job["status"] != "InProgress" for job in desk.json("local", "jobs"))
-    changed = desk.run("set", "small", "trials=5", "parallel=2")
+    changed = desk.run("set", "small", "trials=3", "parallel=3")
     assert changed.returncode == 0, changed.stderr
     resumed = desk.run("resume", "small")
     assert resumed.returncode == 0, resumed.stderr
-    status = all_is_well(desk, trials=5)
-    assert status["resumed_runs"] >= 1
+    status = all_is_well(desk, trials=3)
+    assert status["resumed_runs"] == 2
 
 
 def test_cancel_without_an_engine(desk):
@@ -150,7 +152,6 @@ def test_one_cycle_at_a_time(desk):
         (("status", "nothing"), 2),
         (("launch", "absent.yaml"), 2),
         (("resume", "nothing"), 2),
-        (("--store", "sqlite:////proc/nowhere/tuner.db", "status"), 4),
         (("status", "--store", "sqlite:////proc/nowhere/tuner.db"), 4),
         (("status", "--store", "no url"), 4),
         (("plan", "study.yaml"), 2),
@@ -158,9 +159,6 @@ def test_one_cycle_at_a_time(desk):
 )
 def test_refusals_are_one_line_and_no_traceback(desk, words, code):
     done = desk.run(*words)
-    if words[0] == "--store":
-        assert done.returncode == 2  # the option belongs to the verb
-        return
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

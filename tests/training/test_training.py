@@ -85,13 +85,15 @@ def test_a_step_may_be_saved_again() -> None:
 
 def test_an_unfinished_save_of_a_killed_process_is_no_obstacle() -> None:
     checkpoints = Checkpoints()
-    left = checkpoints.directory / "step-00000001.sagemaker-ignore"
-    left.mkdir(parents=True)
-    (left / "model.txt").write_text("half")
+    for step in (1, 2):
+        left = checkpoints.directory / f"step-0000000{step}.sagemaker-ignore"
+        left.mkdir(parents=True)
+        (left / "model.txt").write_text("half")
     assert latest_step(checkpoints) is None
+    assert bootstrap.own_files(checkpoints.directory) == 0
     save(checkpoints, 1)
     assert latest_step(checkpoints) == 1
-    assert not left.exists()
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000001"]
 
 
 DAMAGE = {

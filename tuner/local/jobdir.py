@@ -51,6 +51,7 @@ class JobDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._history = str(path / "history.jsonl")  # asked for its time at every list: no pathlib then
         self.record: dict[str, Any] = json.loads((path / "job.json").read_text(encoding="utf-8"))
 
     @property
@@ -72,7 +73,7 @@ class JobDir:
 
     def stamp(self) -> tuple[int, int, int]:
         """Changes whenever the history does. Raises FileNotFoundError once the job is deleted."""
-        status = (self.path / "history.jsonl").stat()
+        status = os.stat(self._history)  # noqa: PTH116 - as above
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def rows(self) -> list[Row]:
@@ -119,7 +120,10 @@ class JobDir:
     # --- tags ---
 
     def tags(self) -> list[dict[str, str]]:
-        tags: list[dict[str, str]] = json.loads((self.path / "tags.json").read_text(encoding="utf-8"))
+        try:
+            tags: list[dict[str, str]] = json.loads((self.path / "tags.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:  # deleted while somebody lists
+            return []
         return tags
 
     def write_tags(self, tags: list[dict[str, str]]) -> None:

@@ -47,6 +47,7 @@ class _Seen:
     stamp: tuple[int, int, int]
     job: JobDir
     rows: Sequence[Row]
+    summary: Params
 
 
 class LocalSageMaker:
@@ -110,7 +111,7 @@ class LocalSageMaker:
         return views.description(seen.job, seen.rows)
 
     def list_training_jobs(self, params: Params) -> Params:
-        shown = [views.summary(job, rows) for job, rows in self._all(self._settings().list_lag_s)]
+        shown = [seen.summary for seen in self._all(self._settings().list_lag_s)]
         return list_page(shown, params)
 
     def stop_training_job(self, params: Params) -> Params:
@@ -147,8 +148,8 @@ class LocalSageMaker:
         if params["Resource"] != "TrainingJob":
             raise invalid(f"The local SageMaker searches training jobs only, not {params['Resource']}.")
         records = [
-            views.description(job, rows) | {"Tags": job.tags()}
-            for job, rows in self._all(self._settings().search_lag_s)
+            views.description(seen.job, seen.rows) | {"Tags": seen.job.tags()}
+            for seen in self._all(self._settings().search_lag_s)
         ]
         chosen = [record for record in records if matches(record, params.get("SearchExpression", {}))]
         by, order = params.get("SortBy", "LastModifiedTime"), params.get("SortOrder", "Descending")
@@ -190,20 +191,20 @@ class LocalSageMaker:
         if job is None:
             return None
         try:
-            self._seen[name] = _Seen(job.stamp(), job, job.rows())
+            stamp, rows = job.stamp(), job.rows()
         except FileNotFoundError:  # deleted in between
             return None
-        return self._seen[name]
+        seen = self._seen[name] = _Seen(stamp, job, rows, views.summary(job, rows))
+        return seen
 
-    def _all(self, lag_s: float) -> Iterator[tuple[JobDir, Sequence[Row]]]:
+    def _all(self, lag_s: float) -> Iterator[_Seen]:
         """Every job, attended, as it was `lag_s` ago."""
         for name in job_names(self.state_dir):
             seen = self._look(name)
-            rows = seen.rows if seen else ()
-            if lag_s:
-                rows = [row for row in rows if row.at <= self._now() - lag_s]
-            if seen and rows:
-                yield seen.job, rows
+            if seen is not None and lag_s:
+                seen = _as_of(seen, self._now() - lag_s)
+            if seen is not None:
+                yield seen
 
     def _revive(self, job: JobDir) -> None:
         """Deal with the death of an instance, unless somebody else does."""
@@ -251,11 +252,11 @@ class LocalSageMaker:
         if limit is None:
             return
         used = sum(
-            job.request["ResourceConfig"]["InstanceCount"]
-            for job, rows in self._all(0)
-            if rows[-1].status not in ENDS
-            and job.is_spot == spot
-            and job.request["ResourceConfig"]["InstanceType"] == kind
+            seen.job.request["ResourceConfig"]["InstanceCount"]
+            for seen in self._all(0)
+            if seen.rows[-1].status not in ENDS
+            and seen.job.is_spot == spot
+            and seen.job.request["ResourceConfig"]["InstanceType"] == kind
         )
         delta = params["ResourceConfig"]["InstanceCount"]
         if used + delta > limit:
@@ -311,6 +312,11 @@ class LocalSageMaker:
             file.write(json.dumps([max(tokens - 1, 0) if tokens >= 1 else tokens, now]))
         if tokens < 1:
             raise Refused("ThrottlingException", "Rate exceeded")
+
+
+def _as_of(seen: _Seen, moment: float) -> _Seen | None:
+    rows = [row for row in seen.rows if row.at <= moment]
+    return _Seen(seen.stamp, seen.job, rows, views.summary(seen.job, rows)) if rows else None
 
 
 def _name_taken(name: str) -> Refused:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":  # run by path: make the package importable, which needs nothing but the standard library
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from tuner.local import namespace
 from tuner.local.agent import Agent
