@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from tuner.jobs import HistoryRow, JobStatus, Observation, classify_failure
 from tuner.model import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
-from tuner.states import AttemptEvent, TrialEvent, next_attempt_state
+from tuner.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
 
 _PREPARING = frozenset({"Starting", "Pending", "Restarting", "LaunchingMLInstances", "PreparingTrainingStack"})
 _DOWNLOADING = frozenset({"Downloading", "DownloadingTrainingImage"})
@@ -174,11 +174,13 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
     state = attempt.state
     for row, event in list(read_rows(history))[attempt.history_rows :]:
         details: dict[str, Json] = {"status": row.status, "message": row.message}
-        if event is None:
-            kind = "history" if foreseen(row.status) else "unforeseen"
+        after = None if event is None else ATTEMPT_TABLE[state].get(event)
+        if event is None or after is None:
+            # what the table does not have is the cloud's affair: recorded, and nothing changes
+            known = event is None and foreseen(row.status)
+            kind = "history" if known else "unforeseen"
             events.append(EventDraft(kind=kind, happened_at=row.started_at, details=details))
             continue
-        after = next_attempt_state(state, event)
         kind = f"attempt.{event}" if after is not state else "history"
         events.append(EventDraft(kind=kind, happened_at=row.started_at, before=state, after=after, details=details))
         state = after

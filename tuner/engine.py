@@ -10,7 +10,6 @@ sampler's view are loaded anew. A job is never marked failed because this proces
 is in flight and what changed, never to what is recorded.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,19 +21,17 @@ from tuner.dispatch import Dispatcher, submit_due
 from tuner.jobs import JobService
 from tuner.memory import Memory, Work
 from tuner.model import (
-    NO_STEP,
     AttemptState,
     Event,
     Intent,
     Lease,
-    Point,
     ProgressReport,
     Study,
     StudyState,
-    Trial,
 )
 from tuner.observe import STALE_POLLS, Observer, tell
-from tuner.proposals import Proposer, ViewTrial
+from tuner.proposals import Proposer
+from tuner.sampler_view import view_rows
 from tuner.spec import StudySpec, from_json
 from tuner.states import TrialEvent
 from tuner.store import Store, StoreConflict, StoreUnreachable
@@ -131,16 +128,8 @@ class Engine:
                 work = self.memory.live[point.trial]
                 work.latest[point.name, point.step] = point
                 work.reported_at[point.step] = point.at
-        self.memory.proposer.rebuild(self.view_rows(), self.study.attrs)
-
-    def view_rows(self) -> list[ViewTrial]:
-        """Every recorded trial as the sampler's view is rebuilt from it."""
-        store, objective = self._world.store, self.memory.spec.objectives[0].metric
-        points: dict[int, list[tuple[int, float]]] = {}
-        for point in store.points(self.study.id, name=objective):
-            if _for_sampler(point):
-                points.setdefault(point.trial, []).append((point.step, point.value))
-        return [_view_trial(trial, points.get(trial.number, [])) for trial in store.trials(self.study.id)]
+        rows = view_rows(self._world.store, self.study, self.memory.spec)
+        self.memory.proposer.rebuild(rows, self.study.attrs)
 
     # --- the loop
 
@@ -285,21 +274,3 @@ class Engine:
                 seen_at = attempt.observed_at or attempt.created_at
                 moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + timedelta(seconds=stale_s))
         return min((moment for moment in moments if moment is not None and moment >= now), default=None)
-
-
-def _for_sampler(point: Point) -> bool:
-    return point.step != NO_STEP and math.isfinite(point.value)
-
-
-def _view_trial(trial: Trial, points: list[tuple[int, float]]) -> ViewTrial:
-    return ViewTrial(
-        number=trial.number,
-        state=trial.state,
-        params=trial.params,
-        distributions=trial.distributions,
-        attrs=trial.attrs,
-        points=tuple(sorted(points)),
-        values=trial.values,
-        asked_seq=trial.asked_seq,
-        told_seq=trial.told_seq,
-    )

@@ -12,15 +12,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import model, study, views
+from tuner import model, study, views, worlds
 from tuner.cli_live import PlainDisplay, QuietDisplay
 from tuner.clock import SystemClock
 from tuner.compare import Comparison, compare
+from tuner.spec import from_json
 from tuner.store import Store
 from tuner.verbs import Display, Outcome, Signals
 from tuner.views import View
 
 if TYPE_CHECKING:
+    import optuna
     import pandas as pd
 
 _TRIAL_TIMES = ("created_at", "finished_at")
@@ -135,6 +137,17 @@ class Study:
         """The best trial as an entry of `tuner trials --json`; None before any succeeded."""
         with self._opened() as (store, found):
             return next(iter(views.best_view(store, found)), None)
+
+    @property
+    def optuna(self) -> "optuna.Study":
+        """The study as Optuna sees it, for its plots and importances; made anew at each access, to be read only."""
+        from tuner.sampler_view import view_rows  # noqa: PLC0415 - Optuna is slow to import
+
+        with self._opened() as (store, found):
+            spec = from_json(found.spec)
+            proposer = worlds.make_proposer(spec)
+            proposer.rebuild(view_rows(store, found, spec), found.attrs)
+        return proposer.study
 
     def __repr__(self) -> str:
         return f"<tuner.Study {self.name}: {self.status()['state']}>"

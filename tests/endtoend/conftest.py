@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-SCRIPT = '''
+SCRIPT = """
 import argparse
 import json
 import time
@@ -34,7 +34,7 @@ for epoch in range(state["epoch"] + 1, args.epochs + 1):
     report(epoch, loss=state["loss"])
     with checkpoints.save(epoch) as folder:
         (folder / "state.json").write_text(json.dumps(state))
-'''
+"""
 
 STUDY = {
     "name": "small",

@@ -4,6 +4,7 @@ from sweeps import Sweep
 
 from tuner.model import AttemptState, TrialState
 from tuner.prices import cost_microusd
+from tuner.sampler_view import view_rows
 from tuner.store_check import check as check_store
 from tuner.worlds import make_proposer
 
@@ -28,7 +29,9 @@ def one_live_job_per_trial(sweep: Sweep) -> list[str]:
 def parallel_is_kept(sweep: Sweep) -> list[str]:
     live = sum(attempt.live for attempt in sweep.attempts())
     jobs = sum(not job.status.final for job in sweep.cloud.jobs.values())
-    return [f"{count} in flight, {sweep.spec.parallel} allowed" for count in (live, jobs) if count > sweep.spec.parallel]
+    return [
+        f"{count} in flight, {sweep.spec.parallel} allowed" for count in (live, jobs) if count > sweep.spec.parallel
+    ]
 
 
 def ledger_is_the_bill(sweep: Sweep) -> list[str]:
@@ -70,7 +73,8 @@ def interruptions_are_counted(sweep: Sweep) -> list[str]:
 def view_is_the_rows(sweep: Sweep, engine) -> list[str]:
     """What the sampler sees in memory is what it would see after a restart."""
     fresh = make_proposer(sweep.spec)
-    fresh.rebuild(engine.view_rows(), sweep.store.study_by_id(sweep.study.id).attrs)
+    study = sweep.store.study_by_id(sweep.study.id)
+    fresh.rebuild(view_rows(sweep.store, study, sweep.spec), study.attrs)
 
     def shown(proposer):
         return [

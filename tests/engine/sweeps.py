@@ -51,7 +51,7 @@ def merged(base: dict, changes: dict) -> dict:
     return result
 
 
-class Died(Exception):
+class Died(Exception):  # noqa: N818 - it is what happened
     """The engine's process was killed here."""
 
 
@@ -121,7 +121,7 @@ class Sweep:
             progress=self.cloud.progress,
             proposer=make_proposer,
             watcher=Unwatched(),
-            crash_point=lambda point: self.crash_point(point),
+            crash_point=lambda point: self.crash_point(point),  # noqa: PLW0108 - tests exchange it later
         )
         return Engine(self.store.study_by_id(self.study.id), lease, world)
 

@@ -59,12 +59,14 @@ def test_death_at_every_single_point(make_sweep):
     points = crash_points(make_sweep)
     expected = outcome(run_quietly(make_sweep))
     # ticks in which nothing happens pass the same points again and again: each name's first four and last two do
-    chosen = sorted({
-        index
-        for name in set(points)
-        for indexes in [[i for i, point in enumerate(points, start=1) if point == name]]
-        for index in (*indexes[:4], *indexes[-2:])
-    })
+    chosen = sorted(
+        {
+            index
+            for name in set(points)
+            for indexes in [[i for i, point in enumerate(points, start=1) if point == name]]
+            for index in (*indexes[:4], *indexes[-2:])
+        }
+    )
     assert {points[index - 1] for index in chosen} == set(points)
     assert {"after create", "before create", "after stop", "after intended", "before observed"} <= set(points)
     for index in chosen:

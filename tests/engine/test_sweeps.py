@@ -1,14 +1,18 @@
 """Whole sweeps in virtual time: the ordinary ones, and each way an attempt can end."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from checkers import broken, succeeded, view_is_the_rows
 from simulated import script_of
 
+from tuner import workload
+from tuner.dispatch import submit_due
 from tuner.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected, ServiceUnavailable, Throttled
-from tuner.model import AttemptEnd, AttemptState, Intent, StudyState, TrialState
+from tuner.model import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.simulator_parts import Script, Settings
+from tuner.unit import UnitOfWork
 
 
 def test_a_quiet_sweep_ends_with_every_trial_succeeded(make_sweep):
@@ -26,7 +30,9 @@ def test_a_whole_pool_that_goes_away_again_and_again(make_sweep):
     assert succeeded(sweep) == [0, 1, 2, 3]
     summary = sweep.store.summary(sweep.study.id)
     assert summary.interruptions >= 4
-    assert summary.resumed_runs == sum(run.resumed_from_step is not None for run in sweep.store.runs(sweep.study.id)) > 0
+    assert (
+        summary.resumed_runs == sum(run.resumed_from_step is not None for run in sweep.store.runs(sweep.study.id)) > 0
+    )
     assert summary.restarted_from_zero == 0
     assert summary.lost_work_s > 0
     assert broken(sweep) == []
@@ -193,12 +199,6 @@ def test_a_foreign_job_of_our_name_is_left_alone(make_sweep):
 
 
 def foreign_request(engine, name):
-    from dataclasses import replace
-
-    from tuner import workload
-    from tuner.dispatch import submit_due
-    from tuner.unit import UnitOfWork
-
     unit = UnitOfWork(engine.study, last_seq=0, now=engine.study.created_at)
     submit_due(engine.memory, unit)
     work = engine.memory.live[0]
@@ -253,10 +253,6 @@ def test_a_stop_waits_for_a_checkpoint_newer_than_the_wish(make_sweep):
 
 
 def resume(sweep):
-    from dataclasses import replace
-
-    from tuner.model import Change
-
     engine = sweep.engine()
     study = engine.study
     after = replace(study, intent=Intent.RUN, version=study.version + 1)
