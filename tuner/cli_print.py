@@ -35,10 +35,10 @@ def params_text(params: Mapping[str, Any]) -> str:
     return " ".join(f"{safe(name)}={number(value)}" for name, value in params.items())
 
 
-def plan(shown: Plan, stream: TextIO | None = None) -> str:
+def plan(shown: Plan, stream: TextIO | None = None, *, every_setting: bool = False) -> str:
     """What `launch` is about to do, and what it may cost, fit for `stream`."""
     grid = Table.grid(padding=(0, 2))
-    for label, value in shown.rows:
+    for label, value in (*(shown.rows if every_setting else ()), *shown.headline):
         grid.add_row(cell(label), cell(value))
     note = simulated_note(shown.spec.backend == "local")
     grid.add_row(Text("estimated cost"), Text(f"{dollars(shown.estimated_usd)}{note}"))

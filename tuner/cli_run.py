@@ -24,7 +24,7 @@ def launch(args: argparse.Namespace) -> int:
     """Check, show the plan, ask where money is spent, run."""
     plan = study.plan(args.file, args.set)
     if args.dry_run:
-        out(cli_print.plan(plan))
+        out(cli_print.plan(plan, every_setting=True))
         return Exit.DONE
     say(cli_print.plan(plan, sys.stderr))
     _confirm(plan, yes=args.yes)

@@ -90,7 +90,8 @@ class Store:
     def __init__(self, url: str, engine: sa.Engine) -> None:
         self.url = url
         self.masked = masked(url)
-        self._reader = engine
+        self._engine = engine
+        self._reader = store_schema.for_reading(engine)
         self._writer = store_schema.for_writing(engine)
 
     @classmethod
@@ -105,17 +106,17 @@ class Store:
         return cls(url, engine)
 
     def close(self) -> None:
-        self._reader.dispose()
+        self._engine.dispose()
 
     # studies
 
     def create_study(self, study: Study) -> Study:
         """Record a new study; its id is drawn here. Errors: StudyExists."""
         with self._writing() as connection:
-            if connection.scalar(sa.select(_S.id).where(_S.name == study.name)) is not None:
-                raise StudyExists(f"study {study.name!r} exists in {self.masked}")
-            statement = sa.insert(tables.studies).returning(_S.id)
-            return replace(study, id=connection.execute(statement, rows.dump_study(study)).scalar_one())
+            drawn = connection.scalar(rows.insert_study(connection.dialect.name), rows.dump_study(study))
+        if drawn is None:
+            raise StudyExists(f"study {study.name!r} exists in {self.masked}")
+        return replace(study, id=drawn)
 
     def study(self, name: str) -> Study:
         """The study called `name`. Errors: StudyNotFound, naming the nearest."""
@@ -224,9 +225,15 @@ class Store:
             self._applied(connection, study_id, change.requests, now)
 
     def _check_lease(self, connection: sa.Connection, lease: Lease, events: Sequence[Event]) -> None:
-        """The row lock on the study (the write lock, on SQLite) makes this hold until the commit."""
+        """The row lock on the study (the write lock, on SQLite) makes this hold until the commit.
+
+        Where it was waited for, PostgreSQL reads the row anew but not the events: they may be those of before. Only
+        whoever has our fence could have written since, and that is this engine, which is here. The lock leaves the
+        key alone, so that a request need not wait for us.
+        """
         last = sa.select(sa.func.max(_E.seq)).where(_E.study_id == lease.study_id).scalar_subquery()
-        statement = sa.select(_S.fence, _S.holder_pid, last).where(_S.id == lease.study_id).with_for_update()
+        locked = sa.select(_S.fence, _S.holder_pid, last).where(_S.id == lease.study_id)
+        statement = locked.with_for_update(key_share=True)
         row = connection.execute(statement).one_or_none()
         if row is None or row[0] != lease.fence or row[1] is None:
             raise self._lost(lease)

@@ -153,6 +153,13 @@ def state_of(study_id: int, record: Study | Trial | Attempt) -> sa.Select[Any]:
 
 
 @cache
+def insert_study(dialect: str) -> sa.Insert:
+    """Insert and return the id drawn, or nothing where the name is taken, by another process a moment ago perhaps."""
+    statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(studies)
+    return statement.on_conflict_do_nothing(index_elements=["name"]).returning(studies.c.id)
+
+
+@cache
 def upsert(table: sa.Table, dialect: str) -> sa.Insert:
     """Insert, or replace the row of the same primary key; both dialects say it with the same words."""
     key = [column.name for column in table.primary_key]

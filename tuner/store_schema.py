@@ -1,9 +1,10 @@
-"""Reaching a database and bringing its schema up to date.
+"""Reaching a database, SQLite's or PostgreSQL's, and bringing its schema up to date.
 
-Rules: a reader begins a deferred transaction and so never holds anybody up; a writer takes the write lock at once, so
-that it never finds out halfway that it cannot write. A commit is on disk when it returns. Alembic (half a second of
-imports) is loaded only where the schema is behind. Whatever can be wrong with a store's address is one line, and no
-password is ever part of it.
+Rules: a reader sees one moment and never holds anybody up. On SQLite a writer takes the write lock at once, so that it
+never finds out halfway that it cannot write; on PostgreSQL it locks the row of its study first (`store`). Nobody waits
+for ever: neither for a server, nor for a lock, nor for a writer that fell asleep in mid-transaction. A commit is on
+disk when it returns. Alembic (half a second of imports) is loaded only where the schema is behind. Whatever can be
+wrong with a store's address is one line, and no password is ever part of it.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import StaticPool
 
 from tuner.tables import VERSION_TABLE
@@ -28,6 +30,25 @@ SCHEMA = "0001"
 BUSY_TIMEOUT_S = 30.0
 _IN_MEMORY = (None, "", ":memory:")
 _EXAMPLE = "sqlite:///tuner.db"
+_EXAMPLES = f"{_EXAMPLE} or postgresql://user@host/database"
+_POSTGRESQL = ("postgresql", "postgresql+psycopg")
+# A server that vanished without a word is given up after half a minute, not after TCP's two hours.
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+# Where neither server, role nor address set them: no endless wait for a lock, and no lock held by a writer that sleeps.
+_SESSION_LIMITS = (
+    f"SELECT set_config(name, '{BUSY_TIMEOUT_S:.0f}s', false) FROM pg_settings"  # noqa: S608 - a constant
+    " WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout') AND setting = '0'"
+)
+# Any number of ours: who brings the schema up to date holds it.
+_MIGRATION_LOCK = 7_305_230_113
+# SQLSTATEs of a database that does not let us work: no right to do it, no schema to do it in.
+_NOT_ALLOWED = ("42501", "3F000")
 
 
 class StoreError(Exception):
@@ -54,34 +75,68 @@ def translated(shown: str) -> Iterator[None]:
     """What the database cannot do becomes StoreUnreachable; what we did wrong (a broken constraint) stays as it is."""
     try:
         yield
-    except (exc.IntegrityError, exc.ProgrammingError, exc.DataError):
-        raise
     except exc.DBAPIError as error:
-        raise StoreUnreachable(f"the store {shown} cannot be used: {error.orig}") from error
+        ours = isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError)
+        # without a statement it never came to one: the address itself was refused
+        if ours and error.statement is not None and getattr(error.orig, "sqlstate", None) not in _NOT_ALLOWED:
+            raise
+        words = " ".join(str(error.orig).split())
+        raise StoreUnreachable(f"the store {shown} cannot be used: {words}") from error
     except exc.TimeoutError as error:
         raise StoreUnreachable(f"the store {shown} cannot be used: no free connection") from error
 
 
 def connect(url: str) -> sa.Engine:
     """An engine on the database at `url`, whose file is created if need be; nothing is looked at yet."""
-    parsed = _parse(url)
-    if parsed.get_backend_name() != "sqlite":
-        raise StoreUnreachable(f"the store {masked(url)} cannot be used: only SQLite is so far, for example {_EXAMPLE}")
-    if (file := _file(parsed)) is not None:
-        _make_file(file, masked(url))
-    # a database in memory is its one connection
-    pool: dict[str, Any] = {"poolclass": StaticPool} if parsed.database in _IN_MEMORY else {}
+    parsed, shown = _parse(url), masked(url)
     try:
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, **pool)
+        if parsed.drivername in _POSTGRESQL:
+            return _connect_postgresql(parsed, shown)
+        if parsed.get_backend_name() == "sqlite":
+            return _connect_sqlite(parsed, shown)
     except (exc.ArgumentError, ImportError, TypeError, ValueError) as error:
-        raise StoreUnreachable(f"the store {masked(url)} cannot be used: {error}") from error
+        raise StoreUnreachable(f"the store {shown} cannot be used: {error}") from error
+    raise StoreUnreachable(
+        f"the store {shown} cannot be used: only SQLite and PostgreSQL (by psycopg) are, for example {_EXAMPLES}"
+    )
+
+
+def _connect_sqlite(url: sa.URL, shown: str) -> sa.Engine:
+    if (file := _file(url)) is not None:
+        _make_file(file, shown)
+    # a database in memory is its one connection
+    pool: dict[str, Any] = {"poolclass": StaticPool} if url.database in _IN_MEMORY else {}
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, **pool)
     sa.event.listen(engine, "connect", _prepare)
     sa.event.listen(engine, "begin", _begin)
     return engine
 
 
+def _connect_postgresql(url: sa.URL, shown: str) -> sa.Engine:
+    try:
+        engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            isolation_level="READ COMMITTED",
+            pool_pre_ping=True,
+            connect_args={name: value for name, value in _PATIENCE.items() if name not in url.query},
+        )
+    except ImportError as error:
+        raise StoreUnreachable(
+            f"the store {shown} cannot be used: install the extra postgres: pip install 'spot-tuner[postgres]'"
+        ) from error
+    sa.event.listen(engine, "connect", _limit)
+    return engine
+
+
+def for_reading(engine: sa.Engine) -> sa.Engine:
+    """The same engine, whose transactions see the database as it was when they first looked."""
+    if engine.dialect.name == "sqlite":
+        return engine  # a deferred transaction in WAL mode does
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
 def for_writing(engine: sa.Engine) -> sa.Engine:
-    """The same engine, whose transactions take the write lock when they begin."""
+    """The same engine, whose transactions take SQLite's write lock when they begin."""
     return engine.execution_options(tuner_writes=True)
 
 
@@ -99,8 +154,29 @@ def migrate(engine: sa.Engine, shown: str) -> None:
         with engine.connect() as connection:
             if version(connection) == SCHEMA:
                 return
-        with for_writing(engine).begin() as connection:
+        with for_writing(engine).connect() as connection, _schema_to_itself(connection):
             _run_migrations(connection, shown)
+
+
+@contextmanager
+def _schema_to_itself(connection: sa.Connection) -> Iterator[None]:
+    """A transaction in which nobody else changes the schema."""
+    if connection.dialect.name != "sqlite":
+        with connection.begin():
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            yield
+        return
+    # SQLite changes a table by building it anew: rows that point to it must not be in the way. The switch works
+    # outside of a transaction alone, hence not through `connection`, which would begin one.
+    switch = connection.connection.cursor()
+    switch.execute("PRAGMA foreign_keys = OFF")
+    try:
+        with connection.begin():
+            yield
+            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+            assert not dangling, f"a migration left rows without what they belong to: {dangling[:3]}"
+    finally:
+        switch.execute("PRAGMA foreign_keys = ON")
 
 
 def upgrade(url: str) -> str:
@@ -164,10 +240,12 @@ def _migrations() -> Path:
 
 def _parse(url: str) -> sa.URL:
     try:
-        return sa.make_url(url)
+        parsed = sa.make_url(url)
     except (exc.ArgumentError, ValueError):
         shown = "the store's address" if "@" in url or "password" in url.lower() else f"{url!r}"
-        raise StoreUnreachable(f"{shown} is not a database URL: write, for example, {_EXAMPLE}") from None
+        raise StoreUnreachable(f"{shown} is not a database URL: write, for example, {_EXAMPLES}") from None
+    # libpq and those who hand out addresses know both names, SQLAlchemy one
+    return parsed.set(drivername="postgresql") if parsed.drivername == "postgres" else parsed
 
 
 def _file(url: sa.URL) -> Path | None:
@@ -194,6 +272,12 @@ def _prepare(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _limit(connection: DBAPIConnection, _record: object) -> None:
+    """Settings of a session rather than of its start: proxies refuse the latter."""
+    connection.cursor().execute(_SESSION_LIMITS)
+    connection.commit()
 
 
 def _begin(connection: sa.Connection) -> None:

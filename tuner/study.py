@@ -23,7 +23,7 @@ from tuner import holders, local_view, requests, views, workload, worlds
 from tuner.clock import Clock, SystemClock
 from tuner.jobs import JobError
 from tuner.model import Intent, Json, Lease, Request, Study, StudyState, TrialState
-from tuner.prices import PriceUnknown, RateCard
+from tuner.prices import PriceUnknown, Rate, RateCard
 from tuner.spec import SpecError, StudySpec, apply_set, changes, describe, from_json, load, refuse_unbuilt, to_json
 from tuner.spec_records import MICROUSD
 from tuner.store import (
@@ -99,18 +99,27 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     at_most = hours * float(rate.usd_per_hour)
     ratio = _ASSUMED_SPOT_RATIO if spec.capacity.policy == "spot" else 1.0
     budget = spec.budget.usd
-    rows = [
-        *describe(spec),
-        ("rate", f"${rate.usd_per_hour}/h ({rate.basis}{f', {rate.as_of}' if rate.as_of else ''})"),
-        ("if every trial used its whole max_run", f"${at_most:.2f} on demand"),
-    ]
     return Plan(
         spec=spec,
-        rows=tuple(rows),
+        headline=tuple(_headline(spec, rate, at_most)),
+        rows=tuple(describe(spec)),
         estimated_usd=at_most * ratio,
         ceiling_usd=at_most if budget is None else float(budget),
         warnings=spec.warnings,
     )
+
+
+def _headline(spec: StudySpec, rate: Rate, at_most_usd: float) -> Iterator[tuple[str, str]]:
+    """What to look at before a study runs."""
+    training, pruner = spec.training, spec.search.pruner
+    where = "this machine" if spec.backend == "local" else spec.region
+    yield "study", f"{spec.name}, on {where}"
+    yield "trials", f"{spec.trials}, {spec.parallel} at a time"
+    yield "search", spec.search.sampler.name + (f", {pruner.name}" if pruner else ", no pruner")
+    capacity = "spot" if spec.capacity.policy == "spot" else "on demand"
+    yield "each on", f"{training.instance_count} x {' or '.join(training.instance_types)}, {capacity}"
+    yield "rate", f"${rate.usd_per_hour}/h ({rate.basis}{f', {rate.as_of}' if rate.as_of else ''})"
+    yield "if every trial used its whole max_run", f"${at_most_usd:.2f} on demand"
 
 
 def _bundle(spec: StudySpec) -> "Bundle":

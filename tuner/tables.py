@@ -138,7 +138,7 @@ studies = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(32), nullable=False),
-    Column("key", String(32), nullable=False),
+    Column("key", String(64), nullable=False),
     Column("owner", Text, nullable=False),
     Column("state", _one_of(StudyState, "state"), nullable=False),
     Column("version", Integer, nullable=False),

@@ -48,7 +48,8 @@ class Plan:
     """A study file that was read and checked, and what it would cost; nothing is written yet."""
 
     spec: "StudySpec"
-    rows: tuple[tuple[str, str], ...]  # label, value: every effective setting
+    headline: tuple[tuple[str, str], ...]  # label, value: what to look at before it runs
+    rows: tuple[tuple[str, str], ...]  # dotted key, value: every effective setting
     estimated_usd: float | None
     ceiling_usd: float | None  # the most it can cost, under the unknowns that `warnings` name
     warnings: tuple[str, ...] = ()

@@ -35,7 +35,14 @@ class Fake:
         spec = load(self.file)
         object.__setattr__(spec, "backend", self.backend)
         warnings = ("no \x1b[31mprice",)
-        return Plan(spec=spec, rows=(("trials", "24"),), estimated_usd=1.5, ceiling_usd=60.0, warnings=warnings)
+        return Plan(
+            spec=spec,
+            headline=(("rate", "$1.41/h"),),
+            rows=(("trials", "24"),),
+            estimated_usd=1.5,
+            ceiling_usd=60.0,
+            warnings=warnings,
+        )
 
     def drive(self, what: object, store: Store, *, display: Any, signals: Any, **more: Any) -> Outcome:
         self.told |= {"what": what, **more}
