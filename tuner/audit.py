@@ -6,16 +6,17 @@ service through the port, as the engine does, and writes nothing.
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from operator import attrgetter
 
 from tuner import decide
 from tuner.jobs import JobError, JobNotFound, JobService, JobSummary, Observation
-from tuner.model import Attempt, Study
+from tuner.model import Attempt, AttemptEnd, Study
 from tuner.prices import PriceUnknown, RateCard, cost_microusd
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD
 from tuner.store import Store
 from tuner.store_check import check
-from tuner.verbs import Audit, AuditRow
+from tuner.verbs import Audit, AuditRow, Orphan
 
 # A job may be older than its row by clocks that differ; nothing of ours is older than this before its study.
 _CLOCKS_DIFFER = timedelta(hours=1)
@@ -23,17 +24,55 @@ _CLOCKS_DIFFER = timedelta(hours=1)
 
 def audit(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> Audit:
     """Compare everything. Raises JobError when the service does not answer."""
-    since = study.created_at - _CLOCKS_DIFFER
-    listed = {each.name: each for each in jobs.list_changed(f"{study.key}-", created_after=since, modified_after=since)}
-    attempts = store.attempts(study.id)
-    rows = [_compare(attempt, jobs, listed) for attempt in attempts]
-    known = {attempt.job_name for attempt in attempts}
-    rows += [_orphan(each, study, spec, jobs) for name, each in sorted(listed.items()) if name not in known]
+    listed = _listed(study, jobs)
+    attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
+    running = {each.job: each.text for each in _orphans(study, spec, jobs, listed, attempts)}
+    rows = [_compare(attempt, jobs, listed, running.get(name)) for name, attempt in attempts.items()]
+    rows += [_unasked(each, spec, jobs, running.get(name)) for name, each in listed.items() if name not in attempts]
     lines = [f"{row.job}: {row.difference}" for row in rows if row.difference is not None]
     return Audit(lines=(*check(store, study.id), *lines), rows=tuple(rows))
 
 
-def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary]) -> AuditRow:
+def orphans(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> list[Orphan]:
+    """Jobs under the study's names that cost money and that none of its live attempts asked for.
+
+    Listed before the attempts are read: an attempt is recorded before its job is made, so none is taken for an orphan.
+    Raises JobError when the service does not answer.
+    """
+    listed = _listed(study, jobs)
+    attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
+    return list(_orphans(study, spec, jobs, listed, attempts))
+
+
+def _listed(study: Study, jobs: JobService) -> dict[str, JobSummary]:
+    since = study.created_at - _CLOCKS_DIFFER
+    found = jobs.list_changed(f"{study.key}-", created_after=since, modified_after=since)
+    return {each.name: each for each in sorted(found, key=attrgetter("name"))}
+
+
+def _orphans(
+    study: Study, spec: StudySpec, jobs: JobService, listed: Mapping[str, JobSummary], attempts: Mapping[str, Attempt]
+) -> Iterator[Orphan]:
+    for name, summary in listed.items():
+        attempt = attempts.get(name)
+        if summary.status.final or (attempt is not None and attempt.live):
+            continue
+        try:
+            if jobs.describe(name).status.final:  # lists lag
+                continue
+        except JobNotFound:
+            continue
+        if attempt is None:
+            why = "no attempt asked for it"
+        elif attempt.end is AttemptEnd.FOREIGN:
+            why = f"not the job that trial {attempt.trial} asked for"
+        else:
+            why = f"recorded as ended ({attempt.end})"
+        ends = f"tuner audit {study.name} --stop-orphans ends it"
+        yield Orphan(job=name, text=f"ORPHAN: {why}, and it costs {_rate(spec)}: {ends}")
+
+
+def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary], orphaned: str | None) -> AuditRow:
     try:
         seen = jobs.describe(attempt.job_name)
     except JobNotFound:
@@ -47,7 +86,7 @@ def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary
         status=None if seen is None else seen.secondary,
         billed_usd=None if billed is None else billed / MICROUSD,
         ledger_usd=None if attempt.spend_microusd is None else attempt.spend_microusd / MICROUSD,
-        difference="; ".join(differences) or None,
+        difference=orphaned or "; ".join(differences) or None,
     )
 
 
@@ -69,7 +108,7 @@ def _differences(attempt: Attempt, seen: Observation | None, listed: Mapping[str
     if attempt.live and seen.status.final:
         yield f"ended as {seen.secondary}, not harvested yet: tuner resume does"
     elif not attempt.live and not seen.status.final:
-        yield f"recorded as ended, but it is {seen.secondary} and costs money: stop it by hand"
+        yield f"recorded as ended, but it is {seen.secondary}"
     elif not attempt.live:
         yield from _final_differences(attempt, seen)
 
@@ -84,16 +123,8 @@ def _final_differences(attempt: Attempt, seen: Observation) -> Iterator[str]:
         yield f"{interruptions} interruptions in its history, recorded {attempt.interruptions}"
 
 
-def _orphan(job: JobSummary, study: Study, spec: StudySpec, jobs: JobService) -> AuditRow:
+def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str | None) -> AuditRow:
     """A job with a name of ours that no attempt asked for."""
-    if job.status.final:
-        difference = "no attempt of ours asked for it; it has ended and costs nothing more"
-    else:
-        rate = _rate(spec)
-        difference = (
-            f"ORPHAN: no attempt of study {study.name} asked for it, and it runs at {rate}: "
-            f"aws sagemaker stop-training-job --training-job-name {job.name}"
-        )
     try:
         billable_s = jobs.describe(job.name).billable_s
     except JobError:
@@ -105,7 +136,7 @@ def _orphan(job: JobSummary, study: Study, spec: StudySpec, jobs: JobService) ->
         status=job.secondary,
         billed_usd=None if billable_s is None else _cost(spec, billable_s),
         ledger_usd=None,
-        difference=difference,
+        difference=orphaned or "no attempt of ours asked for it; it has ended and costs nothing more",
     )
 
 

@@ -28,7 +28,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, BinaryIO, Deque, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 CONTAINER_ROOT = "/opt/ml"
 IGNORED = ".sagemaker-ignore"
@@ -40,8 +40,13 @@ MAX_SEARCHED_CHARS = 4096  # regexes of users may be slow on long lines
 TAIL_LINES, FAILURE_CHARS = 20, 1024  # SageMaker keeps 1024 characters of the failure file
 DRAIN_S = 1.0  # how long after the script's end its daemons may keep its output open
 
-_REPORT = re.compile(r"\[tuner (\d{1,12}\.\d{1,9})\] step=(none|-?\d{1,18}) (\S+=.*)")
+MAX_STEP = 10**18 - 1
+
+_REPORT = re.compile(r"\[tuner ([0-9]{1,12}\.[0-9]{1,9})\] step=(none|[0-9]{1,18}) (\S+=.*)")
+_OWN_FOLDER = re.compile(r"metrics|runs")
+_OWN_OR_STEP_FOLDER = re.compile(r"metrics|runs|step-[0-9]{8,}")
 _METRICS_FILE = re.compile(r"\d{3,}-[0-9a-z]+-[\w.-]+\.jsonl")
+_STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -198,7 +203,7 @@ def prepare(job: Job) -> None:
     for name in ("model", "output/data", "output/intermediate"):
         (job.root / name).mkdir(parents=True, exist_ok=True)
     for name in ("metrics", "runs"):
-        (job.checkpoints / name).mkdir(parents=True, exist_ok=True)
+        _make_folder(job.checkpoints / name)
     shutil.copytree(str(job.root / "input/data/code"), str(job.code), dirs_exist_ok=True)
     requirements = job.code / "requirements.txt"
     if not requirements.is_file():
@@ -209,6 +214,13 @@ def prepare(job: Job) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check", "-r"]
     if subprocess.run([*pip, str(requirements)], cwd=str(job.code), check=False).returncode:  # noqa: S603 - no shell
         raise JobError("pip could not install requirements.txt: see the log")
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder of our own, whatever the script put in its place."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        path.unlink()
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _check_installed(requirements: Path) -> None:
@@ -265,7 +277,7 @@ def resume_point(directory: Path) -> Optional[ResumePoint]:
 
 
 def _holds(folder: Path, item: Dict[str, Any]) -> bool:
-    if ".." in item["name"].split("/"):
+    if ".." in item["name"].split("/") or not (folder / item["name"]).is_file():  # a pipe would never end
         return False
     digest, size = hashlib.sha256(), 0
     with (folder / item["name"]).open("rb") as file:
@@ -275,13 +287,19 @@ def _holds(folder: Path, item: Dict[str, Any]) -> bool:
     return bool(size == item["size"] and digest.hexdigest() == item["sha256"])
 
 
-def own_files(directory: Path) -> int:
-    """How many files of the script's lie there: without our own and the agent's."""
+def own_files(directory: Path, ours: "re.Pattern[str]" = _OWN_FOLDER) -> int:
+    """How many files of the script's lie there: without those in folders of our own, and the agent's."""
     files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     return sum(
-        path.parts[0] not in ("metrics", "runs") and not any(part.endswith(AGENT_SUFFIXES) for part in path.parts)
+        not ours.fullmatch(path.parts[0]) and not any(part.endswith(AGENT_SUFFIXES) for part in path.parts)
         for path in files
     )
+
+
+def newest_step(directory: Path) -> Optional[int]:
+    """The newest step that has a folder, complete or torn; None where none has."""
+    matches = (_STEP_FOLDER.fullmatch(path.name) for path in directory.iterdir() if path.is_dir())
+    return max((int(match.group(1)) for match in matches if match), default=None)
 
 
 def write_record(job: Job, resume: Optional[ResumePoint]) -> None:
@@ -292,7 +310,9 @@ def write_record(job: Job, resume: Optional[ResumePoint]) -> None:
         "started_at": time.time(),
         "resume_step": None if resume is None else resume.step,
         "resume_saved_at": None if resume is None else resume.saved_at,
-        "own_files": own_files(job.checkpoints),
+        # Where no step is complete, nobody could resume from parts of steps: who begins anew then restarts nothing.
+        "own_files": own_files(job.checkpoints, _OWN_FOLDER if resume else _OWN_OR_STEP_FOLDER),
+        "newest_step": newest_step(job.checkpoints),
     }
     _write(job.checkpoints / "runs" / (job.record_name + ".json"), json.dumps(record).encode())
 
@@ -314,16 +334,21 @@ def restore_metrics(job: Job) -> None:
         if _METRICS_FILE.fullmatch(name) and name.endswith("-{}.jsonl".format(job.host)):
             lines.setdefault(name, {}).update(dict.fromkeys(entries))
     for name, repeated_lines in lines.items():
-        _complete(job.checkpoints / "metrics" / name, list(repeated_lines))
+        _complete(job.checkpoints / "metrics" / name, repeated_lines)
 
 
-def _complete(path: Path, lines: List[bytes]) -> None:
-    held = path.read_bytes() if path.is_file() else b""
-    whole = held[: held.rfind(b"\n") + 1]  # a line that was cut off is among the repeated ones
-    known = set(whole.splitlines())
-    missing = [line for line in lines if line not in known]
-    if missing:
-        _write(path, whole + b"".join(line + b"\n" for line in missing))
+def _complete(path: Path, missing: Dict[bytes, None]) -> None:
+    """Add the lines that the file does not hold. It may have millions, and is not read into memory."""
+    whole = 0  # a line that was cut off is among the repeated ones
+    with path.open("a+b") as file:
+        file.seek(0)
+        for line in file:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                missing.pop(line[:-1], None)
+        if missing:
+            file.truncate(whole)
+            file.write(b"".join(line + b"\n" for line in missing))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -358,7 +383,6 @@ class Listener:
         ]
         self._steps: Dict[str, int] = {}
         self._path = path
-        self._file: Optional[BinaryIO] = None
         self._output = output
         self._held = b""
 
@@ -400,7 +424,7 @@ class Listener:
         found: Dict[Optional[int], Dict[str, float]] = {}
         for pattern in self._patterns:
             step = _number(pattern.step, line) if pattern.step else None
-            if step is not None and step.is_integer():
+            if step is not None and step.is_integer() and 0 <= step <= MAX_STEP:
                 self._steps[pattern.name] = int(step)
             value = _number(pattern.value, line)
             if value is not None:
@@ -409,12 +433,21 @@ class Listener:
             self._append(known_step, round(time.time(), 6), values)
 
     def _append(self, step: Optional[int], at: float, values: Dict[str, float]) -> None:
-        """One line per write, unbuffered: what was heard is in the file before anything else is read."""
+        """One line per write, unbuffered: what was heard is in the file before anything else is read.
+
+        The file is opened for each: a script that clears its checkpoint folder takes our files with it.
+        """
         metrics = {name: value if math.isfinite(value) else repr(value) for name, value in values.items()}
-        line = json.dumps({"step": step, "at": at, "metrics": metrics}, allow_nan=False)
-        if self._file is None:
-            self._file = self._path.open("ab", buffering=0)
-        self._file.write(line.encode() + b"\n")
+        line = json.dumps({"step": step, "at": at, "metrics": metrics}, allow_nan=False).encode() + b"\n"
+        try:
+            self._write(line)
+        except (FileNotFoundError, NotADirectoryError):
+            _make_folder(self._path.parent)
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            file.write(line)
 
 
 def _values(text: str) -> Dict[str, float]:

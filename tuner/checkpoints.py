@@ -1,15 +1,16 @@
 """What lies under a trial's checkpoint prefix: steps, sizes, metrics, records of runs; and its deletion.
 
-The prefix is written by machines that may die at any moment, through an agent that uploads in any order. So whatever
-does not parse is skipped, never an error: a manifest makes a checkpoint complete only together with all its files, a
-line of metrics counts once its end is there, and names that the agent leaves behind are not seen at all.
+The prefix is written by machines that may die at any moment, through an agent that uploads in any order, and by
+scripts that may write anything. So whatever does not parse, or could not be recorded, is skipped, never an error: a
+manifest makes a checkpoint complete only together with all its files, a line of metrics counts once its end is there,
+and names that the agent leaves behind are not seen at all.
 
 Readers keep their place in memory only. A new one reads everything again: who uses it must bear repetition.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,8 +22,12 @@ from tuner.training import AGENT_SUFFIXES, MANIFEST
 
 METRICS, RUNS = "metrics/", "runs/"
 MAX_POLL_BYTES = 4 << 20  # one poll of one trial reads no more; the rest waits for the next
+MAX_DOCUMENT_BYTES = 16 << 20  # a manifest or a record that is larger is none of ours
 _DELETE_BATCH = 1000
-_MAX_STEP = 2**63 - 1  # what a database integer holds
+_MAX_STEP = 10**18 - 1  # as many digits as a step folder's name may have, and what a database integer holds
+_MAX_COUNT = 2**31 - 1
+_MAX_NAME = 256  # characters of a metric's name, a run's, a host's
+_YEAR_2200 = 7_258_118_400.0  # later moments are nonsense, and overflow somewhere
 
 _STEP = re.compile(r"step-(\d{8,18})/(.+)", re.DOTALL)
 _FILE = re.compile(r"(\d{3,9})-([0-9a-z]+)-([^/]+)\.jsonl")
@@ -67,18 +72,43 @@ def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
     )
 
 
-def delete_prefix(objects: Objects, prefix: str, *, study_root: str) -> int:
-    """Delete everything under a trial's prefix; how many objects that were. Refuses what is not in the study's root."""
+def wanted_files(objects: ReadableObjects, prefix: str) -> list[str]:
+    """Names under a prefix that a person wants of a trial: of all steps only the newest complete one."""
+    newest = scan(objects, prefix).newest_complete
+    names = [info.uri[len(prefix) :] for info in objects.list(prefix)]
+    own = [name for name in names if not name.startswith((METRICS, RUNS)) and not _of_agent(name)]
+    return [name for name in own if (step := _STEP.fullmatch(name)) is None or (newest and int(step[1]) == newest.step)]
+
+
+def delete_prefix(
+    objects: Objects, prefix: str, *, study_root: str, stays: Callable[[str], bool] = lambda _name: False
+) -> int:
+    """Delete what lies under a trial's prefix, but for names that stay; how many objects that were.
+
+    Refuses what is not in the study's root.
+    """
     _check_prefix(prefix)
     _check_prefix(study_root)
-    if not prefix.startswith(study_root) or prefix == study_root or ".." in prefix.split("/"):
+    inside = prefix.removeprefix(study_root).removesuffix("/").split("/")
+    if not prefix.startswith(study_root) or {"", ".", ".."} & {*inside, *study_root.split("/")[3:-1]}:
         raise ValueError(f"{prefix} is not inside {study_root}: nothing was deleted")
-    uris = iter([info.uri for info in objects.list(prefix)])
+    uris = iter([info.uri for info in objects.list(prefix) if not stays(info.uri[len(prefix) :])])
     count = 0
     while batch := list(islice(uris, _DELETE_BATCH)):
         objects.delete(batch)
         count += len(batch)
     return count
+
+
+def copy_own_files(objects: Objects, source: str, target: str) -> int:
+    """Copy the checkpoints of one trial under the prefix of another, without metrics and records; how many files."""
+    _check_prefix(source)
+    _check_prefix(target)
+    names = [info.uri[len(source) :] for info in objects.list(source)]
+    own = [name for name in names if not name.startswith((METRICS, RUNS)) and not _of_agent(name)]
+    for name in own:
+        objects.copy(source + name, target + name)
+    return len(own)
 
 
 class MetricsReader:
@@ -117,7 +147,7 @@ class MetricsReader:
         """The records of runs that were not returned before."""
         new = []
         for info in self._objects.list(self._prefix + RUNS):
-            if not info.uri.endswith(".json") or self._records.get(info.uri) == info.etag:
+            if not info.uri.endswith(".json") or self._records.get(info.uri) == info.etag or _too_large(info):
                 continue
             try:
                 record = _record(self._objects.read(info.uri))
@@ -171,9 +201,13 @@ def _of_agent(name: str) -> bool:
     return any(segment.endswith(AGENT_SUFFIXES) for segment in name.split("/"))
 
 
+def _too_large(document: ObjectInfo) -> bool:
+    return document.size > MAX_DOCUMENT_BYTES
+
+
 def _complete(objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo]) -> StepInfo | None:
     """The checkpoint, if its manifest is there and so is every file that it names, in the right size."""
-    if MANIFEST not in files:
+    if MANIFEST not in files or _too_large(files[MANIFEST]):
         return None
     try:
         manifest = _json(objects.read(files[MANIFEST].uri))
@@ -189,15 +223,16 @@ def _complete(objects: ReadableObjects, step: int, files: Mapping[str, ObjectInf
 def _record(data: bytes) -> RunRecord | None:
     try:
         found = _json(data)
-        saved_at = found["resume_saved_at"]
+        saved_at, newest = found["resume_saved_at"], found.get("newest_step")
         return RunRecord(
-            attempt=int(found["attempt"]),
-            run=str(found["run"]),
-            host=str(found["host"]),
+            attempt=_count(found["attempt"], _MAX_COUNT),
+            run=_name(found["run"]),
+            host=_name(found["host"]),
             started_at=_moment(found["started_at"]),
-            resume_step=None if found["resume_step"] is None else int(found["resume_step"]),
+            resume_step=None if found["resume_step"] is None else _count(found["resume_step"], _MAX_STEP),
             resume_saved_at=None if saved_at is None else _moment(saved_at),
-            own_files=int(found["own_files"]),
+            own_files=_count(found["own_files"], _MAX_COUNT),
+            newest_step=None if newest is None else _count(newest, _MAX_STEP),
         )
     except (ValueError, TypeError, KeyError):
         return None
@@ -207,11 +242,10 @@ def _points(line: bytes, source: tuple[int, str, str]) -> Iterator[MetricPoint]:
     attempt, run, host = source
     try:
         found = _json(line)
-        step, at = found["step"], _moment(found["at"])
-        values = {str(name): _value(value) for name, value in found["metrics"].items()}
+        step = None if found["step"] is None else _count(found["step"], _MAX_STEP)
+        at = _moment(found["at"])
+        values = {_name(name): _value(value) for name, value in found["metrics"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        return
-    if step is not None and (type(step) is not int or abs(step) > _MAX_STEP):
         return
     for name, value in values.items():
         yield MetricPoint(attempt=attempt, run=run, host=host, step=step, at=at, name=name, value=value)
@@ -222,6 +256,20 @@ def _value(value: object) -> float:
     if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("nan", "inf", "-inf")):
         raise ValueError(f"{value!r} is not the value of a metric")
     return float(value)
+
+
+def _count(value: object, most: int) -> int:
+    """A whole number from 0 to `most`: a step below 0 would be one that no sampler takes."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not a whole number from 0 to {most}")
+    return value
+
+
+def _name(value: object) -> str:
+    """A short name that can be shown and recorded anywhere."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME or not value.isprintable():
+        raise ValueError("not a name")
+    return value
 
 
 def _json(data: bytes) -> dict[str, Any]:
@@ -236,9 +284,6 @@ def _json(data: bytes) -> dict[str, Any]:
 
 
 def _moment(epoch_s: object) -> datetime:
-    if not isinstance(epoch_s, int | float):
-        raise TypeError(f"{epoch_s!r} is not a time")
-    try:
-        return datetime.fromtimestamp(epoch_s, UTC)
-    except (OverflowError, OSError) as error:
-        raise ValueError(f"{epoch_s!r} is not a time") from error
+    if not isinstance(epoch_s, int | float) or not 0 <= epoch_s < _YEAR_2200:
+        raise ValueError(f"{epoch_s!r} is not a time")
+    return datetime.fromtimestamp(epoch_s, UTC)

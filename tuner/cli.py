@@ -23,8 +23,8 @@ _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argp
 
 # Verbs and options that have their place but no code yet: named, so that nobody wonders.
 UNBUILT = (
-    *(("rehearse",), ("plan",), ("gc",), ("export",), ("ui",), ("local", "serve")),
-    *(("resume", "--retry-failed"), ("audit", "--cur"), ("compare", "--format", "html")),
+    *(("rehearse",), ("plan",), ("export",), ("ui",), ("local", "serve")),
+    *(("audit", "--cur"), ("compare", "--format", "html")),
     *(("doctor", "--policy"), ("doctor", "--events"), ("doctor", "--first-dollar")),
 )
 
@@ -117,9 +117,11 @@ def _add_driving_verbs(verbs: _Verbs) -> None:
     resume = _verb(verbs, "resume", ("cli_run", "resume"), "reconcile a study with its jobs and carry on; idempotent")
     resume.add_argument("study", metavar="STUDY", nargs="?")
     resume.add_argument("--accept-changes", action="store_true", help="give edited code and settings to new trials")
+    resume.add_argument("--retry-failed", action="store_true", help="failed trials' parameters again, as new trials")
     resume.add_argument("--no-wait", action="store_true", help="do not wait for another host's engine")
     resume.add_argument("--once", action="store_true", help="one cycle, then exit")
     resume.add_argument("--all", action="store_true", help="every unfinished study of the store (needs --once)")
+    _force(resume)
 
 
 def _add_reading_verbs(verbs: _Verbs) -> None:
@@ -154,11 +156,18 @@ def _add_changing_verbs(verbs: _Verbs) -> None:
     how = stop.add_mutually_exclusive_group()
     how.add_argument("--now", action="store_true", help="do not wait for checkpoints")
     how.add_argument("--drain", action="store_true", help="let the running jobs finish")
+    _force(stop)
     cancel = _verb(verbs, "cancel", ("cli_run", "cancel"), "end a study: jobs stopped, unfinished trials cancelled")
     cancel.add_argument("study", metavar="STUDY")
+    _force(cancel)
     change = _verb(verbs, "set", ("cli_run", "change"), "change trials, parallel, budget or deadline of a live study")
     change.add_argument("study", metavar="STUDY")
     change.add_argument("assignments", metavar="KEY=VALUE", nargs="+", help="e.g. trials=40 budget.usd=80")
+    _force(change)
+
+
+def _force(verb: _Parser) -> None:
+    verb.add_argument("--force", action="store_true", help="do not ask whether to touch another user's study")
 
 
 def _add_checking_verbs(verbs: _Verbs) -> None:
@@ -166,6 +175,12 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
         verbs, "audit", ("cli_run", "audit"), "the store against the job service; exit 1 if they differ", json=True
     )
     audit.add_argument("study", metavar="STUDY")
+    audit.add_argument("--stop-orphans", action="store_true", help="stop jobs of this study that nobody asked for")
+    _force(audit)
+    gc = _verb(verbs, "gc", ("cli_run", "gc"), "delete checkpoints that the study file does not keep", json=True)
+    gc.add_argument("study", metavar="STUDY")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted, and its size")
+    _force(gc)
     doctor = _verb(verbs, "doctor", ("cli_run", "doctor"), "is everything there that a study needs?", json=True)
     doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
     database = verbs.add_parser("db", help="the schema of the store", description="The schema of the store.")

@@ -23,9 +23,10 @@ from tuner.cli_text import (
     percent,
     safe,
     seconds,
+    size,
     steps_text,
 )
-from tuner.verbs import Audit, Finding, LocalJobRow, Plan
+from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist
 
 # Documents of `views`: their keys are the contract, their values are checked where they are made.
 Doc: TypeAlias = Mapping[str, Any]
@@ -108,7 +109,7 @@ def trials(docs: Sequence[Doc], *, simulated: bool) -> str:
             trial_cost(doc),
             seconds(doc["lost_work_s"]),
             *([place] if differ else []),
-            params_text(doc["params"]) + (f"  [{safe(doc['reason'])}]" if doc["reason"] else ""),
+            params_text(doc["params"]) + (f"  [{safe(gist(doc['reason']))}]" if doc["reason"] else ""),
         )
         for doc, place in zip(docs, places, strict=True)
     ]
@@ -202,8 +203,10 @@ def next_commands(doc: Doc, store_option: str = "") -> list[str]:
     best = doc["best"][0] if isinstance(doc["best"], list) and doc["best"] else doc["best"]
     match doc["state"]:
         case "finished" | "cancelled":
-            look = [f"tuner show {name} {best['number']}"] if best else []
-            return [f"tuner best {name}", *look, f"tuner compare {name}"]
+            if not best:
+                return [f"tuner trials {name}"]
+            compare = [f"tuner compare {name}"] if len(doc["objectives"]) == 1 else []
+            return [f"tuner best {name}", f"tuner show {name} {best['number']}", *compare]
         case "out_of_budget":
             return [f"tuner set {name} budget.usd=…", f"tuner resume {name}", f"tuner cancel {name}"]
         case "past_deadline":
@@ -215,9 +218,10 @@ def next_commands(doc: Doc, store_option: str = "") -> list[str]:
 def warnings(doc: Doc) -> list[str]:
     """Warnings of a status document; work that was started over comes first, and loudly."""
     lines = [f"warning: {safe(line)}" for line in doc["warnings"]]
-    if doc["never_checkpointed"]:
+    if doc["never_checkpointed"] > doc["resumed_runs"]:
+        # one run taken away before its first checkpoint is bad luck; most of them are a script that saves too late
         runs = counted(doc["never_checkpointed"], "run")
-        lines.insert(0, f"warning: {runs} ended without any checkpoint: such work is lost with its machine")
+        lines.insert(0, f"warning: {runs} ended before the first checkpoint: save earlier, or such work is lost")
     if doc["restarted_from_zero"]:
         runs = counted(doc["restarted_from_zero"], "run")
         lines.insert(
@@ -255,6 +259,33 @@ def audit(name: str, found: Audit) -> str:
         [render(table(columns, rows, right=["TRIAL", "ATTEMPT", "BILLED", "LEDGER"])), verdict]
         + [f"  {safe(line)}" for line in found.lines]
     )
+
+
+def gc(doc: Doc) -> str:
+    """What is deleted of which trial, or would be."""
+    name, done = safe(doc["study"]), "would delete" if doc["dry_run"] else "deleted"
+    left = f"{size(doc['left_bytes'])} stay{_a_month(doc['left_usd_per_month'], doc)}"
+    if not doc["trials"]:
+        return f"{name}: nothing to delete, checkpoints.keep is {doc['keep']}; {left}"
+    columns = ["TRIAL", "STATE", "KEPT_STEP", "OBJECTS", "SIZE", "$/MONTH"]
+    rows = [
+        (
+            each["trial"],
+            state(each["state"]),
+            each["kept_step"],
+            each["objects"],
+            size(each["size_bytes"]),
+            dollars(each["usd_per_month"]),
+        )
+        for each in doc["trials"]
+    ]
+    total = f"{size(doc['size_bytes'])}{_a_month(doc['usd_per_month'], doc)}"
+    shown = render(table(columns, rows, right=["TRIAL", "KEPT_STEP", "OBJECTS", "SIZE", "$/MONTH"]))
+    return f"{shown}\n{name}: {done} {total}, since checkpoints.keep is {doc['keep']}; {left}"
+
+
+def _a_month(amount: float, doc: Doc) -> str:
+    return f" ({dollars(amount)} a month at S3's list price{', simulated' if doc['simulated'] else ''})"
 
 
 def local_jobs(rows: Sequence[LocalJobRow], now: datetime) -> str:

@@ -163,7 +163,8 @@ def db_current(args: argparse.Namespace) -> int:
 
 
 def local_jobs(args: argparse.Namespace) -> int:
-    rows = local_view.local_jobs(_local_directory(args))
+    directory, prefix = _local_directory(args)
+    rows = [row for row in local_view.local_jobs(directory) if row.name.startswith(prefix)]
     if args.json:
         out_json([asdict(row) | {"created_at": views.iso(row.created_at)} for row in rows])
     else:
@@ -240,15 +241,18 @@ def _screen() -> Iterator[Live | None]:
         yield live
 
 
-def _local_directory(args: argparse.Namespace) -> Path:
-    """Where the local service keeps its jobs: as recorded with the study, else as a launch here would choose."""
+def _local_directory(args: argparse.Namespace) -> tuple[Path, str]:
+    """Where the local service keeps its jobs, and how the names of those asked for begin.
+
+    As recorded with the study; without one, all of them where a launch here would put them.
+    """
     if args.study is None:
-        return worlds.default_local_dir()
+        return worlds.default_local_dir(), ""
     with reading(args.store) as store:
         found = store.study(args.study)
     if found.local_dir is None:
         raise UserError(f"study {found.name} does not run on the local service but on {found.backend}", Exit.USAGE)
-    return Path(found.local_dir)
+    return Path(found.local_dir), f"{found.key}-"
 
 
 def _write(path: Path, text: str) -> None:

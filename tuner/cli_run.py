@@ -7,15 +7,17 @@ Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how t
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
-from tuner import cli_print, study
+from tuner import cli_print, retention, study, views
 from tuner.cli_live import choose
 from tuner.cli_read import out, out_json, reading, say, store_url
 from tuner.cli_text import dollars, safe
 from tuner.clock import SystemClock
 from tuner.doctor import doctor as examine
+from tuner.store import Store
 from tuner.store_schema import masked
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
 
@@ -43,7 +45,7 @@ def resume(args: argparse.Namespace) -> int:
         return _resume_all(args)
     if args.study is None:
         raise UserError("resume: which STUDY? (or --all --once)", Exit.USAGE)
-    with reading(args.store) as store:
+    with _changing(args, "resume") as store:
         return _drive(
             args.study,
             args,
@@ -51,6 +53,7 @@ def resume(args: argparse.Namespace) -> int:
                 args.study,
                 store,
                 accept_changes=args.accept_changes,
+                retry_failed=args.retry_failed,
                 once=args.once,
                 no_wait=args.no_wait,
                 display=display,
@@ -60,7 +63,7 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def stop(args: argparse.Namespace) -> int:
-    with reading(args.store) as store:
+    with _changing(args, "stop") as store:
         return _drive(
             args.study,
             args,
@@ -71,7 +74,7 @@ def stop(args: argparse.Namespace) -> int:
 
 
 def cancel(args: argparse.Namespace) -> int:
-    with reading(args.store) as store:
+    with _changing(args, "cancel") as store:
         return _drive(
             args.study,
             args,
@@ -81,21 +84,35 @@ def cancel(args: argparse.Namespace) -> int:
 
 def change(args: argparse.Namespace) -> int:
     """`tuner set`."""
-    with reading(args.store) as store:
+    with _changing(args, "set") as store:
         for line in study.request_set(args.study, store, args.assignments):
             out(safe(line))
     return Exit.DONE
 
 
 def audit(args: argparse.Namespace) -> int:
-    with reading(args.store) as store:
-        found = study.audit(args.study, store)
+    with _changing(args, "audit") if args.stop_orphans else reading(args.store) as store:
+        found = study.audit(args.study, store, stop_orphans=args.stop_orphans)
+    for orphan in found.stopped:
+        say(f"stopping {safe(orphan.job)}")
     if args.json:
         rows = [asdict(row) for row in found.rows]
         out_json({"study": args.study, "ok": found.ok, "differences": list(found.lines), "attempts": rows})
     else:
         out(cli_print.audit(args.study, found))
     return Exit.DONE if found.ok else Exit.CHECK_FAILED
+
+
+def gc(args: argparse.Namespace) -> int:
+    with reading(args.store) if args.dry_run else _changing(args, "gc") as store:
+        found = study.gc(args.study, store, dry_run=args.dry_run)
+        simulated = views.simulated(store.study(args.study))
+    doc = retention.gc_view(found, args.study, simulated=simulated, dry_run=args.dry_run)
+    if args.json:
+        out_json(doc)
+    else:
+        out(cli_print.gc(doc))
+    return Exit.DONE
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -134,7 +151,7 @@ def _resume_all(args: argparse.Namespace) -> int:
     display = choose(SystemClock())
     with reading(args.store) as store, Signals(last_words="left at once; jobs in flight go on") as signals:
         try:
-            outcomes = study.resume_all_once(store, display=display, signals=signals)
+            outcomes = study.resume_all_once(store, display=display, signals=signals, others_too=args.force)
         finally:
             display.close()
     for name, outcome in outcomes:
@@ -148,13 +165,31 @@ def _store_option(url: str | None) -> str:
     return f" --store {shlex.quote(masked(url))}" if url else ""
 
 
+@contextmanager
+def _changing(args: argparse.Namespace, verb: str) -> Iterator[Store]:
+    """The store, once it is certain that the study may be touched: another user's is asked about."""
+    with reading(args.store) as store:
+        owner = None if args.force else study.owner_to_ask(args.study, store)
+        if owner is not None:
+            belongs = f"study {safe(args.study)} belongs to {safe(owner)}"
+            if not sys.stdin.isatty():
+                raise UserError(f"{verb}: {belongs} and there is no terminal to ask on: pass --force", Exit.USAGE)
+            if not _yes(f"{belongs}: {verb} it?"):
+                raise UserError(f"{verb}: declined, nothing was changed", Exit.USAGE)
+        yield store
+
+
 def _confirm(plan: Plan, *, yes: bool) -> None:
     """Ask before money is spent. Raises UserError when nobody can be asked, or says no."""
     if yes or plan.spec.backend == "local":
         return
     if not sys.stdin.isatty():
         raise UserError("launch: it costs money and there is no terminal to ask on: pass -y", Exit.USAGE)
-    sys.stderr.write(f"launch {safe(plan.spec.name)} for about {dollars(plan.estimated_usd)}? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not _yes(f"launch {safe(plan.spec.name)} for about {dollars(plan.estimated_usd)}?"):
         raise UserError("launch: declined, nothing was started", Exit.USAGE)
+
+
+def _yes(question: str) -> bool:
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -8,6 +8,7 @@ from typing import Any
 from tuner.cli_print import Doc, params_text, simulated_line, trial_cost, values_text
 from tuner.cli_table import render, state, table
 from tuner.cli_text import UNKNOWN, clock_time, counted, dollars, number, safe, seconds
+from tuner.verbs import gist
 
 _LAST_EVENTS = 12
 
@@ -27,7 +28,7 @@ def story(doc: Doc) -> str:
 
 
 def _head(study: str, trial: Doc) -> str:
-    reason = f", {safe(trial['reason'])}" if trial["reason"] else ""
+    reason = f", {safe(gist(trial['reason']))}" if trial["reason"] else ""
     lines = [
         f"{safe(study)} trial {trial['number']}: {trial['state']}{reason}",
         f"  value        {values_text(trial)}",
@@ -43,7 +44,7 @@ def _head(study: str, trial: Doc) -> str:
 
 def _attempt(attempt: Doc, *, first: bool) -> str:
     end = attempt["end"] or attempt["state"]
-    why = ", ".join(safe(text) for text in (attempt["stop_reason"], attempt["reason"]) if text)
+    why = ", ".join(safe(gist(text)) for text in (attempt["stop_reason"], attempt["reason"]) if text)
     lines = [
         f"attempt {attempt['attempt']}: {end}" + (f" ({why})" if why else ""),
         f"  job {safe(attempt['name'])} on {safe(attempt['instance'])}, {attempt['capacity']}",
@@ -53,6 +54,9 @@ def _attempt(attempt: Doc, *, first: bool) -> str:
     ]
     for position, run in enumerate(attempt["runs"]):
         lines.append(f"  run {run['run']}: {_run(run, first=first and position == 0)}")
+    whole = (attempt["reason"] or "").splitlines()
+    if len(whole) > 1:  # a traceback, as the script printed it
+        lines += [f"  | {safe(line)}" for line in whole]
     return "\n".join(lines)
 
 
@@ -87,7 +91,7 @@ def _events(events: list[Any]) -> str:
             event["kind"],
             event["attempt"],
             state(event["after"]) if event["after"] else UNKNOWN,
-            " ".join(f"{key}={value}" for key, value in event["details"].items()),
+            " ".join(f"{key}={gist(str(value))}" for key, value in event["details"].items()),
         )
         for event in events[-_LAST_EVENTS:]
     ]

@@ -11,6 +11,7 @@ from tuner.model import Json
 
 UNKNOWN = "-"
 _CENT = 0.01
+_KIBI = 1024
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
@@ -41,6 +42,18 @@ def dollars(value: Json) -> str:
     size = abs(value)
     digits = 2 if size >= 1 or size == 0 else 4 if size >= _CENT else 6
     return f"${value:,.{digits}f}"
+
+
+def size(value: Json) -> str:
+    """Bytes: `512 B`, `1.5 MiB`."""
+    if not isinstance(value, int | float):
+        return UNKNOWN
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < _KIBI:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= _KIBI
+    return f"{amount:.1f} TiB"
 
 
 def percent(value: Json) -> str:

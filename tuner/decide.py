@@ -6,6 +6,7 @@ nothing; events are made for the rows that were not applied before. What an ende
 function, `after_end`, row by row the table of the README.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -326,6 +327,16 @@ def allowance_microusd(run_s: float, rate_microusd_per_h: int, policy: Policy) -
     """The most that an attempt may bill: what it may run, and what may pass before it is stopped and uploaded."""
     seconds = run_s + policy.poll_s + policy.stop_within_s + policy.stop_grace_s + policy.upload_allowance_s
     return -int(-seconds * policy.instance_count * rate_microusd_per_h // 3600)
+
+
+def dearest_s(attempt: Attempt, now: datetime) -> int:
+    """The most that a job can have billed whose figures are gone: it may have run on since it was last seen.
+
+    It is never more than the attempt reserves.
+    """
+    unseen_s = max(0.0, (now - (attempt.observed_at or attempt.created_at)).total_seconds())
+    reserved_s = attempt.reserved_microusd * 3600 // (attempt.instance_count * attempt.rate_microusd_per_h)
+    return min(reserved_s, math.ceil(attempt.run_s + attempt.upload_s + unseen_s))
 
 
 def instance_choice(attempts: Sequence[Attempt], policy: Policy) -> int:

@@ -143,10 +143,10 @@ class Dispatcher:
             arn = self._jobs.create(request)
             self._crash_point("after create")
         except JobNameTaken:
-            if self._find(work):
-                unit.event("adopted", work=work, attempt=attempt.number, job=attempt.job_name)
+            self._find(work, AttemptEnd.FOREIGN, f"the name {attempt.job_name} belongs to a job that was deleted since")
         except RequestRejected as error:
-            unit.end_unsubmitted(work, AttemptEnd.REJECTED, str(error))
+            # what is refused now may have been accepted before, and the answer lost: that job would run unseen
+            self._find(work, AttemptEnd.REJECTED, str(error))
         except JobError as error:
             self._postpone(work, error)
         else:
@@ -163,19 +163,27 @@ class Dispatcher:
         if isinstance(error, CredentialsRefused):
             raise error
 
-    def _find(self, work: Work) -> bool:
-        """Look whose job has our name: adopt our own, leave a foreign one alone and use the next number."""
+    def _find(self, work: Work, end: AttemptEnd, reason: str) -> None:
+        """Look whose job has our name: adopt our own, leave a foreign one alone and use the next number.
+
+        If there is none, the attempt ends as `end`, for `reason`.
+        """
         attempt, unit = work.attempts[-1], self._unit
-        seen: Observation | None = None
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
-            pass  # the name was used by a job that was deleted since
+            unit.end_unsubmitted(work, end, reason)
         except JobError as error:
             self._postpone(work, error)
-            return False
-        if seen is not None and seen.digest == attempt.digest:
+        else:
+            self._adopt(work, seen)
+
+    def _adopt(self, work: Work, seen: Observation) -> bool:
+        """Take a job of our name for ours exactly if its digest is."""
+        attempt, unit = work.attempts[-1], self._unit
+        if seen.digest == attempt.digest:
             unit.set_attempt(work, replace(attempt, arn=seen.arn, submitted_at=seen.created_at))
+            unit.event("adopted", work=work, attempt=attempt.number, job=attempt.job_name)
             return True
         unit.event("foreign", work=work, attempt=attempt.number, job=attempt.job_name)
         unit.end_unsubmitted(work, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
@@ -206,7 +214,7 @@ class Dispatcher:
         """Whether a job whose creation we did not hear of is there, and ours; ends the attempt if there is none."""
         attempt, unit = work.attempts[-1], self._unit
         try:
-            self._jobs.describe(attempt.job_name)
+            seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
             # a creation of unknown outcome may still show itself: wait out what a slow request could take
             if unit.now >= (attempt.next_try_at or attempt.created_at):
@@ -215,4 +223,4 @@ class Dispatcher:
         except JobError as error:
             unit.trouble(error, work)
             return False
-        return self._find(work)
+        return self._adopt(work, seen)

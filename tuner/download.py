@@ -7,6 +7,7 @@ the same name are replaced, nothing else is touched.
 
 from pathlib import Path, PurePosixPath
 
+from tuner.checkpoints import wanted_files
 from tuner.objects import ObjectNotFound, Objects, ObjectsError
 from tuner.verbs import Exit, UserError
 from tuner.views import View
@@ -34,8 +35,9 @@ def _model(trial: View, objects: Objects, target: Path) -> list[Path]:
 
 
 def _checkpoints(prefix: str, objects: Objects, target: Path) -> list[Path]:
-    found = [each.uri for each in objects.list(prefix)]
-    return [_copy(uri, uri.removeprefix(prefix), objects, target / "checkpoints") for uri in found]
+    """The newest complete checkpoint, and what the script keeps beside its steps."""
+    names = wanted_files(objects, prefix)
+    return [_copy(prefix + name, name, objects, target / "checkpoints") for name in names]
 
 
 def _copy(uri: str, name: str, objects: Objects, target: Path) -> Path:

@@ -21,6 +21,7 @@ from tuner.dispatch import Dispatcher, submit_due
 from tuner.jobs import JobService
 from tuner.memory import Memory, Work
 from tuner.model import (
+    RETRY_OF,
     AttemptState,
     Event,
     Intent,
@@ -28,10 +29,11 @@ from tuner.model import (
     ProgressReport,
     Study,
     StudyState,
+    Trial,
 )
 from tuner.observe import STALE_POLLS, Observer, tell
 from tuner.proposals import Proposer
-from tuner.sampler_view import view_rows
+from tuner.sampler_view import earlier_rows, view_rows
 from tuner.spec import StudySpec, from_json
 from tuner.states import TrialEvent
 from tuner.store import Store, StoreConflict, StoreUnreachable
@@ -47,6 +49,10 @@ class Progress(Protocol):
 
     def read(self, prefix: str) -> ProgressReport:
         """What is new since this reader's last look at `prefix`. Raises OSError for a store that does not answer."""
+        ...
+
+    def forget(self, prefix: str) -> None:
+        """The trial of this prefix has ended: its place is not needed any more."""
         ...
 
 
@@ -106,12 +112,15 @@ class Engine:
         self.study = study = store.study_by_id(self.study.id)
         spec = from_json(study.spec)
         summary = store.summary(study.id)
+        last_seq = store.last_seq(study.id)
+        last = store.events(study.id, after_seq=last_seq - 1)
         self._progress = self._world.progress()
         self.memory = Memory(
             spec=spec,
             policy=workload.policy(spec, study),
             proposer=self._world.proposer(spec),
-            last_seq=store.last_seq(study.id),
+            last_seq=last_seq,
+            last_recorded_at=last[-1].recorded_at if last else None,
             trial_count=sum(summary.trials.values()),
             spent_microusd=summary.spend_microusd,
             on_demand_microusd=summary.on_demand_microusd,
@@ -127,9 +136,10 @@ class Engine:
             if point.trial in self.memory.live:
                 work = self.memory.live[point.trial]
                 work.latest[point.name, point.step] = point
-                work.reported_at[point.step] = point.at
+                work.hear(point.step, point.at)
         rows = view_rows(self._world.store, self.study, self.memory.spec)
-        self.memory.proposer.rebuild(rows, self.study.attrs)
+        self.memory.retried = sum(RETRY_OF in row.attrs for row in rows)
+        self.memory.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._world.store, self.study))
 
     # --- the loop
 
@@ -146,18 +156,21 @@ class Engine:
     def tick(self) -> StudyState:
         """Look once and do what follows from it; returns the study's state."""
         try:
-            self._tick()
-        except StoreConflict:
-            # somebody else wrote: the fence says whether we may go on, and then only from what is recorded
-            self._renew()
-            self._load()
+            try:
+                self._tick()
+            except StoreConflict:
+                # somebody else wrote: the fence says whether we may go on, and then only from what is recorded
+                self._renew()
+                self._load()
         except StoreUnreachable:
             self._wait_for_store()
         self._world.watcher.ticked(self.study, self.memory)
         return self.study.state
 
     def _renew(self) -> None:
-        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=LEASE_S)
+        # a lease that ran out between two polls would be there for the taking while its engine lives
+        period_s = LEASE_S + 2 * self.memory.policy.poll_s
+        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=period_s)
 
     def _wait_for_store(self) -> None:
         """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
@@ -196,7 +209,9 @@ class Engine:
         return (self.lease.expires_at - self._world.clock.now()).total_seconds() > _LEASE_MARGIN_S
 
     def _unit(self, now: datetime) -> UnitOfWork:
-        return UnitOfWork(self.study, last_seq=self.memory.last_seq, now=now)
+        return UnitOfWork(
+            self.study, last_seq=self.memory.last_seq, now=now, recorded_after=self.memory.last_recorded_at
+        )
 
     def _commit(self, unit: UnitOfWork, point: str) -> None:
         self._world.crash_point(f"before {point}")
@@ -205,19 +220,28 @@ class Engine:
             self._world.store.commit(self.lease, change, now=unit.now)
             self.study = unit.study
             self.memory.last_seq += len(change.events)
+            self.memory.last_recorded_at = unit.recorded_at
             for trial in (*change.new_trials, *(after for _, after in change.trials)):
                 if trial.state.terminal:
-                    del self.memory.live[trial.number]
+                    self._forget(trial)
             self._world.watcher.committed(change.events)
         self._world.crash_point(f"after {point}")
 
     # --- requests of the user
 
     def _apply_requests(self, unit: UnitOfWork) -> None:
+        memory = self.memory
         for request in self._world.store.pending_requests(self.study.id):
-            study = requests.apply(unit, request)
-            self.memory.spec = from_json(study.spec)
-            self.memory.policy = workload.policy(self.memory.spec, study)
+            bound_microusd = memory.spent_microusd + memory.reserved_in_flight_microusd
+            study = requests.apply(unit, request, bound_microusd=bound_microusd)
+            memory.spec = from_json(study.spec)
+            memory.policy = workload.policy(memory.spec, study)
+
+    def _forget(self, trial: Trial) -> None:
+        """Keep nothing of a trial that has ended: memory follows what is in flight."""
+        for attempt in self.memory.live.pop(trial.number).attempts:
+            self.memory.seen_modified.pop(attempt.job_name, None)
+        self._progress.forget(trial.prefix)
 
     # --- the study itself
 

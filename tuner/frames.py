@@ -141,12 +141,12 @@ class Study:
     @property
     def optuna(self) -> "optuna.Study":
         """The study as Optuna sees it, for its plots and importances; made anew at each access, to be read only."""
-        from tuner.sampler_view import view_rows  # noqa: PLC0415 - Optuna is slow to import
+        from tuner.sampler_view import earlier_rows, view_rows  # noqa: PLC0415 - Optuna is slow to import
 
         with self._opened() as (store, found):
             spec = from_json(found.spec)
             proposer = worlds.make_proposer(spec)
-            proposer.rebuild(view_rows(store, found, spec), found.attrs)
+            proposer.rebuild(view_rows(store, found, spec), found.attrs, earlier_rows(store, found))
         return proposer.study
 
     def __repr__(self) -> str:

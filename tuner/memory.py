@@ -39,7 +39,8 @@ class Work:
     runs: list[Run] = field(default_factory=list)
     records: dict[tuple[int, str], RunRecord] = field(default_factory=dict)  # by attempt, run id
     steps: dict[tuple[int, str], Steps] = field(default_factory=dict)
-    reported_at: dict[int, datetime] = field(default_factory=dict)
+    reported_at: dict[int, datetime] = field(default_factory=dict)  # by step
+    heard_at: datetime | None = None  # the latest of these
     latest: dict[tuple[str, int], Point] = field(default_factory=dict)  # by metric, step
     host: str | None = None  # whose metrics count: the first
     checkpoint_step: int | None = None
@@ -67,8 +68,8 @@ class Work:
             self.host = min(self.host or record.host, record.host)
             if record.host == self.host:
                 self.records[record.attempt, record.run] = record
-        if report.checkpoint_at is not None:
-            self.checkpoint_step, self.checkpoint_at = report.checkpoint_step, report.checkpoint_at
+        # as it is now: a checkpoint may have gone, or have lost a file
+        self.checkpoint_step, self.checkpoint_at = report.checkpoint_step, report.checkpoint_at
         fresh: dict[tuple[str, int], Point] = {}
         for raw in report.points:
             self.host = min(self.host or raw.host, raw.host)
@@ -76,6 +77,11 @@ class Work:
             if point is not None:
                 fresh[point.name, point.step] = point
         return sorted(fresh.values(), key=lambda point: point.step)
+
+    def hear(self, step: int, at: datetime) -> None:
+        """A step was reported."""
+        self.reported_at[step] = at
+        self.heard_at = max(self.heard_at or at, at)
 
     def _take_point(self, raw: MetricPoint) -> Point | None:
         if raw.host != self.host:
@@ -98,7 +104,7 @@ class Work:
             at=raw.at,
         )
         self.latest[raw.name, step] = point
-        self.reported_at[step] = raw.at
+        self.hear(step, raw.at)
         return None if known == point else point
 
 
@@ -110,12 +116,14 @@ class Memory:
     policy: Policy
     proposer: "Proposer"
     last_seq: int
-    trial_count: int
+    trial_count: int  # of all; a new one gets this number
     spent_microusd: int
     on_demand_microusd: int
     live: dict[int, Work] = field(default_factory=dict)
     seen_modified: dict[str, datetime] = field(default_factory=dict)  # by job: what was described last
     listed_at: datetime | None = None
+    last_recorded_at: datetime | None = None
+    retried: int = 0  # trials that repeat failed ones, outside the total
 
     @property
     def in_flight(self) -> int:
@@ -131,12 +139,14 @@ class Memory:
 
     def waiting(self) -> list[Work]:
         """Unfinished trials without a job, in the order in which they get one."""
-        backing_off = [work for work in self.live.values() if work.trial.state is TrialState.BACKING_OFF]
-        return sorted(backing_off, key=lambda work: work.trial.number)
+        # a proposal gets its job in the commit that records it, but for one that repeats a failed trial
+        states = (TrialState.BACKING_OFF, TrialState.PROPOSED)
+        waiting = [work for work in self.live.values() if work.trial.state in states]
+        return sorted(waiting, key=lambda work: work.trial.number)
 
     def wants_more(self, study: Study) -> bool:
         """Whether the total of trials is not proposed yet."""
-        return self.trial_count < self.policy.trials and not study.exhausted
+        return self.trial_count - self.retried < self.policy.trials and not study.exhausted
 
     def past_deadline(self, now: datetime) -> bool:
         return self.policy.deadline_at is not None and now >= self.policy.deadline_at

@@ -16,6 +16,8 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 # The step under which a metric without a step is kept: its last line wins.
 NO_STEP = -1
+# Attribute of a trial that repeats a failed one: whose parameters and checkpoints it began with.
+RETRY_OF = "tuner:retry_of"
 
 
 class StudyState(StrEnum):
@@ -182,6 +184,12 @@ class Trial:
     faults: int = 0  # attempts that count to `max_faults`
     due_at: datetime | None = None  # while backing off; None: waits for `resume`, without a deadline
 
+    @property
+    def retry_of(self) -> int | None:
+        """The failed trial that this one repeats; such trials stand outside the study's total."""
+        number = self.attrs.get(RETRY_OF)
+        return number if isinstance(number, int) else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -297,6 +305,7 @@ class RunRecord:
     resume_step: int | None  # of the newest complete checkpoint; None without manifests
     resume_saved_at: datetime | None
     own_files: int  # files of the script's own
+    newest_step: int | None = None  # of the newest step's folder, complete or torn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

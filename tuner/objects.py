@@ -166,9 +166,18 @@ class DirectoryObjects:
             etag=f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}",
         )
 
+    def _make_staging(self) -> None:
+        try:
+            self._staging.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageRefused(
+                f"the state directory {self._root.parent} cannot be written: {error.strerror}; "
+                "name another by TUNER_LOCAL"
+            ) from error
+
     def _put(self, uri: str, fill: Callable[[Path], object]) -> None:
         path = self._path(uri)
-        self._staging.mkdir(parents=True, exist_ok=True)
+        self._make_staging()
         temporary = self._staging / secrets.token_hex(8)
         try:
             fill(temporary)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from tuner import decide, proof
+from tuner import decide, proof, signs
 from tuner.jobs import JobError, JobNotFound, JobService, Observation
 from tuner.memory import Memory, Work, is_training
 from tuner.model import (
@@ -21,6 +21,7 @@ from tuner.model import (
     Intent,
     Point,
     ProgressReport,
+    Run,
     StopReason,
     Trial,
     TrialState,
@@ -57,6 +58,7 @@ class Observer:
             self._read_progress(work)
             self._judge(work)
             self._conclude(work)
+        self._warn()
 
     # --- jobs
 
@@ -128,9 +130,9 @@ class Observer:
     def _end_lost(self, work: Work) -> None:
         """The job was deleted by somebody else, and its final figures with it: the dearest reading is booked."""
         attempt = work.attempts[-1]
+        seconds = decide.dearest_s(attempt, self._now)
         self._unit.move_attempt(work, AttemptEvent.END, reason="the job was deleted")
-        self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=round(attempt.run_s))
-        seconds = round(attempt.run_s)
+        self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=seconds)
         reason = f"job {attempt.job_name} was deleted by somebody else"
         self._book(work, AttemptEnd.SERVICE_FAULT, reason, billable_s=seconds, training_s=seconds)
 
@@ -185,12 +187,22 @@ class Observer:
         self._unit.set_runs(work, proven)
         for run in proven:
             was = before[run.attempt, run.number]
+            if was.had_checkpoint is None and run.had_checkpoint is not None:
+                self._tell_torn(work, run)
             if run.restarted_from_zero and not was.restarted_from_zero:
                 self._unit.event("run.restarted_from_zero", work=work, attempt=run.attempt, run=run.number)
             if run.resumed_from_step is not None and was.resumed_from_step is None:
                 self._unit.event(
                     "run.resumed", work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
                 )
+
+    def _tell_torn(self, work: Work, run: Run) -> None:
+        """Once, when the record of a run is first seen: its newest checkpoint was passed over."""
+        torn = proof.torn_step(work.records[run.attempt, run.run_id or ""])
+        if torn is not None:
+            self._unit.event(
+                "checkpoint.torn", work=work, attempt=run.attempt, run=run.number, step=torn, used=run.resume_step
+            )
 
     def _report(self, work: Work, fresh: list[Point]) -> None:
         """Show new values of the objective to the pruner, one step at a time, each step once."""
@@ -201,9 +213,15 @@ class Observer:
             trial = work.trial
             if trial.last_step is None or point.step >= trial.last_step:
                 trial = replace(trial, last_step=point.step, last_value=point.value)
-            if point.step != NO_STEP and len(objectives) == 1 and math.isfinite(point.value):
-                trial = self._ask_pruner(trial, point)
+            if point.step != NO_STEP and len(objectives) == 1:
+                trial = self._show(trial, point)
             self._unit.set_trial(work, trial)
+
+    def _show(self, trial: Trial, point: Point) -> Trial:
+        if math.isfinite(point.value):
+            return self._ask_pruner(trial, point)
+        self._memory.proposer.withdraw(trial.number, point.step)  # an earlier run may have reported a number
+        return trial
 
     def _ask_pruner(self, trial: Trial, point: Point) -> Trial:
         judged = trial.judged_step is not None and point.step <= trial.judged_step
@@ -243,20 +261,13 @@ class Observer:
             spent = sum(each.spend_microusd or 0 for each in work.attempts) + attempt.estimated_microusd
             if spent > policy.trial_budget_microusd:
                 return StopReason.TRIAL_BUDGET
-        if self._stalled(work, attempt):
+        if signs.fruitless(work):
+            return StopReason.NO_PROGRESS
+        if signs.stalled(work, policy, self._now):
             return StopReason.STALL
         if intent in (Intent.STOP, Intent.STOP_NOW):
             return StopReason.USER
         return StopReason.LIMIT if self._memory.past_deadline(self._now) else None
-
-    def _stalled(self, work: Work, attempt: Attempt) -> bool:
-        stall_after_s = self._memory.policy.stall_after_s
-        if stall_after_s is None or attempt.state is not AttemptState.TRAINING or not work.runs:
-            return False
-        signs = [work.runs[-1].started_at, *work.reported_at.values()]
-        if work.checkpoint_at is not None:
-            signs.append(work.checkpoint_at)
-        return (self._now - max(signs)).total_seconds() > stall_after_s
 
     def _stop_by(self, why: StopReason) -> datetime:
         waits = why in (StopReason.USER, StopReason.LIMIT) and self._unit.study.intent is not Intent.STOP_NOW
@@ -268,6 +279,18 @@ class Observer:
             return True
         wanted_at = attempt.stop_wanted_at
         return wanted_at is not None and work.checkpoint_at is not None and work.checkpoint_at > wanted_at
+
+    def _warn(self) -> None:
+        """Keep the warnings of the study as they are now; what is new is also an event."""
+        unit = self._unit
+        fresh = signs.warnings(self._memory.live.values(), self._memory.policy, self._now)
+        known = unit.study.warnings
+        for line in fresh:
+            if line not in known:
+                unit.event("warning", message=line)
+        now_known = signs.replaced(known, fresh)
+        if now_known != known:
+            unit.set_study(replace(unit.study, warnings=now_known))
 
     # --- ends
 
@@ -282,6 +305,8 @@ class Observer:
             unit.set_trial(work, replace(work.trial, faults=work.trial.faults + 1))
         if verdict.event is TrialEvent.BACK_OFF and decide.max_run_left_s(work.attempts, policy) < 1:
             verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
+        elif verdict.event is TrialEvent.BACK_OFF and signs.fruitless(work):
+            verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.NO_PROGRESS))
         unit.move_trial(
             work,
             verdict.event,

@@ -21,6 +21,9 @@ from fractions import Fraction
 from functools import cache
 from importlib import resources
 
+# S3 Standard, first 50 TB, us-east-1: list price as of 2025.
+S3_STANDARD_USD_PER_GB_MONTH = Decimal("0.023")
+
 _MICROUSD = 1_000_000
 _HOUR_S = 3600
 

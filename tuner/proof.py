@@ -9,11 +9,11 @@ Rules: pure. What is not known is None, never 0: a run without a record (an imag
 record that has not been synced yet) counts as neither resumed nor restarted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from tuner.model import Run, RunRecord, Span
+from tuner.model import Run, RunEnd, RunRecord, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ def _compare(run: Run, record: RunRecord, seen: Steps | None, before: Sequence[R
         return run
     if firsts and run.first_step <= min(firsts):
         return replace(run, restarted_from_zero=True)
+    if not firsts and record.resume_step is not None and run.first_step <= record.resume_step:
+        return run  # nothing to compare with but the step it found, and it is not beyond that
     lasts = [other.last_step for other in before if other.last_step is not None]
     without_manifest = min(run.first_step - 1, max(lasts)) if lasts else None
     resumed_from = record.resume_step if record.resume_step is not None else without_manifest
@@ -102,3 +104,23 @@ def _with_lost_work(previous: Run, run: Run, record: RunRecord, reported_at: Map
     if saved_at is None:
         return previous
     return replace(previous, lost_work_s=min(whole_s, max(0.0, (previous.ended_at - saved_at).total_seconds())))
+
+
+def torn_step(record: RunRecord) -> int | None:
+    """The step whose checkpoint lay there when the script started, and was passed over since it is not complete."""
+    newest = record.newest_step
+    return newest if newest is not None and (record.resume_step is None or record.resume_step < newest) else None
+
+
+def runs_for_nothing(runs: Sequence[Run], taken: Collection[int], saved_at: datetime | None) -> int:
+    """How many whole runs have trained since the newest checkpoint was saved.
+
+    Whole is a run that neither its script nor we ended: it was interrupted or restarted, or its attempt is one of
+    `taken`, whose time to wait for capacity was over.
+    """
+    whole = [run for run in runs if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) or _taken(run, taken)]
+    return sum(saved_at is None or run.started_at >= saved_at for run in whole)
+
+
+def _taken(run: Run, taken: Collection[int]) -> bool:
+    return run.end is RunEnd.ENDED and run.attempt in taken

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Seen
 
@@ -34,14 +34,15 @@ from tuner.proposals_parts import (
     EXHAUSTIBLE,
     IGNORES_PRUNED,
     ProposalError,
+    distribution,
     guesses,
     make_pruner,
     make_sampler,
     make_space,
     require_inside,
 )
-from tuner.proposals_view import ViewStorage, ViewStudy, new_view, running_trial
-from tuner.spec_records import Component, Objective, Space
+from tuner.proposals_view import ViewStorage, ViewStudy, earlier_trial, new_view, running_trial
+from tuner.spec_records import Component, Objective, Space, SpaceFunction
 
 __all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "Verdict", "ViewTrial"]
 
@@ -123,6 +124,9 @@ class Proposer:
         self._exhaustible = sampler.name in EXHAUSTIBLE
         self._paused_as = _paused_as(sampler)
         self._ask_trial = make_space(space)
+        # None for a define-by-run space
+        self._distributions = None if isinstance(space, SpaceFunction) else {p.name: distribution(p) for p in space}
+        self._earlier = 0  # trials of other studies, before ours
         self._study: ViewStudy
         self._log_level = optuna.logging.WARNING
         self._try_out()
@@ -134,20 +138,42 @@ class Proposer:
         """The view as Optuna's own study, for plots and importances; to be read only."""
         return self._study
 
-    def rebuild(self, rows: Sequence[ViewTrial], study_attrs: Mapping[str, Json]) -> None:
-        """Make the view anew from all recorded trials, in the order in which they were asked for and told."""
+    def check_earlier(self, study: str, trials: Sequence[ViewTrial]) -> None:
+        """Raise ProposalError if finished trials of another study have other kinds of parameters than ours."""
+        if self._distributions is None:
+            return  # a define-by-run space says what it has only when it is asked
+        for text in dict.fromkeys(trial.distributions for trial in trials):
+            theirs = _distributions_from_json(text)
+            for name in sorted(theirs.keys() | self._distributions.keys()):
+                if not _same_kind(theirs.get(name), self._distributions.get(name)):
+                    raise ProposalError(
+                        f"search.warm_start: parameter {name} of study {study} is not of the same kind as here "
+                        f"({_kind_text(theirs.get(name))} there, {_kind_text(self._distributions.get(name))} here); "
+                        "remove the study, or give the parameter another name"
+                    )
+
+    def rebuild(
+        self, rows: Sequence[ViewTrial], study_attrs: Mapping[str, Json], earlier: Sequence[ViewTrial] = ()
+    ) -> None:
+        """Make the view anew from all recorded trials, in the order in which they were asked for and told.
+
+        `earlier` are finished trials of other studies. They stand before ours, so their count must never change.
+        """
         with _quiet(self._log_level):
             pruner = make_pruner(self._pruner, study_attrs)
             self._study = new_view(self._study_name, self._directions, pruner, self._paused_as)
             for key, value in study_attrs.items():
                 self._storage.set_study_system_attr(self._study_id, key, value)
+            self._earlier = len(earlier)
+            for row in earlier:
+                self._add_earlier(row)
             for row, told in _in_order(rows):
                 if told:
                     values = _told_values(row, len(self._directions))
-                    self._storage.set_trial_state_values(row.number, _END[row.state], values)
+                    self._storage.set_trial_state_values(self._id(row.number), _END[row.state], values)
                 else:
                     self._restore(row)
-            self._storage.paused = {row.number for row in rows if row.state is TrialState.PAUSED}
+            self._storage.paused = {self._id(row.number) for row in rows if row.state is TrialState.PAUSED}
 
     def ask(self, number: int) -> Proposal | None:
         """Propose trial `number`, the one after the newest; None when the space is exhausted (Grid, BruteForce)."""
@@ -159,8 +185,8 @@ class Proposer:
                 newest = self._ask_trial(study).number
             except Exception as error:
                 raise ProposalError(f"{self._culprit()} failed: {type(error).__name__}: {error}") from error
-        assert newest == number, f"asked for trial {number}, the view is at {newest}"
-        frozen = storage.get_trial(number)
+        assert newest == self._id(number), f"asked for trial {number}, the view is at {newest} with {self._earlier}"
+        frozen = storage.get_trial(newest)
         self._check(frozen)
         if self._exhaustible and self._repeats(frozen):
             storage.take_back_newest(self._study_id)
@@ -179,7 +205,7 @@ class Proposer:
         attrs, study_attrs = self._attrs(number)
         self.replay(number, step, value)
         with _quiet(self._log_level):
-            prune = bool(self._study.pruner.prune(self._study, self._storage.get_trial(number)))
+            prune = bool(self._study.pruner.prune(self._study, self._storage.get_trial(self._id(number))))
         self._remember_guesses()
         delta = self._delta(number, attrs, study_attrs)
         return Verdict(prune, delta.attrs, delta.study_attrs)
@@ -187,16 +213,20 @@ class Proposer:
     def replay(self, number: int, step: int, value: float) -> None:
         """Add or replace the value of a step whose verdict is already stored: the pruner is not asked."""
         assert math.isfinite(value), f"trial {number} step {step}: {value} must not reach the sampler"
-        self._storage.set_trial_intermediate_value(number, step, float(value))
+        self._storage.set_trial_intermediate_value(self._id(number), step, float(value))
+
+    def withdraw(self, number: int, step: int) -> None:
+        """Forget the value of a step: what a later run reported for it is no finite number."""
+        self._storage.withdraw_value(self._id(number), step)
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> Delta:
         """End a trial; `values`, one per objective and finite, exactly if it succeeded."""
         assert (values is not None) == (state is TrialState.SUCCEEDED), f"trial {number}: {state} with {values}"
         assert all(math.isfinite(value) for value in values or ()), f"trial {number}: {values} must be told as failed"
         attrs, study_attrs = self._attrs(number)
-        self._storage.paused.discard(number)
+        self._storage.paused.discard(self._id(number))
         with _quiet(self._log_level):
-            self._study.tell(number, None if values is None else list(values), _END[state])
+            self._study.tell(self._id(number), None if values is None else list(values), _END[state])
         return self._delta(number, attrs, study_attrs)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -208,6 +238,16 @@ class Proposer:
     @property
     def _study_id(self) -> int:
         return 0  # the only study of its storage
+
+    def _id(self, number: int) -> int:
+        """Where a trial of ours stands in the view."""
+        return self._earlier + number
+
+    def _add_earlier(self, row: ViewTrial) -> None:
+        ours = self._distributions or _distributions_from_json(row.distributions)
+        values = _told_values(row, len(self._directions))
+        trial = earlier_trial(row.params, ours, row.points, _END[row.state], values)
+        self._storage.create_new_trial(self._study_id, trial)
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         return make_sampler(self._sampler, self._space, number, self._default_seed)
@@ -239,8 +279,10 @@ class Proposer:
 
     def _repeats(self, trial: FrozenTrial) -> bool:
         """What Grid and BruteForce propose when nothing new is left: points that were proposed before."""
-        earlier = self._storage.get_all_trials(self._study_id, deepcopy=False)[:-1]
-        return any(other.params == trial.params for other in earlier)
+        # BruteForce never proposes what an earlier study tried; Grid knows only of its own
+        first = 0 if self._sampler.name == "BruteForceSampler" else self._earlier
+        before = self._storage.get_all_trials(self._study_id, deepcopy=False)[first:-1]
+        return any(other.params == trial.params for other in before)
 
     def _mark_optimizer(self, trial: FrozenTrial) -> None:
         if any(map(_is_optimizer, trial.system_attrs)):
@@ -253,13 +295,13 @@ class Proposer:
         distributions = _distributions_from_json(row.distributions)
         trial = running_trial(row.params, distributions, attrs, row.points)
         number = self._storage.create_new_trial(self._study_id, trial)
-        assert number == row.number, f"trial {row.number} is recorded, trial {number} is missing"
+        assert number == self._id(row.number), f"trial {row.number} is recorded, trial {number} is missing"
 
     def _optimizer_again(self, number: int) -> dict[str, Json]:
         """The pickled optimizer that this ask left behind, from the view as it was at that moment."""
         self._study.sampler = self._make_sampler(number)
         _ = self._study.ask().relative_params  # it is drawn when first read
-        attrs = self._storage.get_trial(number).system_attrs
+        attrs = self._storage.get_trial(self._id(number)).system_attrs
         self._storage.take_back_newest(self._study_id)
         return {key: value for key, value in attrs.items() if _is_optimizer(key)}
 
@@ -271,10 +313,12 @@ class Proposer:
 
     def _attrs(self, number: int) -> tuple[Mapping[str, Json], Mapping[str, Json]]:
         # The storage replaces these dicts and never changes them, so holding on to them is a snapshot.
-        return self._storage.get_trial(number).system_attrs, self._storage.get_study_system_attrs(self._study_id)
+        return self._storage.get_trial(self._id(number)).system_attrs, self._storage.get_study_system_attrs(
+            self._study_id
+        )
 
     def _stored_attrs(self, number: int, before: Mapping[str, Json]) -> dict[str, Json]:
-        added = _added(before, self._storage.get_trial(number).system_attrs)
+        added = _added(before, self._storage.get_trial(self._id(number)).system_attrs)
         return {key: value for key, value in added.items() if not _is_optimizer(key)}
 
     def _delta(self, number: int, attrs: Mapping[str, Json], study_attrs: Mapping[str, Json]) -> Delta:
@@ -311,6 +355,22 @@ def _told_values(row: ViewTrial, objectives: int) -> list[float] | None:
             return [float(max(row.points)[1])]
         case _:
             return None
+
+
+def _same_kind(one: BaseDistribution | None, other: BaseDistribution | None) -> bool:
+    """Whether values of one can be told to a sampler of the other; ranges may differ."""
+    if one is None or other is None or type(one) is not type(other):
+        return False
+    if isinstance(one, CategoricalDistribution):
+        return one == other
+    return getattr(one, "log", None) == getattr(other, "log", None)
+
+
+def _kind_text(found: BaseDistribution | None) -> str:
+    if found is None:
+        return "absent"
+    log = "log " if getattr(found, "log", False) else ""
+    return log + type(found).__name__.removesuffix("Distribution").lower()
 
 
 def _plain(value: ParamValue) -> ParamValue:

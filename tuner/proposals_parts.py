@@ -28,6 +28,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from tuner.model import Json, ParamValue
+from tuner.proposals_view import is_inside
 from tuner.spec import SpecError
 from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Param, Space, SpaceFunction
 
@@ -234,11 +235,11 @@ def make_space(space: Space) -> Callable[[optuna.Study], optuna.Trial]:
             return trial
 
         return ask_by_run
-    distributions = {param.name: _distribution(param) for param in space}
+    distributions = {param.name: distribution(param) for param in space}
     return lambda study: study.ask(fixed_distributions=distributions)
 
 
-def _distribution(param: Param) -> BaseDistribution:
+def distribution(param: Param) -> BaseDistribution:
     try:
         match param:
             case FloatParam():
@@ -321,15 +322,11 @@ def _checked(space: Space, given: object) -> dict[str, Sequence[ParamValue]]:
             raise ProposalError(f"{where}: must list the parameters of space: {', '.join(names)}")
         for param in space:
             for value in given[param.name]:
-                require_inside(param.name, value, _distribution(param))
+                require_inside(param.name, value, distribution(param))
     return {name: list(values) for name, values in given.items()}
 
 
 def require_inside(name: str, value: object, distribution: BaseDistribution) -> None:
     """Refuse a value outside of the range: Optuna would use it with a warning."""
-    try:
-        inside = distribution._contains(distribution.to_internal_repr(value))  # noqa: SLF001 - it has no public form
-    except (TypeError, ValueError):
-        inside = False
-    if not inside:
+    if not is_inside(value, distribution):
         raise ProposalError(f"parameter {name}: the value {value!r} is outside of {distribution}")

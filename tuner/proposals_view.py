@@ -53,6 +53,12 @@ class ViewStorage(InMemoryStorage):
         shown.datetime_complete = trial.datetime_start
         return shown
 
+    def withdraw_value(self, trial_id: int, step: int) -> None:
+        """Forget an intermediate value as if it had never been reported."""
+        trial = copy.copy(self.get_trial(trial_id))
+        trial.intermediate_values = {key: value for key, value in trial.intermediate_values.items() if key != step}
+        self._set_trial(trial_id, trial)
+
     def take_back_newest(self, study_id: int) -> None:
         """Forget the newest trial as if it had never been asked for."""
         trial = self._studies[study_id].trials.pop()
@@ -84,6 +90,32 @@ def new_view(
     storage = ViewStorage(paused_as)
     storage.create_new_study([StudyDirection[direction.upper()] for direction in directions], study_name)
     return ViewStudy(study_name=study_name, storage=storage, sampler=optuna.samplers.RandomSampler(), pruner=pruner)
+
+
+def earlier_trial(
+    params: Mapping[str, ParamValue],
+    distributions: Mapping[str, BaseDistribution],
+    points: Sequence[tuple[int, float]],
+    state: TrialState,
+    values: Sequence[float] | None,
+) -> FrozenTrial:
+    """A finished trial of another study; where a parameter is outside of today's range, one that taught nothing."""
+    inside = all(is_inside(value, distributions[name]) for name, value in params.items())
+    return optuna.trial.create_trial(
+        state=state if inside else TrialState.FAIL,
+        values=values if inside else None,
+        params=dict(params) if inside else {},
+        distributions=dict(distributions) if inside else {},
+        intermediate_values=dict(points) if inside else {},
+    )
+
+
+def is_inside(value: object, distribution: BaseDistribution) -> bool:
+    """Whether a distribution has this value; Optuna would use any with a warning."""
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))  # noqa: SLF001 - no public form
+    except (TypeError, ValueError):
+        return False
 
 
 def running_trial(

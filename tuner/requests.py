@@ -2,24 +2,51 @@
 
 A request is a row, written from any process and outside the lease. The engine applies it at its next tick; with no
 live engine the verb that wrote it takes the lease and applies it itself, through the same function.
+
+Rules: every request is used up, once. One that does not fit what the study has become since it was written (two that
+contradict each other, a budget below what is bound by now) changes nothing and is an event: it must neither be lost in
+silence nor crash the engine at every start.
 """
 
 from dataclasses import replace
 
 from tuner import workload
-from tuner.model import Intent, Request, Study
-from tuner.spec import apply_set, from_json, to_json
+from tuner.model import Intent, Request, Study, StudyState
+from tuner.prices import PriceUnknown, usd
+from tuner.spec import SpecError, apply_set, from_json, to_json
 from tuner.unit import UnitOfWork
 
 
-def apply(unit: UnitOfWork, request: Request) -> Study:
-    """Apply one request, as one event; returns the study after it."""
-    unit.event("request", verb=request.verb, values=dict(request.values), who=request.who)
-    if request.verb == "set":
-        spec = apply_set(from_json(unit.study.spec), [f"{key}={value}" for key, value in request.values.items()])
-        workload.policy(spec, unit.study)  # raises for what could not be planned with, before anything is written
-        unit.set_study(replace(unit.study, spec=to_json(spec)))
-    else:
-        unit.set_study(replace(unit.study, intent=Intent(str(request.values["intent"])), intent_at=unit.now))
+def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Study:
+    """Apply one request, as one event; returns the study after it, unchanged where the request does not fit.
+
+    `bound_microusd` is what is spent and reserved: a budget below it could not be kept any more.
+    """
     unit.applied(request)
-    return unit.study
+    try:
+        changed = _changed(unit, request, bound_microusd)
+    except (SpecError, PriceUnknown) as error:
+        unit.event(
+            "request.refused", verb=request.verb, values=dict(request.values), who=request.who, message=str(error)
+        )
+        return unit.study
+    unit.event("request", verb=request.verb, values=dict(request.values), who=request.who)
+    unit.set_study(changed)
+    return changed
+
+
+def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
+    """The study as the request wants it. Raises SpecError, PriceUnknown."""
+    study = unit.study
+    if study.state is StudyState.CANCELLED or (study.state.ended and request.verb != "set"):
+        # more trials for a finished study are welcome; there is nothing left to stop
+        raise SpecError(f"study {study.name} is {study.state} already")
+    if request.verb != "set":
+        return replace(study, intent=Intent(str(request.values["intent"])), intent_at=unit.now)
+    before = from_json(study.spec)
+    spec = apply_set(before, [f"{key}={value}" for key, value in request.values.items()])
+    limit = spec.budget.microusd
+    if limit is not None and limit < bound_microusd and limit != before.budget.microusd:
+        raise SpecError(f"budget.usd: {usd(limit)} is below the {usd(bound_microusd)} spent and reserved")
+    workload.policy(spec, study)
+    return replace(study, spec=to_json(spec))

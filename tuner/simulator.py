@@ -101,6 +101,7 @@ class SimulatedCloud:
         self._events: list[_Event] = []
         self._seq = itertools.count()
         self._live: dict[str, SimulatedJob] = {}
+        self._deleted: set[str] = set()
         self._changed: dict[str, SimulatedJob] = {}  # least recently modified first
         self._slots: defaultdict[str, deque[tuple[JobError | OSError, bool]]] = defaultdict(deque)
         self._traps: dict[tuple[str, str], float] = {}
@@ -221,6 +222,12 @@ class SimulatedCloud:
         self.advance(self._clock.now())
         self._fail(self.jobs[name], reason)
 
+    def delete(self, name: str) -> None:
+        """Somebody deletes the record of a job that has ended, its figures with it; its name stays used."""
+        assert self.jobs[name].status.final, f"{name} is {self.jobs[name].status}: only a job that ended can be deleted"
+        del self.jobs[name], self._changed[name]
+        self._deleted.add(name)
+
     def show(self, name: str, status: str) -> None:
         """Add a row to the job's history and change nothing else, as a status that came later to SageMaker would."""
         self.advance(self._clock.now())
@@ -250,7 +257,7 @@ class SimulatedCloud:
         return probability > 0 and self._random.random() < probability
 
     def _check(self, request: JobRequest) -> None:
-        if request.name in self.jobs:
+        if request.name in self.jobs or request.name in self._deleted:
             raise JobNameTaken(f"create of {request.name}: a job of this name exists already")
         if (request.max_wait_s is not None) != request.spot:
             raise RequestRejected(f"create of {request.name}: Invalid MaxWaitTimeInSeconds. Spot needs it, alone")
@@ -381,6 +388,7 @@ class SimulatedCloud:
                     resume_step=shown[0] if shown else None,
                     resume_saved_at=shown[1] if shown else None,
                     own_files=len(prefix.saved),
+                    newest_step=max((step for step in (prefix.torn, *prefix.saved) if step is not None), default=None),
                 )
             )
         self._next_step(job)
@@ -447,9 +455,9 @@ class SimulatedCloud:
         if job.up_since is None or job.status.final:
             return
         self._down(job)
-        saved = self.prefixes[job.request.checkpoint_uri].saved
-        if job.script.torn and saved:
-            saved.popitem()  # the latest
+        prefix = self.prefixes[job.request.checkpoint_uri]
+        if job.script.torn and prefix.saved:
+            prefix.torn = prefix.saved.popitem()[0]  # the latest
         if job.status is JobStatus.STOPPING:
             self._finish(job)
             return

@@ -87,6 +87,7 @@ class Prefix:
     records: list[RunRecord] = field(default_factory=list)
     saved: dict[int, datetime] = field(default_factory=dict)  # complete checkpoints by step, in the order of saving
     manifests: bool = True
+    torn: int | None = None  # the step of a checkpoint that is not whole any more
 
     @property
     def newest(self) -> tuple[int, datetime] | None:
@@ -182,6 +183,10 @@ class Reader:
             checkpoint_at=newest[1] if newest else max(lies.saved.values(), default=None),
             more=end < len(lies.points),
         )
+
+    def forget(self, prefix: str) -> None:
+        """Its trial has ended."""
+        self._read.pop(prefix, None)
 
 
 def smooth_curve(seed: int) -> Curve:

@@ -227,18 +227,21 @@ def _promotes(spec: StudySpec) -> bool:
     return spec.search.pruner is not None and spec.search.pruner.name == "Promotion"
 
 
+def _runs_an_image_locally(spec: StudySpec) -> bool:
+    return spec.backend == "local" and spec.training.entrypoint == "image"
+
+
 _UNBUILT: tuple[tuple[str, Callable[[StudySpec], bool]], ...] = (
     ("backend: sagemaker", lambda spec: spec.backend == "sagemaker"),
-    ("search.warm_start", lambda spec: bool(spec.search.warm_start)),
     ("search.pruner.name: Promotion", _promotes),
     ("training.secrets", lambda spec: bool(spec.training.secrets)),
     ("training.algorithm", lambda spec: spec.training.algorithm is not None),
     ("training.framework", lambda spec: spec.training.framework is not None),
+    ("training.entrypoint: image on a local study", _runs_an_image_locally),
     ("training.launcher: torchrun", lambda spec: spec.training.launcher == "torchrun"),
     ("training.instance_count above 1", lambda spec: spec.training.instance_count > 1),
     ("capacity.policy: auto", lambda spec: spec.capacity.policy == "auto"),
     ("capacity.on_demand_after", lambda spec: spec.capacity.on_demand_after_losses is not None),
-    ("checkpoints.keep other than all", lambda spec: spec.checkpoints.keep != "all"),
 )
 
 

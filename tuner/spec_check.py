@@ -13,7 +13,7 @@ from pathlib import Path
 from tuner import traces
 from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, SpaceFunction, StudySpec
-from tuner.spec_space import MAX_VALUE_CHARACTERS, encoded
+from tuner.spec_space import check_value
 from tuner.spec_values import SpecError, duration_text, shown
 
 # SageMaker's limit of a job is 100 for each; the rest of the environment's is ours.
@@ -60,10 +60,7 @@ def _check_entry_point(source_dir: Path, entry_point: str) -> None:
 def _hyperparameters(spec: StudySpec) -> None:
     fixed = spec.training.hyperparameters
     for name, value in fixed.items():
-        if len(encoded(value)) > MAX_VALUE_CHARACTERS:
-            raise SpecError(
-                f"training.hyperparameters.{name}: has more than {MAX_VALUE_CHARACTERS} characters; put it into a file"
-            )
+        check_value(value, f"training.hyperparameters.{name}")
     searched = () if isinstance(spec.space, SpaceFunction) else tuple(param.name for param in spec.space)
     for name in searched:
         if name in fixed:
@@ -140,8 +137,32 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     total, per_trial = spec.budget.usd, spec.budget.per_trial_usd
     if total is not None and per_trial is not None and per_trial > total:
         yield "budget.per_trial_usd: is more than budget.usd"
+    yield from _trial_budget_warnings(spec)
     yield from _price_warnings(spec)
     yield from _metric_warnings(spec)
+
+
+def _trial_budget_warnings(spec: StudySpec) -> Iterator[str]:
+    """A trial that may run longer than it may cost is stopped in mid-run, and what it cost is lost."""
+    allowed_usd, count = spec.budget.per_trial_usd, spec.training.instance_count
+    if allowed_usd is None:
+        return
+    card = RateCard(spec.prices)
+    rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in spec.training.instance_types)
+    needed = cost_microusd(spec.reservation_s, count, rate)
+    if needed <= allowed_usd * MICROUSD:
+        return
+    beside_s = spec.reservation_s - spec.training.max_run_s
+    fits_s = int(allowed_usd * MICROUSD * 3600 / (count * rate)) - beside_s
+    remedy = (
+        f"training.max_run: {duration_text(fits_s)} would fit"
+        if fits_s > 0
+        else f"no max_run fits: stopping a job and its upload alone may take {duration_text(beside_s)}; raise it"
+    )
+    yield (
+        f"budget.per_trial_usd: ${allowed_usd:f} stops a trial before it has used its max_run of "
+        f"{duration_text(spec.training.max_run_s)}, which may cost {usd(needed)}; {remedy}"
+    )
 
 
 def _price_warnings(spec: StudySpec) -> Iterator[str]:

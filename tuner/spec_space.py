@@ -7,6 +7,7 @@ the range to write instead.
 import json
 import math
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tuner.spec_values import (
 _MAX_INT = 2**53
 _MAX_CHOICES = 10_000
 MAX_VALUE_CHARACTERS = 2500
+_LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 
 PARAM_NAME = text(r"[A-Za-z_][A-Za-z0-9_.-]*", "a name of letters, digits, . _ and - (it becomes --name)", most=256)
 
@@ -44,6 +46,15 @@ _KEYS = {
 def encoded(value: Json) -> str:
     """A hyperparameter as the script receives it: texts as they are, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def check_value(value: Json, where: str) -> None:
+    """Refuse what CreateTrainingJob would: its values are texts of one line."""
+    text = encoded(value)
+    if len(text) > MAX_VALUE_CHARACTERS:
+        raise SpecError(f"{where}: has more than {MAX_VALUE_CHARACTERS} characters; put it into a file")
+    if _LINE_BREAK.search(text):
+        raise SpecError(f"{where}: has a line break, which no job takes; put it into a file")
 
 
 def parse_space(base: Path) -> Reader[Space]:
@@ -131,6 +142,5 @@ def _choices(value: Json, where: str) -> tuple[Scalar, ...]:
 def _choice(value: Json, where: str) -> Scalar:
     if isinstance(value, list | dict):
         raise SpecError(f"{where}: must be a text, a number or a boolean, not {shown(value)}; name it by a text")
-    if len(encoded(value)) > MAX_VALUE_CHARACTERS:
-        raise SpecError(f"{where}: has more than {MAX_VALUE_CHARACTERS} characters")
+    check_value(value, where)
     return value

@@ -78,8 +78,8 @@ class StudyNotFound(StoreError):  # noqa: N818
 class LeaseHeld(StoreError):  # noqa: N818
     """Another engine drives the study."""
 
-    def __init__(self, study_id: int, holder: Holder, expires_at: datetime) -> None:
-        super().__init__(f"study {study_id} is driven by {holder}, whose lease runs until {expires_at:%H:%M:%S} UTC")
+    def __init__(self, study: str, holder: Holder, expires_at: datetime) -> None:
+        super().__init__(f"study {study} is driven by {holder}, whose lease runs until {expires_at:%H:%M:%S} UTC")
         self.holder = holder
         self.expires_at = expires_at
 
@@ -151,7 +151,7 @@ class Store:
             study = self.study_by_id(study_id)
             held, until = study.holder, study.lease_expires_at
             if held is not None and until is not None and held != holder and until > now and not gone(held):
-                raise LeaseHeld(study_id, held, until)
+                raise LeaseHeld(study.name, held, until)
             lease = Lease(study_id=study_id, fence=study.fence + 1, expires_at=now + timedelta(seconds=period_s))
             if self._take(study, lease, holder):
                 return lease

@@ -44,6 +44,7 @@ def check(store: Store, study_id: int) -> list[str]:
         *_numbering(facts),
         *_transitions(facts, replay),
         *_rows_as_told(facts, replay),
+        *_values_as_told(facts),
         *_live_attempts(facts),
         *_money(facts),
         *_prefixes(facts),
@@ -126,6 +127,15 @@ def _rows_as_told(facts: _Facts, replay: _Replay) -> Iterator[str]:
     for name in sorted(told.keys() | kept.keys()):
         if told.get(name) != kept.get(name):
             yield f"{name}: its events end in {told.get(name, 'nothing')}, its row is {kept.get(name, 'missing')}"
+
+
+def _values_as_told(facts: _Facts) -> Iterator[str]:
+    """1: a trial's values are those that its end was told with."""
+    told = {event.trial: event.details["values"] for event in facts.events if "values" in event.details}
+    for trial in facts.trials:
+        values = None if trial.values is None else list(trial.values)
+        if trial.number in told and told[trial.number] != values:
+            yield f"trial {trial.number} has values {values}, its events say {told[trial.number]}"
 
 
 def _live_attempts(facts: _Facts) -> Iterator[str]:

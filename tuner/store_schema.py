@@ -40,11 +40,14 @@ _PATIENCE = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# Where neither server, role nor address set them: no endless wait for a lock, and no lock held by a writer that sleeps.
-_SESSION_LIMITS = (
-    f"SELECT set_config(name, '{BUSY_TIMEOUT_S:.0f}s', false) FROM pg_settings"  # noqa: S608 - a constant
-    " WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout') AND setting = '0'"
-)
+# No endless wait for a lock, and no lock held by a writer that sleeps: where neither server, role nor address set a
+# limit. And no commit that a crash of the server takes back: jobs are started on its word.
+_SESSION = f"""
+SELECT set_config(name, CASE name WHEN 'synchronous_commit' THEN 'on' ELSE '{BUSY_TIMEOUT_S:.0f}s' END, false)
+FROM pg_settings
+WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout') AND setting = '0'
+   OR name = 'synchronous_commit' AND setting = 'off'
+"""  # noqa: S608 - constants
 # Any number of ours: who brings the schema up to date holds it.
 _MIGRATION_LOCK = 7_305_230_113
 # SQLSTATEs of a database that does not let us work: no right to do it, no schema to do it in.
@@ -124,7 +127,7 @@ def _connect_postgresql(url: sa.URL, shown: str) -> sa.Engine:
         raise StoreUnreachable(
             f"the store {shown} cannot be used: install the extra postgres: pip install 'spot-tuner[postgres]'"
         ) from error
-    sa.event.listen(engine, "connect", _limit)
+    sa.event.listen(engine, "connect", _settle)
     return engine
 
 
@@ -274,9 +277,9 @@ def _prepare(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _limit(connection: DBAPIConnection, _record: object) -> None:
+def _settle(connection: DBAPIConnection, _record: object) -> None:
     """Settings of a session rather than of its start: proxies refuse the latter."""
-    connection.cursor().execute(_SESSION_LIMITS)
+    connection.cursor().execute(_SESSION)
     connection.commit()
 
 

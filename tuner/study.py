@@ -13,18 +13,18 @@ import os
 import random
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tuner import holders, local_view, requests, views, workload, worlds
+from tuner import holders, local_view, requests, retention, views, workload, worlds
 from tuner.clock import Clock, SystemClock
 from tuner.jobs import JobError
 from tuner.model import Intent, Json, Lease, Request, Study, StudyState, TrialState
 from tuner.prices import PriceUnknown, Rate, RateCard
-from tuner.spec import SpecError, StudySpec, apply_set, changes, describe, from_json, load, refuse_unbuilt, to_json
+from tuner.retention import Survey
+from tuner.spec import SpecError, StudySpec, apply_set, describe, from_json, load, refuse_unbuilt, to_json
 from tuner.spec_records import MICROUSD
 from tuner.store import (
     LeaseHeld,
@@ -37,10 +37,7 @@ from tuner.store import (
 )
 from tuner.store_check import check as check_store
 from tuner.unit import UnitOfWork
-from tuner.verbs import Audit, Display, Exit, Outcome, Plan, Signals, UserError
-
-if TYPE_CHECKING:
-    from tuner.packaging import Bundle
+from tuner.verbs import Audit, Display, EventLine, Exit, Outcome, Plan, Signals, UserError
 
 STORE_VARIABLE = "TUNER_STORE"
 DEFAULT_STORE = "sqlite:///tuner.db"
@@ -83,6 +80,15 @@ def find(name: str, store: Store) -> Study:
         return store.study(name)
 
 
+def owner_to_ask(name: str, store: Store) -> str | None:
+    """Whose study this is, where it is not the user's own: who spends or destroys there is asked first.
+
+    A courtesy among people who share a database, no guard: whoever can write to it can do everything.
+    """
+    owner = find(name, store).owner
+    return None if owner == _user() else owner
+
+
 # --- plan and launch
 
 
@@ -92,8 +98,9 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
         spec = load(file, overrides)
         refuse_unbuilt(spec)
         worlds.make_proposer(spec)
-        _bundle(spec)
+        worlds.make_bundle(spec)
         rate = RateCard(spec.prices).rate(spec.training.instance_types[0], spec.region)
+        worst_case_usd = workload.worst_case_microusd(spec) / MICROUSD
     training = spec.training
     hours = spec.trials * training.max_run_s * training.instance_count / 3600
     at_most = hours * float(rate.usd_per_hour)
@@ -101,7 +108,7 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     budget = spec.budget.usd
     return Plan(
         spec=spec,
-        headline=tuple(_headline(spec, rate, at_most)),
+        headline=tuple(_headline(spec, rate, at_most, worst_case_usd)),
         rows=tuple(describe(spec)),
         estimated_usd=at_most * ratio,
         ceiling_usd=at_most if budget is None else float(budget),
@@ -109,7 +116,7 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     )
 
 
-def _headline(spec: StudySpec, rate: Rate, at_most_usd: float) -> Iterator[tuple[str, str]]:
+def _headline(spec: StudySpec, rate: Rate, at_most_usd: float, worst_case_usd: float) -> Iterator[tuple[str, str]]:
     """What to look at before a study runs."""
     training, pruner = spec.training, spec.search.pruner
     where = "this machine" if spec.backend == "local" else spec.region
@@ -120,21 +127,9 @@ def _headline(spec: StudySpec, rate: Rate, at_most_usd: float) -> Iterator[tuple
     yield "each on", f"{training.instance_count} x {' or '.join(training.instance_types)}, {capacity}"
     yield "rate", f"${rate.usd_per_hour}/h ({rate.basis}{f', {rate.as_of}' if rate.as_of else ''})"
     yield "if every trial used its whole max_run", f"${at_most_usd:.2f} on demand"
-
-
-def _bundle(spec: StudySpec) -> "Bundle":
-    from tuner.packaging import make_bundle  # noqa: PLC0415 - keeps `status` lean
-
-    training = spec.training
-    assert training.source_dir is not None, "refused until algorithms are built"
-    assert training.entry_point is not None, "refused until algorithms are built"
-    return make_bundle(
-        training.source_dir,
-        training.entry_point,
-        training.launcher,
-        [(metric.name, metric.regex, metric.step_regex) for metric in training.metrics],
-        exclude=[worlds.default_local_dir(), *([spec.file] if spec.file else [])],
-    )
+    if capacity == "spot":
+        # what AWS leaves open: whether MaxRuntime counts on after an interruption
+        yield "at most, if max_run counts each run anew", f"${worst_case_usd:.2f}"
 
 
 def launch(
@@ -147,6 +142,8 @@ def launch(
     rng: random.Random | None = None,
 ) -> Outcome:
     """Record a new study and drive it. `rng` draws the study's key; tests give a seeded one."""
+    from tuner.sampler_view import choose_earlier  # noqa: PLC0415 - imports Optuna
+
     clock = clock or SystemClock()
     spec = planned.spec
     with _operating_errors():
@@ -154,7 +151,8 @@ def launch(
         study = _new_study(spec, directory, clock.now(), rng or secrets.SystemRandom())
         if any(other.name == spec.name for other in store.studies()):
             raise UserError(_exists(spec.name), Exit.USAGE)
-        study = replace(study, bundle_uri=_upload(spec, directory), warnings=planned.warnings)
+        attrs = choose_earlier(store, spec, worlds.make_proposer(spec)) if spec.search.warm_start else {}
+        study = replace(study, attrs=attrs, bundle_uri=worlds.upload_bundle(spec, directory), warnings=planned.warnings)
         try:
             study = store.create_study(study)
         except StudyExists as error:
@@ -165,12 +163,6 @@ def launch(
 
 def _exists(name: str) -> str:
     return f"a study named {name} exists; go on with it: tuner resume {name} (or choose another name)"
-
-
-def _upload(spec: StudySpec, directory: Path) -> str:
-    from tuner.packaging import upload  # noqa: PLC0415
-
-    return upload(_bundle(spec), worlds.object_store(directory), workload.root(spec))
 
 
 def _new_study(spec: StudySpec, directory: Path, now: datetime, rng: random.Random) -> Study:
@@ -229,7 +221,7 @@ def _drive(
     from tuner.engine import Engine  # noqa: PLC0415 - imports Optuna
     from tuner.watch import DisplayWatcher  # noqa: PLC0415
 
-    signals.last_words = _how_to_go_on(study.name)
+    signals.last_words = signals.last_words or _how_to_go_on(study.name)
     signals.attach(clock.wake)
     spec = from_json(study.spec)
     world = worlds.make_world(study, spec, store=store, clock=clock, watcher=DisplayWatcher(display, store))
@@ -240,10 +232,46 @@ def _drive(
             engine.tick()
         else:
             engine.run(lambda: signals.stop_requested)
+        _apply_retention(store.study_by_id(study.id), store, display, clock.now())
     finally:
         display.close()
-        store.release(engine.lease if engine else lease)
+        with suppress(StoreUnreachable):  # then the lease runs out by itself, and what went wrong first is said
+            store.release(engine.lease if engine else lease)
     return _outcome(store.study_by_id(study.id), store, signals, clock.now())
+
+
+def _apply_retention(study: Study, store: Store, display: Display, now: datetime) -> None:
+    """Delete what the study file does not keep, once the study rests; a store of objects that refuses is no failure."""
+    from tuner.objects import ObjectsError  # noqa: PLC0415 - small
+
+    if study.state.active:
+        return
+    try:
+        found = _collect(study, store, dry_run=False)
+    except ObjectsError as error:
+        text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
+        display.event(EventLine(at=now, level="warn", text=text))
+        return
+    if found.waste:
+        text = (
+            f"checkpoints.keep is {found.keep}: deleted {found.size_bytes} bytes of checkpoints of "
+            f"{len(found.waste)} trials that have ended"
+        )
+        display.event(EventLine(at=now, level="info", text=text))
+
+
+def _collect(study: Study, store: Store, *, dry_run: bool) -> Survey:
+    objects = worlds.object_store(worlds.local_dir(study))
+    found = retention.survey(store, study, objects)
+    if not dry_run:
+        retention.collect(found, study, objects)
+    return found
+
+
+def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
+    """Delete the checkpoints of ended trials that the study file does not keep; `dry_run` only says which."""
+    with _operating_errors():
+        return _collect(store.study(name), store, dry_run=dry_run)
 
 
 def _how_to_go_on(name: str) -> str:
@@ -275,11 +303,17 @@ def resume(
     display: Display,
     signals: Signals,
     accept_changes: bool = False,
+    retry_failed: bool = False,
     once: bool = False,
     no_wait: bool = False,
     clock: SystemClock | None = None,
 ) -> Outcome:
-    """Reconcile a study with what happened meanwhile, and carry on. May be repeated."""
+    """Reconcile a study with what happened meanwhile, and carry on. May be repeated.
+
+    `retry_failed` gives the parameters of failed trials to new ones, outside the total.
+    """
+    from tuner.reconcile import Reconciler, Resumption  # noqa: PLC0415 - with it comes boto3
+
     clock = clock or SystemClock()
     with _operating_errors():
         study = store.study(name)
@@ -287,18 +321,31 @@ def resume(
             raise UserError(f"study {name} was cancelled: launch a new one", Exit.USAGE)
         lease = _acquire(store, study, clock, wait=not no_wait)
         try:
-            study = _take_up(store.study_by_id(study.id), lease, store, clock.now(), accept_changes=accept_changes)
+            wish = Resumption(_user(), accept_changes, retry_failed)
+            reconciler = Reconciler(store, lease, display, clock.now())
+            study = reconciler.take_up(store.study_by_id(study.id), wish)
+            if not once:  # a cycle of cron's is short
+                reconciler.report_orphans(study)
         except BaseException:
             store.release(lease)
             raise
         return _drive(study, lease, store, display=display, signals=signals, clock=clock, once=once)
 
 
-def resume_all_once(store: Store, *, display: Display, signals: Signals) -> list[tuple[str, Outcome]]:
-    """One cycle over every study that an engine is expected for; a study held by another engine is passed over."""
+def resume_all_once(
+    store: Store, *, display: Display, signals: Signals, others_too: bool = False
+) -> list[tuple[str, Outcome]]:
+    """One cycle over every study that an engine is expected for; a study held by another engine is passed over.
+
+    So are those of other users, but for `others_too`: nobody can be asked.
+    """
     outcomes = []
     for study in store.studies():
         if not study.state.active or signals.stop_requested:
+            continue
+        if study.owner != _user() and not others_too:
+            passed_over = f"belongs to {study.owner}: passed over (--force takes it along)"
+            outcomes.append((study.name, Outcome(study_state=study.state, exit_code=0, summary={"error": passed_over})))
             continue
         try:
             outcome = resume(study.name, store, display=display, signals=signals, once=True, no_wait=True)
@@ -306,48 +353,6 @@ def resume_all_once(store: Store, *, display: Display, signals: Signals) -> list
             outcome = Outcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
         outcomes.append((study.name, outcome))
     return outcomes
-
-
-def _take_up(study: Study, lease: Lease, store: Store, now: datetime, *, accept_changes: bool) -> Study:
-    """Record that the study goes on, with the study file as it is now if the user accepts it."""
-    unit = UnitOfWork(study, last_seq=store.last_seq(study.id), now=now)
-    _compare_file(unit, accept_changes=accept_changes)
-    unit.event("resume", who=_user())
-    if unit.study.intent is not Intent.RUN:
-        unit.set_study(replace(unit.study, intent=Intent.RUN, intent_at=now))
-    change = unit.change()
-    if change is not None:
-        store.commit(lease, change, now=now)
-    return unit.study
-
-
-def _compare_file(unit: UnitOfWork, *, accept_changes: bool) -> None:
-    """Refuse a study file that no longer fits what is recorded, with the differences."""
-    recorded = from_json(unit.study.spec)
-    if recorded.file is None or not recorded.file.is_file():
-        return
-    current = load(recorded.file, recorded.overrides)
-    found = changes(recorded, current)
-    never = [str(change) for change in found if change.kind == "never"]
-    if never:
-        raise UserError(
-            f"{recorded.file} no longer fits study {recorded.name}: {'; '.join(never)}; "
-            "undo this, or launch it as a new study under another name",
-            Exit.USAGE,
-        )
-    needs = [str(change) for change in found if change.kind == "needs_accept"]
-    if needs and not accept_changes:
-        raise UserError(
-            f"{recorded.file} has changed: {'; '.join(needs)}; undo this, or accept it for new trials: "
-            f"tuner resume {recorded.name} --accept-changes",
-            Exit.USAGE,
-        )
-    if accept_changes:
-        refuse_unbuilt(current)
-        worlds.make_proposer(current)
-        bundle_uri = _upload(current, worlds.local_dir(unit.study))
-        unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
-        unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))
 
 
 # --- set, stop, cancel
@@ -358,17 +363,24 @@ def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: C
     clock = clock or SystemClock()
     with _operating_errors():
         study = store.study(name)
+        if study.state is StudyState.CANCELLED:
+            raise UserError(f"study {name} was cancelled: nothing of it changes any more", Exit.USAGE)
         spec = apply_set(from_json(study.spec), assignments)
-        _check_budget(study, spec, store)
+        _check_totals(study, spec, store)
         pairs = [assignment.split("=", 1) for assignment in assignments]
         values: dict[str, Json] = {key: value for key, value in pairs}  # noqa: C416 - typed as JSON
         alive = _request(store, study, "set", values, clock)
-        when = "at the engine's next tick" if alive else "now"
+        when = "at the engine's next tick" if alive else f"recorded; go on with it: tuner resume {name}"
         return [f"{key} = {value} ({when})" for key, value in values.items()]
 
 
-def _check_budget(study: Study, spec: StudySpec, store: Store) -> None:
-    """A budget below what is spent and reserved could not be kept any more."""
+def _check_totals(study: Study, spec: StudySpec, store: Store) -> None:
+    """A total below what is there, or a budget below what is spent and reserved, could not be kept any more."""
+    count = store.trial_count(study.id)
+    if spec.trials < min(count, from_json(study.spec).trials):
+        raise UserError(
+            f"trials: study {study.name} has {count} already; to end it with those: trials={count}", Exit.USAGE
+        )
     if spec.budget.microusd is None:
         return
     summary = store.summary(study.id)
@@ -433,7 +445,7 @@ def _request_intent(
             lease = _acquire(store, study, clock, wait=False)
         except LeaseHeld:
             if wait:
-                _wait_for_rest(store, study, request, signals, clock)
+                _wait_for_rest(store, study, request, display=display, signals=signals, clock=clock)
             return _wished(_outcome(store.study_by_id(study.id), store, signals, clock.now()), waited=wait)
         outcome = _drive(
             store.study_by_id(study.id), lease, store, display=display, signals=signals, clock=clock, once=not wait
@@ -447,8 +459,12 @@ def _wished(outcome: Outcome, *, waited: bool) -> Outcome:
     return replace(outcome, exit_code=Exit.DONE) if reached else outcome
 
 
-def _wait_for_rest(store: Store, study: Study, request: Request, signals: Signals, clock: Clock) -> None:
-    """Until the engine elsewhere has applied the request and brought the study to rest, or has died."""
+def _wait_for_rest(
+    store: Store, study: Study, request: Request, *, display: Display, signals: Signals, clock: Clock
+) -> None:
+    """Until the engine elsewhere has applied the request and brought the study to rest, or has died; and show it."""
+    signals.last_words = f"the {request.verb} stays requested: tuner status {study.name}"
+    shown = ""
     while not signals.stop_requested:
         pending = any(each.id == request.id for each in store.pending_requests(study.id))
         current = store.study_by_id(study.id)
@@ -459,7 +475,18 @@ def _wait_for_rest(store: Store, study: Study, request: Request, signals: Signal
                 f"the engine of study {study.name} ended before it was done: tuner resume {study.name} goes on with it",
                 Exit.NOT_FINISHED,
             )
+        line = _waiting_for(current, store, pending=pending)
+        if line != shown:
+            display.event(EventLine(at=clock.now(), level="info", text=line))
+            shown = line
         clock.wait(clock.now() + timedelta(seconds=_WAIT_POLL_S))
+
+
+def _waiting_for(study: Study, store: Store, *, pending: bool) -> str:
+    if pending:
+        return f"asked the engine of study {study.name} ({study.holder}); waiting for its next tick"
+    live = store.summary(study.id).live_attempts
+    return f"study {study.name} is {study.state}: {live} jobs in flight"
 
 
 def _request(store: Store, study: Study, verb: str, values: dict[str, Json], clock: Clock) -> bool:
@@ -537,15 +564,19 @@ def log_chunks(
     )
 
 
-def audit(name: str, store: Store) -> Audit:
-    """The store against the job service."""
+def audit(name: str, store: Store, *, stop_orphans: bool = False) -> Audit:
+    """The store against the job service; `stop_orphans` first stops the jobs that nobody asked for."""
     from tuner import audit as auditor  # noqa: PLC0415 - with the service comes boto3
 
     with _operating_errors():
         study = store.study(name)
         spec = from_json(study.spec)
         try:
-            return auditor.audit(study, spec, store, worlds.job_service(study, spec))
+            jobs = worlds.job_service(study, spec)
+            stopped = tuple(auditor.orphans(study, spec, store, jobs)) if stop_orphans else ()
+            for orphan in stopped:
+                jobs.stop(orphan.job)
+            return replace(auditor.audit(study, spec, store, jobs), stopped=stopped)
         except JobError as error:
             raise UserError(f"the job service did not answer: {error}", Exit.REFUSED) from error
 
@@ -554,9 +585,11 @@ __all__ = [
     "audit",
     "check",
     "find",
+    "gc",
     "launch",
     "log_chunks",
     "open_store",
+    "owner_to_ask",
     "plan",
     "request_cancel",
     "request_set",

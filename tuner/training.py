@@ -41,6 +41,8 @@ UPLOADING = ".sagemaker-uploading"
 AGENT_SUFFIXES = (IGNORED, UPLOADING, ".sagemaker-uploaded")
 DEFAULT_KEEP_S = 60.0
 KEEP_AT_LEAST = 2
+MAX_STEP = 10**18 - 1
+MAX_NAME = 256
 # A manifest repeats the reports since the last save or of the last `keep_s`, whichever are more, but at most these.
 MAX_REPEATED = 1000
 
@@ -87,9 +89,7 @@ class Checkpoints:
 
         Report the metrics of a step before its checkpoint. An exception in the block leaves no checkpoint behind.
         """
-        number = operator.index(step)
-        if number < 0:
-            raise ValueError("the step of a checkpoint is 0 or more, not {}".format(number))
+        number = _step(step)
         folder = self._folder(number)
         staging = self.directory / (folder.name + IGNORED)
         for left in self.directory.glob("step-*" + IGNORED):  # by a process that was killed while saving
@@ -173,11 +173,11 @@ class _Reports:
         self._own_run: Optional[str] = None
 
     def add(self, step: Optional[SupportsIndex], metrics: Dict[str, SupportsFloat]) -> None:
-        number = None if step is None else operator.index(step)
+        number = None if step is None else _step(step)
         values = {name: float(value) for name, value in metrics.items()}
-        if not values or any(re.search(r"[\s=]", name) or not name for name in values):
+        if not values or not all(map(_is_name, values)):
             raise ValueError(
-                "report(step, name=value, ...) takes one or more names without spaces or '=', not {}".format(
+                "report(step, name=value, ...) takes one or more short names without spaces or '=', not {}".format(
                     sorted(values)
                 )
             )
@@ -216,6 +216,17 @@ class _Reports:
 
 
 _reports = _Reports()
+
+
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and not re.search(r"[\s=]", name)
+
+
+def _step(step: SupportsIndex) -> int:
+    number = operator.index(step)
+    if not 0 <= number <= MAX_STEP:
+        raise ValueError("a step is 0 or more, with at most 18 digits, not {}".format(number))
+    return number
 
 
 def _default_directory() -> Path:

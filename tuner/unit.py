@@ -31,8 +31,10 @@ from tuner.states import AttemptEvent, TrialEvent, next_attempt_state, next_tria
 class UnitOfWork:
     """Changes that are committed together."""
 
-    def __init__(self, study: Study, *, last_seq: int, now: datetime) -> None:
+    def __init__(self, study: Study, *, last_seq: int, now: datetime, recorded_after: datetime | None = None) -> None:
         self.now = now
+        # a clock that was set back must not make the story run back; decisions still use `now`
+        self.recorded_at = max(now, recorded_after or now)
         self.study = study
         self._study_before = study
         self._seq = last_seq
@@ -67,7 +69,7 @@ class UnitOfWork:
         event = Event(
             seq=self._seq,
             kind=draft.kind,
-            recorded_at=self.now,
+            recorded_at=self.recorded_at,
             happened_at=draft.happened_at,
             trial=trial,
             attempt=attempt,
@@ -114,7 +116,7 @@ class UnitOfWork:
                 happened_at=self.now,
                 before=before.state,
                 after=after,
-                details={} if reason is None else {"reason": reason},
+                details=_said(reason, values),
             ),
             before.number,
             before.attempts or None,
@@ -237,3 +239,9 @@ class UnitOfWork:
             requests=tuple(self._requests),
         )
         return None if change == Change() else change
+
+
+def _said(reason: str | None, values: tuple[float, ...] | None) -> dict[str, Json]:
+    """What a transition of a trial is told with: enough to find a row that was changed by hand."""
+    details: dict[str, Json] = {} if reason is None else {"reason": reason}
+    return details if values is None else {**details, "values": list(values)}

@@ -22,7 +22,18 @@ from tuner.model import AttemptState, Json, StudyState, TrialState
 if TYPE_CHECKING:
     from tuner.spec import StudySpec
 
+Level: TypeAlias = Literal["info", "good", "warn", "error"]
 _OUR_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+_GIST_CHARACTERS = 160
+
+
+def gist(reason: str) -> str:
+    """A failure in one line: the first says what failed, the last of a traceback why."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    text = ": ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
+    return text if len(text) <= _GIST_CHARACTERS else text[: _GIST_CHARACTERS - 1] + "…"
 
 
 class Exit(IntEnum):
@@ -78,11 +89,20 @@ class AuditRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A job that is not over, bears a name of a study's, and that no attempt of it asked for."""
+
+    job: str
+    text: str  # why, at what rate, and the command that ends it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """The store against the job service."""
 
     lines: tuple[str, ...]  # differences, each with its remedy
     rows: tuple[AuditRow, ...]
+    stopped: tuple[Orphan, ...] = ()  # orphans that were asked to stop; they may take a moment
 
     @property
     def ok(self) -> bool:
@@ -154,7 +174,7 @@ class EventLine:
     """Something that happened, for the reader who watches. The text may hold control characters of foreign origin."""
 
     at: datetime
-    level: Literal["info", "good", "warn", "error"]
+    level: Level
     text: str
 
 

@@ -156,6 +156,7 @@ def trial_row(record: TrialRecord) -> View:
         "pruned_at_step": trial.pruned_at_step,
         "attempts": trial.attempts,
         "faults": trial.faults,
+        "retry_of": trial.retry_of,
         "interruptions": sum(attempt.interruptions for attempt in attempts),
         "runs": [_run_view(run) for run in record.runs],
         "jobs": [_job_view(attempt) for attempt in attempts],
@@ -178,9 +179,10 @@ def trial_row(record: TrialRecord) -> View:
 
 
 def lost_work_s(runs: Iterable[Run]) -> float | None:
-    """Training that was done again. None when runs were cut and for none of them the loss is known yet."""
-    cut = [run.lost_work_s for run in runs if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED)]
-    known = [loss for loss in cut if loss is not None]
+    """Training that was done again, whoever cut it short. None when runs were cut and no loss is known yet."""
+    every = list(runs)
+    known = [run.lost_work_s for run in every if run.lost_work_s is not None]
+    cut = any(run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) for run in every)
     return None if cut and not known else math.fsum(known)
 
 

@@ -5,13 +5,12 @@ from the database's own sums, and only after something was written.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from tuner.memory import Memory, Work
 from tuner.model import Event, Json, Study, Summary
 from tuner.spec_records import MICROUSD, Objective
-from tuner.store import Store
-from tuner.verbs import Display, EngineView, EventLine, LiveRow
+from tuner.store import Store, StoreUnreachable
+from tuner.verbs import Display, EngineView, EventLine, Level, LiveRow, gist
 
 
 class DisplayWatcher:
@@ -30,10 +29,13 @@ class DisplayWatcher:
             self._display.event(line)
 
     def ticked(self, study: Study, memory: Memory) -> None:
-        """Show the study as it is now."""
+        """Show the study as it is now; while the store cannot say, nothing: the engine waits for it by itself."""
         if self._summary is None:
-            self._summary = self._store.summary(study.id)
-            self._best = self._find_best(study, memory.spec.objectives)
+            try:
+                self._best = self._find_best(study, memory.spec.objectives)
+                self._summary = self._store.summary(study.id)
+            except StoreUnreachable:
+                return
         self._display.tick(_view(study, memory, self._summary, self._best))
 
     def _find_best(self, study: Study, objectives: Sequence[Objective]) -> tuple[int, float] | None:
@@ -50,14 +52,14 @@ def _view(study: Study, memory: Memory, summary: Summary, best: tuple[int, float
         state=study.state,
         simulated=study.local_dir is not None,
         trials=summary.trials,
-        total=memory.policy.trials,
+        total=memory.policy.trials + memory.retried,
         in_flight=memory.in_flight,
         parallel=memory.policy.parallel,
         best_value=best[1] if best else None,
         best_trial=best[0] if best else None,
         spend_usd=summary.spend_microusd / MICROUSD,
         estimated_usd=summary.estimated_microusd / MICROUSD,
-        reserved_usd=memory.reserved_microusd / MICROUSD,
+        reserved_usd=summary.reserved_microusd / MICROUSD,
         budget_usd=None if budget is None else budget / MICROUSD,
         interruptions=summary.interruptions,
         resumed_runs=summary.resumed_runs,
@@ -119,9 +121,9 @@ def _of(event: Event, key: str) -> Json:
 
 
 def _reason(event: Event) -> str:
-    """The first line says what failed, the last one of a traceback why; `show` and `logs` have the rest."""
-    lines = str(_of(event, "reason") or "").splitlines()
-    return "".join(f": {line.strip()}" for line in dict.fromkeys([*lines[:1], *lines[-1:]]))
+    """`show` and `logs` have the rest."""
+    reason = gist(str(_of(event, "reason") or ""))
+    return f": {reason}" if reason else ""
 
 
 def _resumed(event: Event) -> str:
@@ -137,26 +139,47 @@ def _restarted(event: Event) -> str:
     )
 
 
+def _torn(event: Event) -> str:
+    used = _of(event, "used")
+    instead = "it started from the beginning" if used is None else f"step {used} is used"
+    return f"trial {event.trial}: its newest checkpoint, step {_of(event, 'step')}, is not whole: {instead}"
+
+
+def _reason_to_fail(event: Event) -> str:
+    """What stands behind the reasons that are one word."""
+    match _of(event, "reason"):
+        case "no_progress":
+            return ": no_progress: three whole runs left no newer checkpoint; save more often than capacity is taken"
+        case "no_metric":
+            return (
+                ": no_metric: the objective never had a finite value; see training.metrics, or report() in the script"
+            )
+        case _:
+            return _reason(event)
+
+
 def _request(event: Event) -> str:
     values = _of(event, "values")
     what = " ".join(f"{key}={value}" for key, value in values.items()) if isinstance(values, dict) else ""
     return f"{_of(event, 'who')} asks: {_of(event, 'verb')} {what}".rstrip()
 
 
-_Level = Literal["info", "good", "warn", "error"]
-_TOLD: dict[str, tuple[_Level, Callable[[Event], str]]] = {
+_TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     "attempt.submit": (
         "info",
         lambda e: f"trial {e.trial}: attempt {e.attempt} on {_of(e, 'instance')}{' spot' if _of(e, 'spot') else ''}",
     ),
     "run.resumed": ("good", _resumed),
     "run.restarted_from_zero": ("error", _restarted),
+    "checkpoint.torn": ("warn", _torn),
+    "warning": ("warn", lambda e: f"{_of(e, 'message')}"),
     "trial.succeed": ("good", lambda e: f"trial {e.trial} succeeded"),
     "trial.prune": ("info", lambda e: f"trial {e.trial} pruned{_reason(e)}"),
-    "trial.fail": ("error", lambda e: f"trial {e.trial} failed{_reason(e)}"),
+    "trial.fail": ("error", lambda e: f"trial {e.trial} failed{_reason_to_fail(e)}"),
     "trial.cancel": ("warn", lambda e: f"trial {e.trial} cancelled"),
     "trial.back_off": ("warn", lambda e: f"trial {e.trial} waits for its next attempt{_reason(e)}"),
     "attempt.restart": ("warn", lambda e: f"trial {e.trial}: the service restarted its job"),
+    "retry": ("info", lambda e: f"trial {e.trial} repeats failed trial {_of(e, 'of')}"),
     "adopted": ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found running and adopted"),
     "foreign": ("error", lambda e: f"job {_of(e, 'job')} is not ours; trial {e.trial} takes the next name"),
     "refused.capacity": ("warn", lambda e: f"trial {e.trial} waits for capacity: {_of(e, 'message')}"),

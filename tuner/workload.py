@@ -5,13 +5,14 @@ and the digest in its environment proves whose it is. Values are data: strings g
 as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are strings and `…/1` would also name `…/10`.
 """
 
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 
 from tuner.decide import Policy
 from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest
 from tuner.model import Attempt, ParamValue, Study, Trial
-from tuner.prices import RateCard
+from tuner.prices import RateCard, cost_microusd
 from tuner.spec import StudySpec, encoded
 
 # Tag keys of every job of ours; the study's key is also what the local service finds its market by.
@@ -52,6 +53,22 @@ def policy(spec: StudySpec, study: Study) -> Policy:
         retry_exit_codes=frozenset(rule.exit_code for rule in training.retry_on if rule.exit_code is not None),
         retry_logs=tuple(rule.log for rule in training.retry_on if rule.log is not None),
     )
+
+
+def worst_case_microusd(spec: StudySpec) -> int:
+    """The most that a study on spot may bill if the service reads against us what it leaves open.
+
+    MaxRuntime may count each run of a job anew: then `max_wait` alone ends a job that is interrupted again and again.
+    Jobs in flight when the budget is full may overrun their reservations by that much, and none is submitted after.
+    Raises PriceUnknown.
+    """
+    training, card = spec.training, RateCard(spec.prices)
+    rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in training.instance_types)
+    job_s = math.ceil(training.max_wait_s + spec.settings.stop_grace_s + spec.settings.upload_allowance_s)
+    job_microusd = cost_microusd(job_s, training.instance_count, rate)
+    if spec.budget.microusd is not None:
+        return spec.budget.microusd + spec.parallel * job_microusd
+    return spec.trials * (cost_microusd(training.max_run_s, training.instance_count, rate) + job_microusd)
 
 
 def root(spec: StudySpec) -> str:

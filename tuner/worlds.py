@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner import workload
 from tuner.clock import Clock
 from tuner.model import Json, Study
 from tuner.spec import StudySpec
@@ -16,6 +17,7 @@ from tuner.spec_records import LocalMarket
 if TYPE_CHECKING:
     from tuner.engine import Watcher, World
     from tuner.objects import Objects
+    from tuner.packaging import Bundle
     from tuner.proposals import Proposer
     from tuner.sagemaker import SageMakerJobs
     from tuner.store import Store
@@ -54,6 +56,29 @@ def object_store(directory: Path) -> "Objects":
     from tuner.objects import DirectoryObjects  # noqa: PLC0415 - keeps `status` lean
 
     return DirectoryObjects(directory / "s3")
+
+
+def make_bundle(spec: StudySpec) -> "Bundle":
+    """The code of a study as it lies on disk now. Raises BundleRefused."""
+    from tuner import packaging  # noqa: PLC0415 - keeps `status` lean
+
+    training = spec.training
+    assert training.source_dir is not None, "refused until algorithms are built"
+    assert training.entry_point is not None, "refused until algorithms are built"
+    return packaging.make_bundle(
+        training.source_dir,
+        training.entry_point,
+        training.launcher,
+        [(metric.name, metric.regex, metric.step_regex) for metric in training.metrics],
+        exclude=[default_local_dir(), *([spec.file] if spec.file else [])],
+    )
+
+
+def upload_bundle(spec: StudySpec, directory: Path) -> str:
+    """Store that code, unless it is stored already; its address."""
+    from tuner import packaging  # noqa: PLC0415
+
+    return packaging.upload(make_bundle(spec), object_store(directory), workload.root(spec))
 
 
 def local_dir(study: Study) -> Path:

@@ -38,7 +38,7 @@ def _studies() -> None:
         "tuner_studies",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=32), nullable=False),
-        sa.Column("key", sa.String(length=32), nullable=False),
+        sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.Text(), nullable=False),
         sa.Column(
             "state",

@@ -25,6 +25,7 @@ def folder(tmp_path: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TUNER_STORE", raising=False)
     monkeypatch.delenv("TUNER_LOCAL", raising=False)
+    monkeypatch.setenv("LOGNAME", "ann")  # who owns the seeded study
     shutil.copy(seeded, tmp_path / "tuner.db")
     return tmp_path
 

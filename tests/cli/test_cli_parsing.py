@@ -11,9 +11,30 @@ from tuner import cli
 
 VERBS = [
     *(["launch"], ["resume"], ["status"], ["trials"], ["show"], ["logs"], ["best"], ["compare"], ["stop"], ["cancel"]),
-    *(["set"], ["audit"], ["doctor"], ["db"], ["db", "upgrade"], ["db", "current"], ["local"], ["local", "jobs"]),
+    *(
+        ["set"],
+        ["audit"],
+        ["gc"],
+        ["doctor"],
+        ["db"],
+        ["db", "upgrade"],
+        ["db", "current"],
+        ["local"],
+        ["local", "jobs"],
+    ),
 ]
-READING = ["status", "trials x", "show x 1", "logs x 1", "best x", "compare x", "audit x", "doctor", "db current"]
+READING = [
+    "status",
+    "trials x",
+    "show x 1",
+    "logs x 1",
+    "best x",
+    "compare x",
+    "audit x",
+    "gc x",
+    "doctor",
+    "db current",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -39,8 +60,8 @@ def test_every_reading_verb_takes_json(words: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *("rehearse f", "plan f", "plan --help", "gc x", "export x", "--store u ui", "local serve"),
-        *("resume x --retry-failed", "audit x --cur f", "compare x --format html", "doctor --policy"),
+        *("rehearse f", "plan f", "plan --help", "export x", "--store u ui", "local serve"),
+        *("audit x --cur f", "compare x --format html", "doctor --policy"),
     ],
 )
 def test_a_verb_of_a_later_day_says_so(call: Call, words: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 from cli_calls import Call
 
 from tuner import cli_run, study, views
-from tuner.model import StudyState
+from tuner.model import StudyState, TrialState
+from tuner.retention import Survey, Waste
 from tuner.spec import load
 from tuner.store import Store
-from tuner.verbs import Audit, AuditRow, Exit, Finding, Outcome, Plan, UserError
+from tuner.verbs import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
 
 
 @dataclass
@@ -143,8 +144,9 @@ def test_the_next_commands_fit_the_state(call: Call, fake: Fake, state: StudySta
 
 
 def test_options_reach_the_verbs(call: Call, fake: Fake) -> None:
-    call("resume", "digits", "--accept-changes", "--once", "--no-wait")
-    assert fake.told == {"what": "digits", "accept_changes": True, "once": True, "no_wait": True}
+    call("resume", "digits", "--accept-changes", "--retry-failed", "--once", "--no-wait")
+    given = {"accept_changes": True, "retry_failed": True, "once": True, "no_wait": True}
+    assert fake.told == {"what": "digits", **given}
     call("stop", "digits", "--drain")
     assert (fake.told["now_"], fake.told["drain"]) == (False, True)
     call("stop", "digits", "--now")
@@ -180,14 +182,36 @@ def test_audit(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         job="k-1", trial=1, attempt=1, status="Completed", billed_usd=0.2, ledger_usd=0.1, difference="ledger differs"
     )
     wrong = Audit(lines=("k-1: ledger differs: run tuner resume",), rows=(row,))
-    monkeypatch.setattr(study, "audit", lambda name, store: wrong)
+    monkeypatch.setattr(study, "audit", lambda name, store, stop_orphans: wrong)
     code, out, _ = call("audit", "digits")
     assert code == 1
     assert "k-1: ledger differs: run tuner resume" in out
     doc = json.loads(call("audit", "digits", "--json").out)
     assert (doc["ok"], doc["attempts"][0]["ledger_usd"]) == (False, 0.1)
-    monkeypatch.setattr(study, "audit", lambda name, store: Audit(lines=(), rows=()))
-    assert call("audit", "digits").code == 0
+    stopped = Audit(lines=(), rows=(), stopped=(Orphan(job="k-\x1b9", text="ORPHAN"),))
+    monkeypatch.setattr(study, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
+    code, _, err = call("audit", "digits", "--stop-orphans", "--force")
+    assert (code, err) == (0, "stopping k-\\x1b9\n")
+
+
+def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waste = Waste(
+        trial=3, state=TrialState.PRUNED, prefix="s3://b/k/00003/", kept_step=None, objects=7, size_bytes=5 << 30
+    )
+    found = Survey(keep="best", waste=(waste,), total_bytes=6 << 30)
+    asked = []
+    monkeypatch.setattr(study, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
+    out = call("gc", "digits", "--dry-run").out
+    assert "would delete 5.0 GiB ($0.1150 a month at S3's list price, simulated), since checkpoints.keep is best" in out
+    assert "1.0 GiB stay" in out
+    doc = json.loads(call("gc", "digits", "--force", "--json").out)
+    assert (doc["dry_run"], doc["size_bytes"], doc["trials"][0]["objects"]) == (False, 5 << 30, 7)
+    assert doc["left_usd_per_month"] == pytest.approx(0.023)
+    assert asked == [True, False]
+    monkeypatch.setattr(study, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
+    assert call("gc", "digits", "--force").out.startswith(
+        "digits: nothing to delete, checkpoints.keep is all; 10 B stay"
+    )
 
 
 def test_doctor(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from sweeps import Sweep
 
 from tuner.model import AttemptState, TrialState
 from tuner.prices import cost_microusd
-from tuner.sampler_view import view_rows
+from tuner.sampler_view import earlier_rows, view_rows
 from tuner.store_check import check as check_store
 from tuner.worlds import make_proposer
 
@@ -74,7 +74,7 @@ def view_is_the_rows(sweep: Sweep, engine) -> list[str]:
     """What the sampler sees in memory is what it would see after a restart."""
     fresh = make_proposer(sweep.spec)
     study = sweep.store.study_by_id(sweep.study.id)
-    fresh.rebuild(view_rows(sweep.store, study, sweep.spec), study.attrs)
+    fresh.rebuild(view_rows(sweep.store, study, sweep.spec), study.attrs, earlier_rows(sweep.store, study))
 
     def shown(proposer):
         return [

@@ -189,6 +189,23 @@ def test_the_budget_must_pay_for_a_first_attempt_to_the_micro_dollar(tmp_path: P
         spec_of(tmp_path, training=training, prices=prices, budget="{usd: 2.400555}")
 
 
+@pytest.mark.parametrize(("allowed", "fits"), [("0.80", "35m59s"), ("0.205", "17s"), ("0.05", None)])
+def test_a_trial_budget_below_max_run_names_what_would_fit(tmp_path: Path, allowed, fits):
+    def read(max_run: str) -> StudySpec:
+        training = f"{{entry_point: train.py, max_run: {max_run}, max_wait: 9h, instance_types: [ml.g5.xlarge]}}"
+        return spec_of(tmp_path, training=training, prices="{ml.g5.xlarge: 1}", budget=f"{{per_trial_usd: {allowed}}}")
+
+    (warning,) = [line for line in read("4h").warnings if line.startswith("budget.per_trial_usd")]
+    assert "stops a trial before it has used its max_run of 4h, which may cost $4.20" in warning
+    if fits is None:
+        assert "no max_run fits" in warning
+    else:
+        named = warning.rpartition("max_run: ")[2].removesuffix(" would fit")
+        assert named == fits
+        assert read(named).warnings == ()
+        assert read("36m" if fits == "35m59s" else "18s").warnings != ()
+
+
 def test_a_stored_spec_is_read_back_without_its_files(whole: StudySpec, tmp_path: Path):
     stored = to_json(whole)
     (tmp_path / "train.py").unlink()

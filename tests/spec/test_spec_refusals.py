@@ -360,7 +360,6 @@ def test_a_bad_live_change_is_refused(tmp_path: Path, assignment: str, says: str
 
 UNBUILT = [
     ("backend: sagemaker", {"backend": "sagemaker"}),
-    ("search.warm_start", {"search": "{warm_start: [earlier]}"}),
     ("search.pruner.name: Promotion", {"search": "{pruner: {name: Promotion}}"}),
     ("training.secrets", {"training": "{entry_point: train.py, secrets: {K: {from_env: K}}}"}),
     ("training.framework", {"training": "{entry_point: train.py, framework: {name: a, version: '1', python: py3}}"}),
@@ -368,7 +367,6 @@ UNBUILT = [
     ("training.instance_count", {"training": "{entry_point: train.py, instance_count: 2}"}),
     ("capacity.policy: auto", {"capacity": "{policy: auto}"}),
     ("capacity.on_demand_after", {"capacity": "{on_demand_after: {losses: 3}}"}),
-    ("checkpoints.keep", {"checkpoints": "{keep: best}"}),
 ]
 
 

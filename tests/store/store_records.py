@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import sqlalchemy as sa
+
 from tuner.model import (
     Attempt,
     AttemptEnd,
@@ -139,6 +141,19 @@ def bench(store: Store, name: str = "digits") -> Bench:
     made = store.create_study(study(name))
     lease = store.acquire(made.id, ME, now=NOW, period_s=60, gone=lambda _: False)
     return Bench(store, made, lease)
+
+
+def statements(store: Store) -> list[str]:
+    """The first words of what reaches the database from now on; each transaction begins with `begin`."""
+    seen: list[str] = []
+
+    def statement(_connection: object, _cursor: object, text: str, *_: object) -> None:
+        if not text.startswith("BEGIN"):  # SQLite is told so, PostgreSQL's driver does it
+            seen.append(text.split(maxsplit=1)[0])
+
+    sa.event.listen(store._engine, "begin", lambda _connection: seen.append("begin"))
+    sa.event.listen(store._engine, "before_cursor_execute", statement)
+    return seen
 
 
 def bump(record: Any, **changes: Any) -> tuple[Any, Any]:

@@ -4,8 +4,23 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from store_records import ME, NOW, OTHER, Bench, attempt, bench, bump, ended, event, later, point, run, study, trial
+from store_records import (
+    ME,
+    NOW,
+    OTHER,
+    Bench,
+    attempt,
+    bench,
+    bump,
+    ended,
+    event,
+    later,
+    point,
+    run,
+    statements,
+    study,
+    trial,
+)
 
 from tuner.model import AttemptEnd, AttemptState, Change, Request, StudyState, TrialState
 from tuner.store import LeaseLost, Store, StoreConflict
@@ -177,19 +192,18 @@ def test_a_request_needs_no_lease(store: Store) -> None:
 def test_statements_do_not_grow_with_the_trials(desk: Bench, trials: int) -> None:
     numbers = range(trials)
     desk.write(new_trials=tuple(map(trial, numbers)), new_attempts=tuple(map(attempt, numbers)))
-    seen: list[str] = []
-    sa.event.listen(desk.store._reader, "before_cursor_execute", lambda *a: seen.append(a[2].split()[0]))
+    seen = statements(desk.store)
     desk.write(
         trials=tuple(bump(trial(n)) for n in numbers),
         attempts=tuple(bump(attempt(n)) for n in numbers),
         points=tuple(point(n) for n in numbers),
         events=tuple(event(n + 1) for n in numbers),
     )
-    assert seen == ["BEGIN", "SELECT", "UPDATE", "UPDATE", "INSERT", "INSERT"]
+    assert seen == ["begin", "SELECT", "UPDATE", "UPDATE", "INSERT", "INSERT"]
     seen.clear()
     assert len(desk.store.live(desk.study.id)) == trials
     desk.store.summary(desk.study.id)
-    assert seen == ["BEGIN", "SELECT", "SELECT", "SELECT"] * 2
+    assert seen == ["begin", "SELECT", "SELECT", "SELECT"] * 2
 
 
 def test_an_ended_attempt_is_never_moved_again_by_an_old_sight(desk: Bench) -> None:

@@ -3,6 +3,7 @@
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from store_records import bench, trial
 
 from tuner.store import Store, StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
+from tuner.store_schema import SCHEMA
 
 
 def test_a_new_file_belongs_to_its_owner_alone(tmp_path: Path) -> None:
@@ -31,8 +33,8 @@ def test_the_rights_of_an_old_file_are_its_owners_business(migrated: Path, tmp_p
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
-def test_commits_are_durable_and_keys_are_enforced(store: Store) -> None:
-    with store._reader.connect() as connection:
+def test_commits_are_durable_and_keys_are_enforced(sqlite_url: str) -> None:
+    with closing(Store.open(sqlite_url)) as store, store._engine.connect() as connection:
         settings = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous")}
         settings |= {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("foreign_keys", "busy_timeout")}
     assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
@@ -48,14 +50,18 @@ def test_a_store_in_memory_lives_as_long_as_it_is_open() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("tuner.db", r"^'tuner.db' is not a database URL: write, for example, sqlite:///tuner.db$"),
+        ("tuner.db", r"^'tuner.db' is not a database URL: write, for example, sqlite:///tuner.db or"),
         ("", "is not a database URL"),
         ("sqlite:///{here}", "is a directory, name a file in it"),
         ("sqlite:///{here}/no/such/tuner.db", "No such file or directory"),
         ("sqlite:///{here}/text.db", "file is not a database"),
         ("sqlite:///file:{here}/locked.db?mode=ro&uri=true", "readonly database"),
         ("sqlite:///\0", "null byte"),
-        ("postgresql://ann:secret@db/tuner", r"postgresql://ann:\*\*\*@db/tuner cannot be used: only SQLite"),
+        ("postgresql+pg8000://ann:secret@db/tuner", r"ann:\*\*\*@db/tuner cannot be used: only SQLite and PostgreSQL"),
+        ("postgresql://ann:secret@127.0.0.1:1/tuner", r"ann:\*\*\*@127.0.0.1:1/tuner cannot .* Connection refused"),
+        ("postgres://ann@127.0.0.1:1/tuner?password=secret", r"password=%2A%2A%2A cannot .* Connection refused"),
+        ("postgresql://ann:secret@/tuner?host=/no/such/socket", "No such file or directory"),
+        ("postgresql://ann:secret@127.0.0.1:1/tuner?speed=high", 'invalid connection option "speed"'),
         ("nonsense://ann:secret@db/tuner", "only SQLite"),
         ("://ann:secret@db", "^the store's address is not a database URL"),
         ("sqlite+nodriver:///{here}/x.db", "cannot be used"),
@@ -76,28 +82,38 @@ def test_a_masked_address_has_no_password() -> None:
     assert masked("sqlite:///tuner.db") == "sqlite:///tuner.db"
 
 
-def test_a_schema_from_the_future_is_left_alone(migrated: Path, tmp_path: Path) -> None:
-    path = tmp_path / "new.db"
-    path.write_bytes(migrated.read_bytes())
-    with sa.create_engine(f"sqlite:///{path}").begin() as connection:
+def test_a_schema_from_the_future_is_left_alone(store_url: str) -> None:
+    engine = sa.create_engine(store_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    for verb in (Store.open, upgrade):
+        with pytest.raises(
+            StoreTooNew, match=rf"has schema 9999, which this version \(schema {SCHEMA}\) does not know"
+        ):
+            verb(store_url)
+    assert current(store_url) == "9999"
+
+
+def test_a_file_from_the_future_is_not_even_touched(sqlite_url: str) -> None:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with sa.create_engine(sqlite_url).begin() as connection:
         connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '9999'"))
     before = path.read_bytes()
-    for verb in (Store.open, upgrade):
-        with pytest.raises(StoreTooNew, match=r"has schema 9999, which this version \(schema 0001\) does not know"):
-            verb(f"sqlite:///{path}")
-    assert current(f"sqlite:///{path}") == "9999"
+    with pytest.raises(StoreTooNew):
+        Store.open(sqlite_url)
     assert path.read_bytes() == before
 
 
-def test_current_and_upgrade(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/tuner.db"
-    assert current(url) is None
+def test_current_and_upgrade(blank_url: str, tmp_path: Path) -> None:
+    assert current(blank_url) is None
     assert list(tmp_path.iterdir()) == []  # to look is not to create
-    assert upgrade(url) == "0001"
-    assert upgrade(url) == current(url) == "0001"
+    assert upgrade(blank_url) == SCHEMA
+    assert upgrade(blank_url) == current(blank_url) == SCHEMA
 
 
-def test_a_database_that_goes_away_is_unreachable_and_may_come_back(store: Store) -> None:
+def test_a_database_that_goes_away_is_unreachable_and_may_come_back(sqlite_url: str) -> None:
+    store = Store.open(sqlite_url)
     path = Path(store.url.removeprefix("sqlite:///"))
     store.close()
     away = path.rename(path.with_suffix(".away"))
@@ -107,6 +123,7 @@ def test_a_database_that_goes_away_is_unreachable_and_may_come_back(store: Store
     path.rmdir()
     away.rename(path)
     assert store.studies() == []
+    store.close()
 
 
 def test_opening_a_current_store_loads_no_alembic(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Real processes on one file: one of them wins, none of them waits for a reader, none leaves half a change."""
+"""Real processes on one database: one of them wins, none of them waits for a reader, none leaves half a change."""
 
 import os
 import signal
@@ -76,8 +76,27 @@ print(Store.open(sys.argv[1]).studies())
 """
 
 
-def test_many_processes_may_create_the_same_store(tmp_path: Path) -> None:
-    assert race(OPENER, *[(f"sqlite:///{tmp_path}/tuner.db",)] * 3) == ["[]"] * 3
+def test_many_processes_may_create_the_same_store(blank_url: str) -> None:
+    assert race(OPENER, *[(blank_url,)] * 3) == ["[]"] * 3
+
+
+CREATOR = """
+import sys
+from store_records import study
+from tuner.store import Store, StudyExists
+store = Store.open(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
+try:
+    print(store.create_study(study(key=sys.argv[2])).name)
+except StudyExists:
+    print("exists")
+"""
+
+
+def test_one_of_many_processes_gets_the_name(store_url: str) -> None:
+    said = race(CREATOR, *[(store_url, f"k{n}") for n in range(3)])
+    assert sorted(said) == ["digits", "exists", "exists"]
 
 
 def test_a_reader_does_not_wait_for_a_writer(desk: Bench) -> None:
@@ -113,7 +132,7 @@ def before(_connection, _cursor, statement, *_):
     if die_in in statement and statement.startswith(("INSERT", "UPDATE")) and desk.store.last_seq(1) >= 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-sa.event.listen(store._reader, "before_cursor_execute", before)
+sa.event.listen(store._engine, "before_cursor_execute", before)
 for version in itertools.count(1):
     seq = 2 * version - 1
     one, other = trial(0, version=version), trial(1, version=version)
@@ -141,6 +160,7 @@ def test_killed_at_any_moment_leaves_whole_changes(desk: Bench) -> None:
             assert writer.poll() is None
         writer.kill()
         writer.wait(60)
+    desk.store.renew(desk.lease, now=NOW, period_s=60)  # waits for a server that has not yet heard of the death
     first, second = desk.store.trials(desk.study.id)
     changes = first.version - 1
     assert first.version == second.version

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import StatementError
-from store_records import NOW, Bench, attempt, ended, event, later, point, run, study, succeeded, trial
+from store_records import ME, NOW, Bench, attempt, ended, event, later, point, run, study, succeeded, trial
 
-from tuner.model import NO_STEP, AttemptEnd, AttemptState, RunEnd, StopReason, StudyState, TrialState
+from tuner.model import NO_STEP, AttemptEnd, AttemptState, Change, RunEnd, StopReason, StudyState, TrialState
 from tuner.store import Store
 
 
@@ -21,6 +21,16 @@ def test_a_study_round_trips(store: Store) -> None:
     assert made.id == 1
     assert store.study("digits") == store.study_by_id(1) == made
     assert store.studies() == [made]
+
+
+def test_the_longest_names_fit(store: Store) -> None:
+    """A server keeps to the lengths of its columns; a key is the name and seven letters more."""
+    name = "a" * 32
+    made = store.create_study(study(name, key=f"{name}-bcdfgh"))
+    lease = store.acquire(made.id, ME, now=NOW, period_s=60, gone=lambda _: False)
+    job = f"{made.key}-00001-001"
+    store.commit(lease, Change(new_trials=(trial(1),), new_attempts=(attempt(1, job_name=job),)), now=NOW)
+    assert store.attempts(made.id)[0].job_name == job
 
 
 @pytest.mark.parametrize("state", TrialState)

@@ -91,7 +91,9 @@ def test_an_unfinished_save_of_a_killed_process_is_no_obstacle() -> None:
         (left / "model.txt").write_text("half")
     assert latest_step(checkpoints) is None
     assert bootstrap.own_files(checkpoints.directory) == 0
+    assert bootstrap.newest_step(checkpoints.directory) is None
     save(checkpoints, 1)
+    assert bootstrap.newest_step(checkpoints.directory) == 1
     assert latest_step(checkpoints) == 1
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000001"]
 
@@ -120,6 +122,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage: object, capsy
     damage(save(checkpoints, 2))
     assert latest_step(checkpoints) == 1
     assert "step-00000002 is not complete" in capsys.readouterr().err
+    found = bootstrap.resume_point(checkpoints.directory)
+    assert (found.step, bootstrap.newest_step(checkpoints.directory)) == (1, 2)  # what a torn one is told by
     save(checkpoints, 2)
     assert latest_step(checkpoints) == 2
 

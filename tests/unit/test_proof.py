@@ -113,3 +113,10 @@ def test_proving_again_changes_nothing():
     steps = {(1, "a"): Steps(1, 6), (1, "b"): Steps(6, 9)}
     once = prove(runs, records, steps, {})
     assert prove(once, records, steps, {}) == once
+
+
+@pytest.mark.parametrize(("first", "resumed_from", "restarted"), [(6, 5, False), (1, None, None), (5, None, None)])
+def test_a_first_run_from_a_copied_checkpoint_is_believed_only_beyond_its_step(first, resumed_from, restarted):
+    """A trial that repeats a failed one begins with its checkpoints, and with no steps of its own."""
+    (run_,) = prove([run(1, 0)], by_run(record("a", 1, resume=5, saved=0, own=2)), {(1, "a"): Steps(first, 9)}, {})
+    assert (run_.resumed_from_step, run_.restarted_from_zero) == (resumed_from, restarted)

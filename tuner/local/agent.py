@@ -5,16 +5,20 @@ written in place goes up half-written, one that is deleted is deleted in S3, mar
 `F.sagemaker-uploaded`) appear beside the files, `*.sagemaker-ignore` stays behind. Nothing is copied down after the
 start. A put is atomic; that a kill tears the newest upload is a switch.
 
-Rules: standard library only (it runs in the supervisor). It never fails because the script changes files under it.
+Rules: standard library only (it runs in the supervisor). It never fails because of what the script does to the folder:
+links are not followed, pipes, sockets and devices are passed over, and so are names that are no text; a file that
+cannot be stored is tried again at the next look.
 """
 
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from tuner.local.tree import Tree
+from tuner.local.tree import Tree, open_regular
 
 _UPLOADING, _UPLOADED, _IGNORE = ".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore"
 MARKERS = (_UPLOADING, _UPLOADED, _IGNORE)
@@ -32,6 +36,7 @@ class Agent:
         self._folder = folder
         self._markers = markers
         self._known: dict[str, _Stamp] = {}
+        self._refused: set[str] = set()
 
     def download(self) -> None:
         """Fill the folder with what is under the prefix."""
@@ -44,11 +49,13 @@ class Agent:
     def sync(self) -> None:
         """Upload what is new or changed, delete what is gone."""
         found = dict(_scan(self._folder))
-        for name, stamp in found.items():
-            if self._known.get(name) != stamp:
-                self._upload(name, stamp)
+        changed = [name for name, stamp in found.items() if self._known.get(name) != stamp]
+        refused = [name for name in changed if not self._upload(name, found[name])]
         for name in self._known.keys() - found.keys():
             self._forget(name)
+        for name in refused:  # where a folder has become a file, or a file a folder, the old one was in the way
+            if not self._upload(name, found[name]):
+                self._complain(name)
 
     def tear(self) -> None:
         """Leave the upload that a kill came into half-done: the newest file that is not up yet, else the newest."""
@@ -56,28 +63,45 @@ class Agent:
         pending = [name for name in found if self._known.get(name) != found[name]] or list(found)
         if pending:
             newest = max(pending, key=lambda name: found[name][1])
-            content = (self._folder / newest).read_bytes()
-            self._tree.put_bytes(content[: len(content) // 2], self._address(newest))
+            with suppress(OSError), open_regular(self._folder / newest) as file:
+                self._tree.put_bytes(file.read(found[newest][2] // 2), self._address(newest))
 
-    def _upload(self, name: str, stamp: _Stamp) -> None:
+    def _upload(self, name: str, stamp: _Stamp) -> bool:
+        """False if the file is there, and the store does not take it now."""
         source = self._folder / name
+        self._mark(source, _UPLOADING)
         try:
-            if self._markers:
-                source.with_name(source.name + _UPLOADING).touch()
             self._tree.put(source, self._address(name))
-            if self._markers:
-                source.with_name(source.name + _UPLOADING).replace(source.with_name(source.name + _UPLOADED))
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-        ):  # the script removed it meanwhile; the next look deletes the object, if there is one
-            source.with_name(source.name + _UPLOADING).unlink(missing_ok=True)
+            self._mark(source, _UPLOADED)
+        except FileNotFoundError:  # the script removed it meanwhile; the next look deletes the object, if there is one
+            pass
+        except (OSError, ValueError):
+            return False
+        finally:
+            self._unmark(source, _UPLOADING)
         self._known[name] = stamp
+        return True
 
     def _forget(self, name: str) -> None:
-        self._tree.delete(self._address(name))
-        (self._folder / (name + _UPLOADED)).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of that name may be there by now
+            self._tree.delete(self._address(name))
+        self._unmark(self._folder / name, _UPLOADED)
         del self._known[name]
+
+    def _mark(self, source: Path, suffix: str) -> None:
+        if self._markers:
+            with suppress(OSError):  # a name may be too long with its suffix, or its folder gone
+                os.close(os.open(f"{source}{suffix}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    @staticmethod
+    def _unmark(source: Path, suffix: str) -> None:
+        with suppress(OSError):
+            os.unlink(f"{source}{suffix}")  # noqa: PTH108 - as above: a suffix to a whole path
+
+    def _complain(self, name: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            sys.stderr.write(f"{name!r} could not be uploaded; trying again\n")
 
     def _address(self, name: str) -> str:
         return f"{self._uri.rstrip('/')}/{name}"
@@ -85,16 +109,16 @@ class Agent:
 
 def _scan(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Stamp]]:
     try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:  # removed since its parent was read
+        entries = [] if folder.is_symlink() else list(os.scandir(folder))
+    except OSError:  # removed since its parent was read, or closed to us
         return
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and _is_text(entry.name):
             yield from _scan(Path(entry.path), f"{prefix}{entry.name}/")
-        elif not entry.name.endswith(MARKERS):
+        elif not entry.name.endswith(MARKERS) and _is_text(entry.name):
             try:
                 status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
+            except OSError:
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield prefix + entry.name, _stamp(status)
@@ -102,3 +126,12 @@ def _scan(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Stamp]]:
 
 def _stamp(status: os.stat_result) -> _Stamp:
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _is_text(name: str) -> bool:
+    """S3's keys are UTF-8; a file's name may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

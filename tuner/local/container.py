@@ -14,6 +14,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,7 @@ from tuner.local.agent import Agent
 from tuner.local.jobdir import JobDir
 from tuner.local.namespace import OPT_ML
 from tuner.local.processes import MARK
-from tuner.local.tree import Tree
+from tuner.local.tree import Tree, open_regular
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -79,7 +80,7 @@ class Container:
     def fresh_disk(self) -> None:
         """Empty folders and the configuration files."""
         for folder in (self._job.ml, self._job.tmp):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             folder.mkdir(mode=0o700)
         for part in ("model", "output/data", "input/config", "input/data", "code"):
             (self._job.ml / part).mkdir(parents=True)
@@ -88,7 +89,7 @@ class Container:
 
     def remove_disk(self) -> None:
         for folder in (self._job.ml, self._job.tmp):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def has_inputs(self) -> bool:
         return bool(self._job.request.get("InputDataConfig") or self._job.request.get("CheckpointConfig"))
@@ -141,24 +142,27 @@ class Container:
         return self._pack(self._job.ml / "model", f"{base}/model.tar.gz")
 
     def _pack(self, folder: Path, uri: str) -> str | None:
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not self._is_ours(folder) or not folder.is_dir() or not any(folder.iterdir()):
             return None
         archive = self._job.path / "artifact.tar.gz"
         with tarfile.open(archive, "w:gz") as tar:
             for entry in sorted(folder.iterdir()):
-                tar.add(entry, arcname=entry.name)
+                tar.add(entry, arcname=entry.name, filter=_ordinary)
         self._tree.put(archive, uri)
         archive.unlink()
         return uri
 
     def failure(self, exit_code: int) -> str:
         """FailureReason of a script that ended with this code: its own words, if it left any."""
-        try:
-            with (self._job.ml / "output/failure").open(encoding="utf-8", errors="replace") as file:
-                said = file.read(1024)
-        except OSError:
-            said = ""
+        path, said = self._job.ml / "output/failure", ""
+        if self._is_ours(path):
+            with suppress(OSError), open_regular(path) as file:
+                said = file.read(4096).decode("utf-8", "replace")[:1024]
         return f"AlgorithmError: {said.strip() or f'ExitCode {exit_code}'}"[:1024]
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a path on the instance's disk leads there and not, by a link of the script's, somewhere else."""
+        return path.resolve() == self._job.ml.resolve() / path.relative_to(self._job.ml)
 
     def _configuration(self) -> Mapping[str, Any]:
         request, resources = self._job.request, self._job.request["ResourceConfig"]
@@ -187,6 +191,21 @@ class Container:
         if word == str(OPT_ML) or word.startswith(f"{OPT_ML}/"):
             return str(self.root) + word.removeprefix(str(OPT_ML))
         return word
+
+
+def _ordinary(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """What belongs into an artifact; links stay links."""
+    return entry if entry.isreg() or entry.isdir() or entry.issym() or entry.islnk() else None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, whatever the script did to it."""
+    for where, names, _ in os.walk(folder):
+        for path in (Path(where, name) for name in names):
+            if not path.is_symlink():
+                with suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _channel(channel: Mapping[str, Any]) -> dict[str, str]:

@@ -2,17 +2,23 @@
 
 Rules: standard library only (the supervisor reads it). A put is atomic, as S3's is: a temporary name outside the tree,
 then a rename. An address never leads out of the tree. Prefixes are compared as strings, so `…/1` finds `…/10` too,
-exactly as the real one surprises people.
+exactly as the real one surprises people. What a script leaves to be stored is opened as it lies there: a link is
+never followed out of its instance, and nothing waits on a pipe that nobody will ever write to.
 """
 
+import errno
+import io
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tuner.local.jobdir import new_temporary
 
+_BLOCK_BYTES = 1 << 20
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?(.*)", re.DOTALL)
 
 
@@ -30,6 +36,20 @@ def split_uri(uri: str) -> tuple[str, str]:
     if ".." in bucket or any(part in {"", ".", ".."} or "\0" in part for part in parts):
         raise BadAddress(f"{uri!r} cannot be mapped to a folder: an empty, '.' or '..' segment")
     return bucket, key
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file at `path` for reading. FileNotFoundError too for a link, a pipe, a socket or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 class Tree:
@@ -56,18 +76,21 @@ class Tree:
                 yield key[len(prefix) :].lstrip("/") or path.name, path
 
     def put(self, source: Path, uri: str) -> None:
-        """Store a file. Raises FileNotFoundError where the source is gone."""
+        """Store a file. Raises FileNotFoundError where the source is gone, or is no regular file."""
+        with open_regular(source) as file:
+            self._put(file, uri)
+
+    def put_bytes(self, data: bytes, uri: str) -> None:
+        self._put(io.BytesIO(data), uri)
+
+    def _put(self, source: BinaryIO, uri: str) -> None:
         temporary = new_temporary(self._state_dir, "put")
         try:
-            shutil.copyfile(source, temporary)
+            with temporary.open("xb") as target:
+                shutil.copyfileobj(source, target, _BLOCK_BYTES)
             self._place(temporary, self.path(uri))
         finally:
             temporary.unlink(missing_ok=True)
-
-    def put_bytes(self, data: bytes, uri: str) -> None:
-        temporary = new_temporary(self._state_dir, "put")
-        temporary.write_bytes(data)
-        self._place(temporary, self.path(uri))
 
     def delete(self, uri: str) -> None:
         """Remove an object, and the folders that held nothing else: S3 has none."""

@@ -1,0 +1,67 @@
+"""The store's disk is full for a while: jobs go on, nothing is submitted, and when there is room again all is well."""
+
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos_desk import ChaosDesk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of two megabytes; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def steps(desk: ChaosDesk) -> int:
+    return sum(len(found) for found in desk.manifests().values())
+
+
+def fill(folder: Path) -> Path:
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 12, 1 << 6, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return ballast
+
+
+@pytest.mark.slow
+def test_a_disk_without_room(desk: ChaosDesk, small_disk: Path) -> None:
+    desk.write_sweep(trials=6, parallel=3)
+    desk.store = f"sqlite:///{small_disk}/tuner.db"
+    desk.start_engine()
+    desk.wait_until(lambda: steps(desk), "a step is saved")
+    ballast = fill(small_disk)
+    time.sleep(3.0)
+    assert not desk.engine_ended, "a full disk is waited out"
+    ballast.unlink()
+    desk.end_engine()
+    desk.all_is_well(6)
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_grow(desk: ChaosDesk) -> None:
+    """The engine's limit on file sizes stands for the disk; it holds in mid-flight, and is lifted again."""
+    desk.write_sweep(trials=6, parallel=3)
+    desk.start_engine()
+    desk.wait_until(lambda: steps(desk), "a step is saved")
+    assert desk.engine is not None
+    old = resource.prlimit(desk.engine.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    time.sleep(3.0)
+    assert not desk.engine_ended, "a full disk is waited out"
+    resource.prlimit(desk.engine.pid, resource.RLIMIT_FSIZE, old)
+    desk.end_engine()
+    desk.all_is_well(6)

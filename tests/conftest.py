@@ -1,0 +1,70 @@
+"""Databases to test on: SQLite's in a file and PostgreSQL's on a real server, migrated once and then copied."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import postgres_server
+from tuner.store import Store
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with our tables and no rows; to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    Store.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Server]:
+    """A PostgreSQL server; each worker has its own. Tests that stop it use `own_postgres`."""
+    try:
+        running = postgres_server.server()
+    except postgres_server.NoServer as reason:
+        pytest.skip(str(reason))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: postgres_server.Server) -> str:
+    """A PostgreSQL database with our tables and no rows; to be copied."""
+    url = postgres.make()
+    Store.open(url).close()
+    return url
+
+
+@pytest.fixture
+def postgres_url(postgres: postgres_server.Server, postgres_template: str) -> Iterator[str]:
+    url = postgres.make(postgres_template)
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture
+def sqlite_url(migrated: Path, tmp_path: Path) -> str:
+    path = tmp_path / "tuner.db"
+    shutil.copy(migrated, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of each kind with nothing in it; SQLite's is not even there."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/blank.db"
+        return
+    server: postgres_server.Server = request.getfixturevalue("postgres")
+    url = server.make()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """An empty store of each kind."""
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    return url

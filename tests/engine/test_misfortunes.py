@@ -1,0 +1,223 @@
+"""What the simulation found, each as the shortest story that shows it."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from checkers import broken, succeeded, view_is_the_rows
+from simulated import script_of
+from sweeps import Sweep, holder
+
+from tuner.engine import LEASE_S
+from tuner.jobs import RequestRejected, ServiceUnavailable
+from tuner.model import AttemptEnd, Holder, StudyState
+from tuner.simulator_parts import Script
+from tuner.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
+
+POLL = timedelta(seconds=30)
+
+
+def drive(sweep, engine, seconds):
+    until = sweep.clock.now() + timedelta(seconds=seconds)
+    engine.run(lambda: sweep.clock.now() >= until)
+
+
+# --- a job of ours must not run unseen
+
+
+def test_a_rejection_after_a_lost_answer_does_not_hide_the_job(make_sweep):
+    """The first call was accepted; the second is refused before the name is looked at."""
+    sweep = make_sweep(changes={"trials": 1})
+    sweep.cloud.fail_next("create", ServiceUnavailable("timed out"), lost=True)
+    engine = sweep.engine()
+    engine.tick()
+    sweep.cloud.fail_next("create", RequestRejected("the role has lost its rights"))
+    engine.run(lambda: False)
+    assert [attempt.end for attempt in sweep.attempts()] == [AttemptEnd.COMPLETED]
+    assert succeeded(sweep) == [0]
+    assert broken(sweep) == []
+
+
+def test_a_rejection_waits_until_it_is_known_that_there_is_no_job(make_sweep):
+    sweep = make_sweep(changes={"trials": 1})
+    sweep.cloud.fail_next("create", RequestRejected("no such image"))
+    sweep.cloud.fail_next("describe", ServiceUnavailable("not now"))
+    sweep.run()
+    # the second create was not refused, and the trial lives
+    assert succeeded(sweep) == [0]
+    assert sweep.attempts()[0].refusals == 1
+
+
+@pytest.mark.parametrize("seen_s", [0, 300])
+def test_a_deleted_job_is_booked_with_all_that_it_may_have_billed(make_sweep, seen_s):
+    """Its figures are gone; it may have trained on since it was last looked at."""
+    sweep = make_sweep(changes={"trials": 1}, script=script_of(epochs=50, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    drive(sweep, engine, seen_s)
+    sweep.clock.wait(sweep.clock.now() + timedelta(minutes=20), due=sweep.clock.now())
+    job = sweep.cloud.jobs[sweep.attempts()[0].job_name]
+    sweep.cloud.fail(job.name, "InternalServerError: before it was deleted")
+    billed_s = job.bill(0.0).billable_s
+    sweep.cloud.delete(job.name)
+    engine.tick()
+    attempt = sweep.attempts()[0]
+    assert attempt.end is AttemptEnd.SERVICE_FAULT
+    assert billed_s <= attempt.billable_s <= billed_s + 200
+    assert attempt.spend_microusd <= attempt.reserved_microusd
+
+
+def test_what_is_booked_for_a_deleted_job_is_no_more_than_it_reserved(make_sweep):
+    sweep = make_sweep(changes={"trials": 1, "training": {"max_run": "10m"}}, script=script_of(epochs=50, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    sweep.clock.wait(sweep.clock.now() + timedelta(hours=30), due=sweep.clock.now())
+    sweep.cloud.delete(sweep.attempts()[0].job_name)
+    engine.tick()
+    attempt = sweep.attempts()[0]
+    assert 0.99 < attempt.spend_microusd / attempt.reserved_microusd <= 1
+
+
+# --- requests
+
+
+def wish(sweep, verb, values):
+    sweep.store.add_request(sweep.study.id, verb, values, "me", sweep.clock.now())
+
+
+@pytest.mark.parametrize("values", [{"budget.usd": "0.01"}, {"training.max_run": "1h"}, {"trials": "many"}])
+def test_a_request_that_does_not_fit_is_refused_once_and_kills_nobody(make_sweep, values):
+    sweep = make_sweep(changes={"budget": {"usd": 20}})
+    before = sweep.store.study_by_id(sweep.study.id).spec
+    wish(sweep, "set", values)
+    assert sweep.run() is StudyState.FINISHED
+    assert sweep.kinds().count("request.refused") == 1
+    assert sweep.store.pending_requests(sweep.study.id) == []
+    assert sweep.store.study_by_id(sweep.study.id).spec == before
+
+
+def test_a_budget_below_what_is_bound_is_refused_by_the_engine_too(make_sweep):
+    """It fitted when the user wrote it; jobs were submitted since."""
+    sweep = make_sweep(changes={"budget": {"usd": 20}})
+    engine = sweep.engine()
+    engine.tick()
+    wish(sweep, "set", {"budget.usd": "2"})
+    engine.tick()
+    assert sweep.kinds().count("request.refused") == 1
+    wish(sweep, "set", {"budget.usd": "4"})
+    engine.tick()
+    assert sweep.kinds().count("request.refused") == 1
+
+
+def test_more_than_the_budget_of_a_study_can_change_while_it_is_bound(make_sweep):
+    """The study spent under a budget that is now exactly used up: other settings can still be changed."""
+    sweep = make_sweep(changes={"budget": {"usd": 2}})
+    engine = sweep.engine()
+    engine.tick()
+    wish(sweep, "set", {"parallel": "1"})
+    engine.tick()
+    assert "request" in sweep.kinds()
+    assert "request.refused" not in sweep.kinds()
+
+
+def test_a_cancel_that_comes_after_the_end_changes_nothing(make_sweep):
+    sweep = make_sweep(changes={"trials": 1})
+    assert sweep.run() is StudyState.FINISHED
+    wish(sweep, "cancel", {"intent": "cancel"})
+    assert sweep.run() is StudyState.FINISHED
+    assert "request.refused" in sweep.kinds()
+    wish(sweep, "set", {"trials": "2"})
+    assert sweep.run() is StudyState.FINISHED
+    assert succeeded(sweep) == [0, 1]
+
+
+# --- time, lease, store
+
+
+def test_a_clock_that_is_set_back_does_not_make_the_story_run_back(make_sweep):
+    sweep = make_sweep()
+    engine = sweep.engine()
+    drive(sweep, engine, 300)
+    sweep.clock.jump(timedelta(minutes=-10))
+    engine.run(lambda: False)
+    assert broken(sweep) == []
+    sweep.clock.jump(timedelta(minutes=-10))
+    sweep.engine().tick()  # a new process does not know the old one's clock
+    assert broken(sweep) == []
+
+
+@pytest.mark.parametrize("poll", ["30s", "2m", "10m"])
+def test_a_lease_does_not_run_out_between_two_polls(make_sweep, poll):
+    sweep = make_sweep(changes={"settings": {"poll": poll}})
+    engine = sweep.engine()
+    engine.tick()
+    just_before = sweep.clock.now() + timedelta(seconds=engine.memory.policy.poll_s + 10)
+    other = Holder(host="elsewhere", boot_id="boot", pid=9, started="9")
+    with pytest.raises(LeaseHeld):
+        sweep.store.acquire(sweep.study.id, other, now=just_before, period_s=LEASE_S, gone=lambda _holder: False)
+
+
+class Unreliable:
+    """A store whose next calls raise."""
+
+    def __init__(self, store) -> None:
+        self.store = store
+        self.errors: list[tuple[str, Exception]] = []
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            if self.errors and self.errors[0][0] == name:
+                raise self.errors.pop(0)[1]
+            return getattr(self.store, name)(*args, **kwargs)
+
+        return call
+
+
+def test_a_store_that_goes_away_while_a_conflict_is_dealt_with_is_waited_for(make_sweep):
+    sweep: Sweep = make_sweep()
+    engine = sweep.engine()
+    store = Unreliable(sweep.store)
+    engine._world = replace(engine._world, store=store)
+    store.errors = [("commit", StoreConflict("another wrote")), ("live", StoreUnreachable("gone"))]
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert store.errors == []
+    assert succeeded(sweep) == [0, 1, 2, 3]
+    assert broken(sweep) == []
+
+
+def test_an_engine_that_wakes_up_after_another_took_over_writes_and_sends_nothing(make_sweep):
+    sweep = make_sweep()
+    old = sweep.engine()
+    old.tick()
+    sweep.clock.wait(sweep.clock.now() + timedelta(minutes=10), due=sweep.clock.now())
+    sweep.store.acquire(sweep.study.id, holder(7), now=sweep.clock.now(), period_s=LEASE_S, gone=lambda _holder: False)
+    events, calls = sweep.kinds(), dict(sweep.cloud.calls)
+    with pytest.raises(LeaseLost):
+        old.tick()
+    assert (sweep.kinds(), dict(sweep.cloud.calls)) == (events, calls)
+
+
+# --- metrics
+
+
+def test_a_number_that_becomes_none_when_repeated_leaves_the_view(make_sweep):
+    """The later run wins, also where what it reports is no number."""
+    told = []
+
+    def curve(_hyperparameters, step):
+        told.append(step)
+        return float("nan") if step == 1 and told.count(1) > 1 else 0.1 * step
+
+    script = Script(epochs=4, step_s=60.0, curve=curve, checkpoint_every=4)
+    sweep = make_sweep(changes={"trials": 1}, script=lambda _request: script)
+    engine = sweep.engine()
+    while not sweep.store.points(sweep.study.id):
+        engine.tick()
+        sweep.clock.wait(sweep.clock.now() + POLL)
+    assert 1 in told
+    sweep.cloud.interrupt()
+    while engine.tick().active:
+        assert view_is_the_rows(sweep, engine) == []
+        sweep.clock.wait(sweep.clock.now() + POLL)
+    assert told.count(1) == 2
+    assert succeeded(sweep) == [0]

@@ -1,0 +1,317 @@
+"""What `resume` settles first: the study file, the code, failed trials, and jobs that nobody asked for."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from checkers import broken, view_is_the_rows
+from simulated import script_of
+from sweeps import Sweep, holder, merged
+from test_sweeps import foreign_request
+
+from tuner import audit, worlds
+from tuner.engine import LEASE_S
+from tuner.model import Intent, StudyState, TrialState
+from tuner.objects import DirectoryObjects, StorageUnavailable
+from tuner.reconcile import Reconciler, Resumption
+from tuner.sampler_view import choose_earlier, earlier_rows
+from tuner.simulator_parts import Script
+from tuner.spec import SpecError
+from tuner.store import StudyNotFound
+from tuner.verbs import UserError
+
+ME = Resumption("me")
+RETRY = Resumption("me", retry_failed=True)
+BAD = Script(epochs=5, step_s=60.0, failure="AlgorithmError: ExitCode 1", fails_at=3)
+
+
+class Told:
+    """A display that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def event(self, line):
+        self.lines.append((line.level, line.text))
+
+    def said(self, text):
+        return [line for _, line in self.lines if text in line]
+
+
+@pytest.fixture
+def objects(tmp_path, monkeypatch):
+    """The object store of the studies of this test."""
+    monkeypatch.setattr(worlds, "local_dir", lambda _study: tmp_path)
+    return DirectoryObjects(tmp_path / "s3")
+
+
+def take_up(sweep, wish=ME):
+    told = Told()
+    sweep.engines += 1
+    lease = sweep.store.acquire(
+        sweep.study.id, holder(sweep.engines), now=sweep.clock.now(), period_s=LEASE_S, gone=lambda _: True
+    )
+    study = sweep.store.study_by_id(sweep.study.id)
+    told.study = Reconciler(sweep.store, lease, told, sweep.clock.now()).take_up(study, wish)
+    return told
+
+
+def edit(sweep, **changes):
+    """Edit the study file as a user would: whole sections."""
+    file = sweep.folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
+
+
+# --- failed trials
+
+
+def failing(make_sweep, which=("00001",), **options):
+    """Trials whose job names hold one of these numbers fail, unless they repeat another."""
+    sweep = make_sweep(
+        script=lambda request: BAD if request.name.split("-")[-2] in which else Script(epochs=5, step_s=60.0), **options
+    )
+    assert sweep.run() is StudyState.FINISHED
+    return sweep
+
+
+def test_a_failed_trial_is_repeated_outside_the_total_from_a_copy_of_its_checkpoints(make_sweep, objects):
+    sweep = failing(make_sweep)
+    old = sweep.trials()[1]
+    for name in (
+        "step-00000002/state",
+        "step-00000002/manifest.json",
+        "own.bin",
+        "metrics/001-a-b.jsonl",
+        "runs/x.json",
+    ):
+        objects.write(old.prefix + name, name.encode())
+    objects.write(old.prefix + "step-3.sagemaker-uploading", b"")
+    told = take_up(sweep, RETRY)
+    assert told.said("trial 4 repeats failed trial 1")
+    new = sweep.trials()[4]
+    assert (new.state, new.params, new.retry_of) == (TrialState.PROPOSED, old.params, 1)
+    copied = [info.uri.removeprefix(new.prefix) for info in objects.list(new.prefix)]
+    assert copied == ["own.bin", "step-00000002/manifest.json", "step-00000002/state"]
+    engine = sweep.engine()
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert [trial.state for trial in sweep.trials()].count(TrialState.SUCCEEDED) == 4
+    assert len(sweep.trials()) == 5
+    assert view_is_the_rows(sweep, engine) == []
+    assert broken(sweep) == []
+
+
+def test_each_failed_trial_is_repeated_once_and_a_repetition_that_fails_may_be_repeated(make_sweep, objects):
+    sweep = failing(make_sweep, which=("00001", "00004"))
+    take_up(sweep, RETRY)
+    told = take_up(sweep, RETRY)
+    assert told.said("no failed trial is left")
+    sweep.run()
+    assert [trial.state for trial in sweep.trials()].count(TrialState.FAILED) == 2
+    take_up(sweep, RETRY)
+    sweep.run()
+    assert [trial.retry_of for trial in sweep.trials()] == [None, None, None, None, 1, 4]
+    assert sweep.trials()[5].state is TrialState.SUCCEEDED
+    assert broken(sweep) == []
+
+
+def test_a_study_with_repeated_trials_still_proposes_its_whole_total(make_sweep, objects):
+    sweep = failing(make_sweep)
+    take_up(sweep, RETRY)
+    study = sweep.store.study_by_id(sweep.study.id)
+    sweep.store.add_request(study.id, "set", {"trials": "6"}, "me", sweep.clock.now())
+    sweep.run()
+    assert sum(trial.retry_of is None for trial in sweep.trials()) == 6
+    assert [trial.number for trial in sweep.trials()] == list(range(7))
+
+
+def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, objects, monkeypatch):
+    sweep = failing(make_sweep)
+    old = sweep.trials()[1]
+    for step in (1, 2):
+        objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
+    copy, copied = DirectoryObjects.copy, []
+
+    def full_disk(self, source, target):
+        if copied:
+            raise StorageUnavailable("no space left")
+        copied.append(target)
+        copy(self, source, target)
+
+    monkeypatch.setattr(DirectoryObjects, "copy", full_disk)
+    with pytest.raises(StorageUnavailable):
+        take_up(sweep, RETRY)
+    monkeypatch.undo()
+    monkeypatch.setattr(worlds, "local_dir", lambda _study: objects._root.parent)
+    take_up(sweep)  # without asking for it again
+    new = sweep.trials()[4]
+    assert len(list(objects.list(new.prefix))) == 2
+    assert len(sweep.trials()) == 5
+
+
+# --- the study file
+
+
+def test_an_unchanged_study_is_taken_up_in_silence_but_for_its_code(make_sweep):
+    sweep = make_sweep()
+    digest = worlds.make_bundle(sweep.spec).digest
+    study = sweep.store.study_by_id(sweep.study.id)
+    lease = sweep.store.acquire(study.id, holder(9), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
+    told = Told()
+    recorded = replace(study, bundle_uri=f"s3://tuner-local/bundles/{digest}/")
+    Reconciler(sweep.store, lease, told, sweep.clock.now())._compare_code(recorded, sweep.spec)
+    assert told.lines == []
+    (sweep.folder / "train.py").write_text("edited")
+    Reconciler(sweep.store, lease, told, sweep.clock.now())._compare_code(recorded, sweep.spec)
+    ((level, text),) = told.lines
+    assert level == "info"
+    assert "the recorded bundle is used" in text
+
+
+def test_harmless_changes_are_told_and_change_nothing(make_sweep):
+    sweep = make_sweep()
+    edit(sweep, trials=9, description="more words")
+    told = take_up(sweep)
+    assert told.said("study.yaml: trials: 4 -> 9 (may differ")
+    assert told.said("description")
+    assert told.study.spec == sweep.study.spec
+
+
+def test_changes_that_need_to_be_accepted_are_refused_then_taken(make_sweep, objects):
+    sweep = make_sweep()
+    space = {
+        "lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
+        "width": {"type": "int", "low": 8, "high": 64},
+    }
+    edit(sweep, space=space)
+    before = sweep.store.last_seq(sweep.study.id)
+    with pytest.raises(UserError, match=r"space.lr.low; undo this, .* --accept-changes") as refused:
+        take_up(sweep)
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
+    assert sweep.store.last_seq(sweep.study.id) == before
+    told = take_up(sweep, Resumption("me", accept_changes=True))
+    assert told.said("space.lr.low: 0.0001 -> 0.001 (needs --accept-changes")
+    sweep.run()
+    assert all(trial.params["lr"] >= 1e-3 for trial in sweep.trials())
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_what_can_never_change_is_refused(make_sweep, accept):
+    sweep = make_sweep()
+    edit(sweep, objective={"metric": "val_loss", "direction": "minimize"}, trials=9)
+    before = sweep.store.study_by_id(sweep.study.id)
+    with pytest.raises(UserError, match=r"no longer fits study sweep: .*objective"):
+        take_up(sweep, Resumption("me", accept_changes=accept))
+    assert sweep.store.study_by_id(sweep.study.id).spec == before.spec
+
+
+def test_a_study_whose_files_are_gone_goes_on(make_sweep):
+    sweep = make_sweep()
+    (sweep.folder / "train.py").unlink()
+    (sweep.folder / "study.yaml").unlink()
+    told = take_up(sweep)
+    assert told.said("is gone: the recorded one is used")
+    assert told.study.intent is Intent.RUN
+
+
+# --- jobs that nobody asked for
+
+
+def orphans(sweep):
+    study = sweep.store.study_by_id(sweep.study.id)
+    return audit.orphans(study, sweep.spec, sweep.store, sweep.cloud)
+
+
+def test_jobs_that_nobody_asked_for_are_reported_with_their_rate_and_what_ends_them(make_sweep):
+    sweep = make_sweep(script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    engine.tick()
+    assert orphans(sweep) == []
+    stray = f"{sweep.study.key}-00099-001"
+    sweep.cloud.create(foreign_request(engine, stray))
+    sweep.cloud.create(foreign_request(engine, "another-00000-001"))
+    (orphan,) = orphans(sweep)
+    assert orphan.job == stray
+    assert "no attempt asked for it, and it costs up to $1.4" in orphan.text
+    assert "tuner audit sweep --stop-orphans" in orphan.text
+    whole = audit.audit(sweep.store.study_by_id(sweep.study.id), sweep.spec, sweep.store, sweep.cloud)
+    assert [line for line in whole.lines if stray in line and orphan.text in line]
+    sweep.cloud.stop(orphan.job)
+    sweep.clock.wait(sweep.clock.now().replace(hour=2))
+    assert orphans(sweep) == []
+
+
+def test_a_job_with_our_name_and_another_digest_is_an_orphan(make_sweep):
+    sweep = make_sweep(changes={"trials": 1}, script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    sweep.cloud.create(foreign_request(engine, f"{sweep.study.key}-00000-001"))
+    for _ in range(3):
+        engine.tick()
+    (orphan,) = orphans(sweep)
+    assert "not the job that trial 0 asked for" in orphan.text
+
+
+# --- warm start
+
+
+class Taught(Sweep):
+    """A study that starts from an earlier one of the same database, as `launch` records it."""
+
+    def _new_study(self):
+        study = super()._new_study()
+        return replace(study, attrs=choose_earlier(self.store, self.spec, worlds.make_proposer(self.spec)))
+
+
+def taught(first, folder, **search):
+    changes = {"name": "second", "search": {"warm_start": ["sweep"], "sampler": {"name": "TPESampler", **search}}}
+    return Taught(folder, changes=changes, url=first.store.url, seed=7)
+
+
+def test_a_study_starts_from_the_finished_trials_of_an_earlier_one(make_sweep, tmp_path):
+    first = failing(make_sweep, changes={"trials": 6})
+    second = taught(first, tmp_path / "second", seed=3)
+    engine = second.engine()
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert [trial.number for trial in second.trials()] == [0, 1, 2, 3]
+    assert len(engine.memory.proposer.study.trials) == 5 + 4
+    assert second.store.summary(second.study.id).trials[TrialState.SUCCEEDED] == 4
+    assert view_is_the_rows(second, engine) == []
+    assert broken(second) == []
+    second.store.close()
+
+
+def test_what_an_earlier_study_does_later_changes_nothing(make_sweep, tmp_path):
+    """The numbers of our trials in the view are fixed at launch."""
+    first = failing(make_sweep)
+    second = taught(first, tmp_path / "second", seed=3)
+    study = second.store.study_by_id(second.study.id)
+    before = [row.params for row in earlier_rows(second.store, study)]
+    first.store.add_request(first.study.id, "set", {"trials": "7"}, "me", first.clock.now())
+    first.run()
+    assert len(first.trials()) == 7
+    assert [row.params for row in earlier_rows(second.store, study)] == before
+    second.store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": {"metric": "loss", "direction": "minimize"}}, "another objective"),
+        ({"space": {"width": {"type": "float"}}}, "parameter width"),
+        ({"search": {"warm_start": ["swep"]}}, "no study 'swep'"),
+    ],
+)
+def test_an_earlier_study_that_does_not_fit_is_refused(make_sweep, changes, said):
+    first = make_sweep(changes={"trials": 1})
+    first.run()
+    other = make_sweep(changes=merged({"name": "other", "search": {"warm_start": ["sweep"]}}, changes))
+    with pytest.raises((SpecError, StudyNotFound), match=said):
+        choose_earlier(first.store, other.spec, worlds.make_proposer(other.spec))
+
+
+def test_an_earlier_study_without_a_finished_trial_is_refused(make_sweep):
+    first = make_sweep()
+    spec = make_sweep(changes={"name": "other", "search": {"warm_start": ["sweep"]}}).spec
+    with pytest.raises(SpecError, match="no finished trial"):
+        choose_earlier(first.store, spec, worlds.make_proposer(spec))

@@ -1,0 +1,332 @@
+"""`python -m tests.simulation.mutations`: what the soak is worth.
+
+Each rule that guards lives or money is broken on purpose, one at a time, in memory; the soak has to find it, and the
+table says by which invariant and after how many seeds. A rule whose removal nobody notices is not tested.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import sqlalchemy as sa
+
+from tests.simulation.soak import Outcome, run
+from tuner import decide, engine, memory, observe, proposals, store_rows, tables, unit, workload
+from tuner.dispatch import Dispatcher
+from tuner.engine import Engine
+from tuner.model import AttemptEnd, Lease
+from tuner.proposals import Delta
+from tuner.store import Store
+
+SEEDS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    rule: str
+    broken: str  # how
+    patch: Callable[[], mock._patch]
+
+
+@contextmanager
+def _both(*patches: mock._patch) -> Iterator[None]:
+    with patches[0], patches[1]:
+        yield
+
+
+# --- guarded transition
+
+
+def _without_guard():
+    table, key = tables.attempts, ("study_id", "trial", "number")
+    statement = sa.update(table).where(*(table.c[name] == sa.bindparam(f"was_{name}") for name in key))
+    return mock.patch.object(store_rows, "UPDATE_ATTEMPT", statement)
+
+
+# --- budget
+
+
+def _reserves_nothing():
+    return mock.patch.object(memory.Memory, "next_allowance", return_value=0)
+
+
+def _forgets_what_is_in_flight():
+    return mock.patch.object(memory.Memory, "reserved_in_flight_microusd", 0)
+
+
+def _reserves_less():
+    """Without what may pass between the wish to stop and the end of the upload."""
+
+    def allowance(run_s, rate, policy):
+        return int(run_s * policy.instance_count * rate // 3600)
+
+    return mock.patch.object(decide, "allowance_microusd", allowance)
+
+
+def _parallel_by_one_too_many():
+    return mock.patch.object(memory.Memory, "in_flight", property(_one_fewer))
+
+
+def _one_fewer(self) -> int:
+    return sum(work.attempt is not None for work in self.live.values()) - 1
+
+
+# --- the name rule
+
+
+def _random_names():
+    numbers, original = itertools.count(), workload.job_request
+
+    def request(*args):
+        made = original(*args)
+        return replace(made, name=f"{made.name}-{next(numbers)}")
+
+    return mock.patch.object(workload, "job_request", request)
+
+
+def _acts_before_it_records():
+    original = Engine._commit
+
+    def commit(self, work, point):
+        if point == "intended":
+            Dispatcher(
+                self.memory, self._world.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
+            ).act()
+        original(self, work, point)
+
+    return mock.patch.object(Engine, "_commit", commit)
+
+
+def _gives_up_on_unknown_outcomes():
+    def postpone(self, work, error):
+        self._unit.end_unsubmitted(work, AttemptEnd.CAPACITY, str(error))
+
+    return mock.patch.object(Dispatcher, "_postpone", postpone)
+
+
+def _adopts_whatever_has_the_name():
+    original = Dispatcher._find
+
+    def find(self, work, end, reason):
+        jobs = self._jobs
+        digest = work.attempts[-1].digest
+        self._jobs = mock.Mock(describe=lambda name: replace(jobs.describe(name), digest=digest))
+        try:
+            original(self, work, end, reason)
+        finally:
+            self._jobs = jobs
+
+    return mock.patch.object(Dispatcher, "_find", find)
+
+
+# --- the lease
+
+
+def _ignores_the_fence():
+    def renew(self, lease: Lease, *, now, period_s):
+        return lease
+
+    return _both(mock.patch.object(Store, "renew", renew), mock.patch.object(Store, "_check_lease", return_value=None))
+
+
+def _takes_over_the_living():
+    original = Store.acquire
+
+    def acquire(self, study_id, holder, *, now, period_s, gone):
+        return original(self, study_id, holder, now=now, period_s=period_s, gone=lambda _holder: True)
+
+    return mock.patch.object(Store, "acquire", acquire)
+
+
+def _lease_ends_between_polls():
+    def renew(self):
+        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=20.0)
+
+    return mock.patch.object(Engine, "_renew", renew)
+
+
+# --- the once-only tell
+
+
+def _tells_twice():
+    original = observe.tell
+
+    def tell(*args):
+        original(*args)
+        original(*args)
+
+    return mock.patch.object(observe, "tell", tell)
+
+
+def _tells_at_the_next_tick():
+    """Not in the commit that says it."""
+    original = observe.tell
+
+    def tell(known, work_unit, work):
+        for each in getattr(known, "late", ()):
+            original(*each)
+        known.late = [(known, work_unit, work)]
+
+    return mock.patch.object(observe, "tell", tell)
+
+
+def _tells_nothing():
+    return mock.patch.object(proposals.Proposer, "tell", return_value=Delta({}, {}))
+
+
+# --- levels, not edges
+
+
+def _counts_edges():
+    original = decide.absorb
+
+    def absorb(attempt, seen, now, *, billed_ratio):
+        absorbed = original(attempt, seen, now, billed_ratio=billed_ratio)
+        edge = seen.secondary == "Interrupted" or absorbed.attempt.state == "interrupted" != attempt.state
+        return replace(absorbed, attempt=replace(absorbed.attempt, interruptions=attempt.interruptions + edge))
+
+    return mock.patch.object(decide, "absorb", absorb)
+
+
+# --- others
+
+
+def _stops_without_saying_so():
+    original = observe.Observer._judge
+
+    def judge(self, work):
+        original(self, work)
+        attempt = work.attempt
+        if attempt is not None and attempt.stop_reason is not None and attempt.arn is not None:
+            self._jobs.stop(attempt.job_name)
+
+    return mock.patch.object(observe.Observer, "_judge", judge)
+
+
+def _shares_a_prefix():
+    return mock.patch.object(workload, "prefix", lambda spec, key, trial: f"{workload.root(spec)}{key}/")
+
+
+def _story_runs_back():
+    original = unit.UnitOfWork.__init__
+
+    def start(self, study, *, last_seq, now, recorded_after=None):
+        original(self, study, last_seq=last_seq, now=now)
+
+    return mock.patch.object(unit.UnitOfWork, "__init__", start)
+
+
+def _fails_what_it_cannot_see():
+    """A job whose description is refused is taken for lost."""
+
+    def describe(self, work):
+        attempt = work.attempts[-1]
+        try:
+            self._jobs.describe(attempt.job_name)
+        except observe.JobError:
+            self._end_lost(work)
+            return
+        original(self, work)
+
+    original = observe.Observer._describe
+    return mock.patch.object(observe.Observer, "_describe", describe)
+
+
+def _believes_a_rejection():
+    """Though the call before it may have been accepted."""
+    original = Dispatcher._find
+
+    def find(self, work, end, reason):
+        if end is AttemptEnd.REJECTED:
+            self._unit.end_unsubmitted(work, end, reason)
+        else:
+            original(self, work, end, reason)
+
+    return mock.patch.object(Dispatcher, "_find", find)
+
+
+def _books_what_was_seen():
+    return mock.patch.object(decide, "dearest_s", lambda attempt, _now: round(attempt.run_s))
+
+
+def _keeps_what_was_withdrawn():
+    return mock.patch.object(proposals.Proposer, "withdraw", return_value=None)
+
+
+def _keeps_its_memory_after_a_failed_commit():
+    return mock.patch.object(engine.Engine, "_load", _load_once)
+
+
+_first_load = Engine._load
+
+
+def _load_once(self):
+    if not hasattr(self, "memory"):
+        _first_load(self)
+
+
+def _sends_on_an_old_lease():
+    return mock.patch.object(Engine, "_lease_is_good", return_value=True)
+
+
+MUTATIONS = (
+    Mutation("guarded transition", "no state, no version in the guard", _without_guard),
+    Mutation("budget reservation", "nothing is reserved", _reserves_nothing),
+    Mutation("budget reservation", "what is in flight is forgotten", _forgets_what_is_in_flight),
+    Mutation("budget reservation", "only max_run is reserved", _reserves_less),
+    Mutation("parallel", "one too many", _parallel_by_one_too_many),
+    Mutation("name rule", "a new name for each call", _random_names),
+    Mutation("name rule", "acts before it records", _acts_before_it_records),
+    Mutation("name rule", "an unknown outcome uses up the number", _gives_up_on_unknown_outcomes),
+    Mutation("name rule", "whatever has the name is adopted", _adopts_whatever_has_the_name),
+    Mutation("lease", "the fence is ignored", _ignores_the_fence),
+    Mutation("lease", "a live holder is taken over", _takes_over_the_living),
+    Mutation("lease", "it is shorter than a poll", _lease_ends_between_polls),
+    Mutation("lease", "creates and stops do not look at it", _sends_on_an_old_lease),
+    Mutation("once-only tell", "told twice", _tells_twice),
+    Mutation("once-only tell", "told after the commit that says it", _tells_at_the_next_tick),
+    Mutation("once-only tell", "not told", _tells_nothing),
+    Mutation("levels, not edges", "interruptions are counted as they are seen", _counts_edges),
+    Mutation("intent before money", "stops before it records", _stops_without_saying_so),
+    Mutation("one prefix per trial", "all trials share one", _shares_a_prefix),
+    Mutation("time", "a clock that was set back is believed", _story_runs_back),
+    Mutation("healthy jobs are never failed", "what cannot be described is lost", _fails_what_it_cannot_see),
+    Mutation("healthy jobs are never failed", "a rejection is believed after a lost answer", _believes_a_rejection),
+    Mutation("ledger", "a deleted job has cost what was seen of it", _books_what_was_seen),
+    Mutation("view", "a number that became none stays", _keeps_what_was_withdrawn),
+    Mutation("memory is a copy", "kept after a commit that failed", _keeps_its_memory_after_a_failed_commit),
+)
+
+
+def find(mutation: Mutation, seeds: range) -> tuple[int, Outcome] | None:
+    """How many seeds it took, and the story that failed; None if none did."""
+    with mutation.patch():
+        for count, seed in enumerate(seeds, start=1):
+            outcome = run(seed)
+            if outcome.broken is not None:
+                return count, outcome
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="give up on a mutation after so many")
+    parser.add_argument("--only", default="", help="mutations whose description contains this")
+    chosen = parser.parse_args()
+    survivors = 0
+    for mutation in MUTATIONS:
+        if chosen.only not in f"{mutation.rule}: {mutation.broken}":
+            continue
+        found = find(mutation, range(chosen.seeds))
+        survivors += found is None
+        caught = f"{found[1].broken:.110} | {found[0]} seeds" if found else f"NOT FOUND in {chosen.seeds} seeds"
+        print(f"{mutation.rule}: {mutation.broken} | {caught}", flush=True)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""A fixed share of the soak, and a few broken rules that it must find. The whole is `python -m tests.simulation`."""
+
+import pytest
+
+from tests.simulation import coverage
+from tests.simulation.mutations import MUTATIONS, find
+from tests.simulation.soak import run
+
+SHARES = 4
+SEEDS_PER_SHARE = 5
+# Rules whose loss shows within a few seeds; `python -m tests.simulation.mutations` tries them all.
+QUICK = (
+    "nothing is reserved",
+    "acts before it records",
+    "a new name for each call",
+    "the fence is ignored",
+    "told after the commit that says it",
+    "interruptions are counted as they are seen",
+)
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_no_seed_breaks_an_invariant(share):
+    first = share * SEEDS_PER_SHARE
+    outcomes = [run(seed) for seed in range(first, first + SEEDS_PER_SHARE)]
+    assert [(outcome.seed, outcome.broken) for outcome in outcomes if outcome.broken is not None] == []
+
+
+def test_the_same_seed_tells_the_same_story():
+    one, other = run(7), run(7)
+    assert one.digest == other.digest
+    assert one.ticks == other.ticks > 0
+
+
+def test_different_seeds_tell_different_stories():
+    assert run(3).digest != run(4).digest
+
+
+@pytest.mark.parametrize("broken", QUICK)
+def test_a_broken_rule_is_found(broken):
+    mutation = next(each for each in MUTATIONS if each.broken == broken)
+    assert find(mutation, range(20)) is not None
+
+
+def test_what_cannot_happen_stands_in_the_tables():
+    assert set(coverage.UNREACHABLE) <= set(coverage.TRANSITIONS)

@@ -1,0 +1,188 @@
+"""What `resume` settles before an engine goes on: the study file, the code, failed trials, jobs nobody asked for.
+
+It exists so that a study which rested, for a minute or a month, goes on only as what it was recorded to be, and so
+that whoever resumes it learns what differs and what costs money beside it.
+
+Rules: it runs under the lease. A study file that no longer fits is refused before anything is written; what differs is
+told first, a line each. The new trial of a failed one is recorded before its checkpoints are copied and gets a job
+only after: a copy that was cut off is made again by the next `resume`, and no other trial can find it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tuner import audit, workload, worlds
+from tuner.checkpoints import copy_own_files
+from tuner.jobs import JobError
+from tuner.memory import Work
+from tuner.model import RETRY_OF, Intent, Lease, Study, Trial, TrialState
+from tuner.packaging import BundleRefused
+from tuner.spec import Change, StudySpec, changes, from_json, load, refuse_unbuilt, to_json
+from tuner.store import Store
+from tuner.unit import UnitOfWork
+from tuner.verbs import Display, EventLine, Exit, Level, UserError
+
+_KINDS = {
+    "harmless": "may differ, and is taken over by --accept-changes or tuner set",
+    "needs_accept": "needs --accept-changes, and is for new trials only",
+    "never": "can never change: undo it, or launch a new study with search.warm_start",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """Who resumes a study, and what they accept."""
+
+    who: str
+    accept_changes: bool = False
+    retry_failed: bool = False
+
+
+class Reconciler:
+    """Settles one study, under its lease."""
+
+    def __init__(self, store: Store, lease: Lease, display: Display, now: datetime) -> None:
+        self._store = store
+        self._lease = lease
+        self._display = display
+        self._now = now
+
+    def take_up(self, study: Study, wish: Resumption) -> Study:
+        """Record that the study goes on; returns it as it is then. Raises UserError, with nothing written."""
+        store = self._store
+        last_seq = store.last_seq(study.id)
+        last = store.events(study.id, after_seq=last_seq - 1)
+        unit = UnitOfWork(
+            study, last_seq=last_seq, now=self._now, recorded_after=last[-1].recorded_at if last else None
+        )
+        self._compare_file(unit, accept_changes=wish.accept_changes)
+        unit.event("resume", who=wish.who)
+        if unit.study.intent is not Intent.RUN:
+            unit.set_study(replace(unit.study, intent=Intent.RUN, intent_at=self._now))
+        if wish.retry_failed:
+            self._retry_failed(unit)
+        change = unit.change()
+        assert change is not None, "a resumption is an event"
+        store.commit(self._lease, change, now=self._now)
+        self._copy_checkpoints(unit.study)
+        return unit.study
+
+    def report_orphans(self, study: Study) -> None:
+        """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
+        spec = from_json(study.spec)
+        try:
+            found = audit.orphans(study, spec, self._store, worlds.job_service(study, spec))
+        except JobError as error:
+            self._tell("warn", f"jobs that nobody asked for were not looked for: {error}")
+            return
+        for orphan in found:
+            self._tell("error", f"job {orphan.job}: {orphan.text}")
+
+    def _tell(self, level: Level, text: str) -> None:
+        self._display.event(EventLine(at=self._now, level=level, text=text))
+
+    # --- the study file and the code
+
+    def _compare_file(self, unit: UnitOfWork, *, accept_changes: bool) -> None:
+        """Refuse a study file that no longer fits what is recorded; the differences are told before."""
+        recorded = from_json(unit.study.spec)
+        if recorded.file is None or not recorded.file.is_file():
+            self._tell("info", f"the study file {recorded.file} is gone: the recorded one is used")
+            return
+        current = load(recorded.file, recorded.overrides)
+        found = changes(recorded, current)
+        for change in found:
+            self._tell("warn", f"{recorded.file.name}: {change} ({_KINDS[change.kind]})")
+        _refuse(recorded, found, accept_changes=accept_changes)
+        if accept_changes:
+            _accept(unit, current, found)
+        else:
+            self._compare_code(unit.study, current)
+
+    def _compare_code(self, study: Study, current: StudySpec) -> None:
+        """An edited source tree is no reason to stop: jobs run the bundle, never the tree."""
+        try:
+            digest = worlds.make_bundle(current).digest
+        except BundleRefused as error:
+            self._tell("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
+            return
+        if f"/{digest}/" not in study.bundle_uri:
+            self._tell(
+                "info",
+                "the source tree (or the tuner's part of the bundle) has changed since: the recorded bundle is used; "
+                f"for new trials: tuner resume {study.name} --accept-changes",
+            )
+
+    # --- failed trials
+
+    def _retry_failed(self, unit: UnitOfWork) -> None:
+        trials = self._store.trials(unit.study.id)
+        retried = {trial.retry_of for trial in trials}
+        failed = [each for each in trials if each.state is TrialState.FAILED and each.number not in retried]
+        spec = from_json(unit.study.spec)
+        for number, old in enumerate(failed, start=len(trials)):
+            work = Work(_again(old, number, unit, spec))
+            unit.add_trial(work)
+            unit.event("retry", work=work, of=old.number)
+            self._tell("info", f"trial {number} repeats failed trial {old.number}, from a copy of its checkpoints")
+        if not failed:
+            self._tell("info", "no failed trial is left to be retried")
+
+    def _copy_checkpoints(self, study: Study) -> None:
+        """For trials that repeat another and have no job yet; done again where a copy was cut off."""
+        waiting = [trial for trial, attempts, _ in self._store.live(study.id) if trial.retry_of is not None]
+        waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED]
+        if not waiting:
+            return
+        objects = worlds.object_store(worlds.local_dir(study))
+        sources = self._store.trials(study.id, numbers=[number for t in waiting if (number := t.retry_of) is not None])
+        prefixes = {trial.number: trial.prefix for trial in sources}
+        for trial in waiting:
+            assert trial.retry_of is not None, "chosen by it"
+            copy_own_files(objects, prefixes[trial.retry_of], trial.prefix)
+
+
+def _again(old: Trial, number: int, unit: UnitOfWork, spec: StudySpec) -> Trial:
+    """The parameters of a failed trial as a new one, with the code that new trials get."""
+    return Trial(
+        number=number,
+        state=TrialState.PROPOSED,
+        version=0,
+        params=old.params,
+        distributions=old.distributions,
+        attrs={RETRY_OF: old.number},
+        prefix=workload.prefix(spec, unit.study.key, number),
+        bundle_uri=unit.study.bundle_uri,
+        asked_seq=0,  # filled in with its event
+        created_at=unit.now,
+    )
+
+
+def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: bool) -> None:
+    never = list(_keys(found, "never"))
+    if never:
+        raise UserError(
+            f"{recorded.file} no longer fits study {recorded.name}: {', '.join(never)} changed; "
+            "undo this, or launch it as a new study under another name",
+            Exit.USAGE,
+        )
+    needs = list(_keys(found, "needs_accept"))
+    if needs and not accept_changes:
+        raise UserError(
+            f"{recorded.file} has changed: {', '.join(needs)}; undo this, or accept it for new trials: "
+            f"tuner resume {recorded.name} --accept-changes",
+            Exit.USAGE,
+        )
+
+
+def _keys(found: Sequence[Change], kind: str) -> Iterator[str]:
+    return (change.key for change in found if change.kind == kind)
+
+
+def _accept(unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
+    refuse_unbuilt(current)
+    worlds.make_proposer(current)
+    bundle_uri = worlds.upload_bundle(current, worlds.local_dir(unit.study))
+    unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
+    unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))

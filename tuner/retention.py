@@ -1,0 +1,151 @@
+"""Which checkpoints of terminal trials the study file does not keep, what they weigh, and their deletion.
+
+`checkpoints.keep` says what stays of a trial that has ended: `all` of it, its `latest` complete step, the latest of the
+`best` trials only, or `none`. Failed trials count as best: `resume --retry-failed` starts from their checkpoints. What
+a script saved without manifests cannot be told apart, and stays whole where its latest step would stay.
+
+Rules: a trial that has not ended is never looked at, so no job writes where this deletes. Metrics and records of runs
+always stay. A trial is only found below the study's own folder, and deletion goes through `delete_prefix` alone, which
+refuses everything else. What is deleted once is not there the second time, so it may be repeated at any moment.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from tuner import views, workload
+from tuner.checkpoints import METRICS, RUNS, delete_prefix, scan
+from tuner.model import Json, Study, Trial, TrialState
+from tuner.objects import ObjectInfo, Objects
+from tuner.prices import S3_STANDARD_USD_PER_GB_MONTH
+from tuner.spec import StudySpec, from_json
+from tuner.store import Store
+
+_GB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waste:
+    """What nobody keeps of one trial. `kept_step` is the checkpoint that stays, if one does."""
+
+    trial: int
+    state: TrialState
+    prefix: str
+    kept_step: int | None
+    objects: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A study's checkpoints: what `keep` leaves over, and the size of everything under the study's folder."""
+
+    keep: Literal["best", "latest", "all", "none"]
+    waste: tuple[Waste, ...]
+    total_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(each.size_bytes for each in self.waste)
+
+
+def usd_per_month(size_bytes: int) -> float:
+    """What it costs to keep so much in S3 Standard, at list price."""
+    return size_bytes / _GB * float(S3_STANDARD_USD_PER_GB_MONTH)
+
+
+def survey(store: Store, study: Study, objects: Objects) -> Survey:
+    """Look at everything under the study's folder once. Raises ObjectsError."""
+    spec = from_json(study.spec)
+    ended = {trial.prefix: trial for trial in store.trials(study.id) if trial.state.terminal}
+    kept = _whose_latest_stays(store, study, spec, ended.values())
+    listed: dict[str, list[ObjectInfo]] = {}
+    total_bytes = 0
+    root = study_root(study)
+    for info in objects.list(root):
+        total_bytes += info.size
+        listed.setdefault(root + info.uri[len(root) :].partition("/")[0] + "/", []).append(info)
+    found = (
+        _waste(objects, trial, listed.get(prefix, []), latest_stays=trial.number in kept)
+        for prefix, trial in ended.items()
+    )
+    waste = tuple(each for each in found if each is not None) if spec.checkpoints.keep != "all" else ()
+    return Survey(keep=spec.checkpoints.keep, waste=waste, total_bytes=total_bytes)
+
+
+def collect(found: Survey, study: Study, objects: Objects) -> None:
+    """Delete what a survey found. Raises ObjectsError; what is left then is found again."""
+    for waste in found.waste:
+        stays = partial(_stays, kept_step=waste.kept_step)
+        delete_prefix(objects, waste.prefix, study_root=study_root(study), stays=stays)
+
+
+def gc_view(found: Survey, study: str, *, simulated: bool, dry_run: bool) -> views.View:
+    """The document of `tuner gc STUDY`."""
+    trials: list[Json] = [
+        {
+            "trial": each.trial,
+            "state": each.state.value,
+            "checkpoint_prefix": each.prefix,
+            "kept_step": each.kept_step,
+            "objects": each.objects,
+            "size_bytes": each.size_bytes,
+            "usd_per_month": usd_per_month(each.size_bytes),
+        }
+        for each in found.waste
+    ]
+    return {
+        "study": study,
+        "simulated": simulated,
+        "dry_run": dry_run,
+        "keep": found.keep,
+        "trials": trials,
+        "size_bytes": found.size_bytes,
+        "usd_per_month": usd_per_month(found.size_bytes),
+        "left_bytes": found.total_bytes - found.size_bytes,
+        "left_usd_per_month": usd_per_month(found.total_bytes - found.size_bytes),
+    }
+
+
+def study_root(study: Study) -> str:
+    """The folder that holds this study's trials and nothing of any other study's."""
+    return f"{workload.root(from_json(study.spec))}{study.key}/"
+
+
+def _whose_latest_stays(store: Store, study: Study, spec: StudySpec, ended: Collection[Trial]) -> set[int]:
+    """The trials of which the latest complete checkpoint is kept."""
+    match spec.checkpoints.keep:
+        case "best":
+            best = views.best_trials(store, study, spec, limit=len(ended) if len(spec.objectives) > 1 else 1)
+            failed = {trial.number for trial in ended if trial.state is TrialState.FAILED}
+            return failed | {trial.number for trial in best}
+        case "latest":
+            return {trial.number for trial in ended}
+        case _:
+            return set()
+
+
+def _waste(objects: Objects, trial: Trial, listed: list[ObjectInfo], *, latest_stays: bool) -> Waste | None:
+    kept_step: int | None = None
+    if latest_stays and listed:
+        newest = scan(objects, trial.prefix).newest_complete
+        if newest is None:
+            return None
+        kept_step = newest.step
+    doomed = [info for info in listed if not _stays(info.uri[len(trial.prefix) :], kept_step)]
+    if not doomed:
+        return None
+    return Waste(
+        trial=trial.number,
+        state=trial.state,
+        prefix=trial.prefix,
+        kept_step=kept_step,
+        objects=len(doomed),
+        size_bytes=sum(info.size for info in doomed),
+    )
+
+
+def _stays(name: str, kept_step: int | None) -> bool:
+    """Whether an object of a trial stays, by its name under the prefix."""
+    return name.startswith((METRICS, RUNS)) or (kept_step is not None and name.startswith(f"step-{kept_step:08d}/"))
