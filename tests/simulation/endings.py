@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.broken import Broken
 from tests.simulation.invariants import parsed
-from tuner.model import NO_STEP, Attempt, Trial, TrialState
+from tuner.model import NO_STEP, Attempt, Study, StudyState, Trial, TrialState
 from tuner.sampler_view import view_rows
 from tuner.store_check import check as check_store
 from tuner.worlds import make_proposer
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Soak
+
+# So much of a budget is spent by stories that come close to it.
+_NEARLY = 0.9
 
 
 def check(soak: "Soak") -> None:
@@ -27,12 +30,21 @@ def check(soak: "Soak") -> None:
         "everything_ends": _everything_ends(soak, trials, attempts),
         "runs_are_proven": _runs_are_proven(soak, trials),
         "values_are_true": _values_are_true(soak, trials),
-        "rest_for_budget_is_due": _rest_for_budget_is_due(soak, attempts),
         "view_is_the_rows": _rebuilt_view_is_the_rows(soak),
     }
     for name, lines in findings.items():
         for line in lines:
             raise Broken(name, line)
+
+
+def at_rest(soak: "Soak") -> None:
+    """Whenever an engine leaves since the study rests."""
+    study = soak.store.study_by_id(soak.study.id)
+    if study.state in (StudyState.OUT_OF_BUDGET, StudyState.PAST_DEADLINE):
+        soak.limits.add(f"limit:{study.state}")
+    if study.state is StudyState.OUT_OF_BUDGET:
+        for line in _rest_for_budget_is_due(soak, study):
+            raise Broken("rest_for_budget_is_due", line)
 
 
 def _everything_ends(soak: "Soak", trials: list[Trial], attempts: list[Attempt]) -> Iterator[str]:
@@ -89,17 +101,15 @@ def _values_are_true(soak: "Soak", trials: list[Trial]) -> Iterator[str]:
             yield f"trial {trial.number} is worth {trial.values}, its last value is {last}"
 
 
-def _rest_for_budget_is_due(soak: "Soak", attempts: list[Attempt]) -> Iterator[str]:
+def _rest_for_budget_is_due(soak: "Soak", study: Study) -> Iterator[str]:
     """What is left over when a study ends for lack of budget is less than one trial's reservation."""
-    study = soak.store.study_by_id(soak.study.id)
     spec = parsed(study.spec)
-    if study.state != "out_of_budget":
-        return
-    left = spec.budget.microusd - sum(attempt.spend_microusd for attempt in attempts)
-    dearest = max(soak.rates.values())
-    reservation = math.ceil(spec.reservation_s * dearest / 3600)
-    if left >= reservation:
-        yield f"{left} are left over, a trial reserves {reservation}"
+    spent = sum(attempt.spend_microusd for attempt in soak.store.attempts(study.id))
+    if spent > _NEARLY * spec.budget.microusd:
+        soak.limits.add("limit:budget nearly used up")
+    reservation = math.ceil(spec.reservation_s * max(soak.rates.values()) / 3600)
+    if spec.budget.microusd - spent >= reservation:
+        yield f"{spec.budget.microusd - spent} are left over, a trial reserves {reservation}"
 
 
 def _rebuilt_view_is_the_rows(soak: "Soak") -> Iterator[str]:

@@ -335,6 +335,9 @@ STANDING = (
     "switch:starting_after_interruption=True",
     "switch:quota",
     "switch:on-demand",
+    "limit:out_of_budget",
+    "limit:past_deadline",
+    "limit:budget nearly used up",
 )
 
 
@@ -352,6 +355,7 @@ def standing(soak: "Soak") -> Iterator[str]:
         yield f"switch:starting_after_interruption={settings.starting_after_interruption}"
     if settings.quota is not None and any(a.refusals for a in soak.store.attempts(soak.study.id)):
         yield "switch:quota"
+    yield from soak.limits
     if soak.scenario.background.refused:
         yield "port:refused"
     if soak.scenario.background.lost:

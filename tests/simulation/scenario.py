@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tuner.jobs import JobRequest
+from tuner.prices import RateCard
 from tuner.simulator_parts import Curve, Faults, Outage, Script, Settings, exponential_outages, smooth_curve
 
 _RETRIED = "AlgorithmError: ExecuteUserScriptError: ExitCode 75"
 _FATAL = "AlgorithmError: ExecuteUserScriptError: ExitCode 1"
 FAILURES = (_RETRIED, _FATAL, "InternalServerError: We encountered an internal error", "CapacityError: no capacity")
 _INSTANCES = ("ml.g5.xlarge", "ml.g4dn.xlarge", "ml.m5.xlarge")
+_CARD = RateCard()
 _GRID = {
     "lr": {"type": "categorical", "choices": [0.1, 0.01]},
     "width": {"type": "categorical", "choices": [8, 16]},
@@ -151,21 +153,26 @@ def _study(rng: random.Random, *, grid: bool) -> dict:
         study["search"]["pruner"] = pruner
     if rng.random() < 0.4:
         study["training"]["stall_after"] = rng.choice(("8m", "15m"))
-    study["budget"] = _budget(rng, max_run_min)
+    study["budget"], tight = _budget(rng, study["training"]["instance_types"], max_run_min)
+    study["settings"] |= tight
     return study
 
 
-def _budget(rng: random.Random, max_run_min: int) -> dict:
+def _budget(rng: random.Random, types: list[str], max_run_min: int) -> tuple[dict, dict]:
+    """Limits of the study; and, where money is short, settings that reserve hardly more than a job can bill."""
     budget: dict = {}
+    tight: dict = {}
     if rng.random() < 0.5:
-        # between one and nine reservations on the dearest of the types
-        dearest_usd = 1.5 * (max_run_min + 15) / 60
-        budget["usd"] = round(dearest_usd * rng.uniform(1, 9), 2)
+        if rng.random() < 0.5:
+            tight = {"stop_within": "10s", "upload_allowance": "90s"}
+        extra_min = 6 if tight else 14.5
+        dearest = max(float(_CARD.rate(each, "us-east-1").usd_per_hour) for each in types)
+        budget["usd"] = round(dearest * (max_run_min + extra_min) / 60 * rng.choice((1, 1.3, 2, 3, 6)), 4)
     if rng.random() < 0.2:
         budget["per_trial_usd"] = rng.choice((0.05, 0.2, 1.0))
     if rng.random() < 0.2:
         budget["deadline"] = rng.choice(("20m", "1h", "3h"))
-    return budget
+    return budget, tight
 
 
 def _sampler(rng: random.Random, *, grid: bool) -> dict:

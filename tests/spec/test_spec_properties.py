@@ -19,7 +19,8 @@ DOCUMENT: dict[str, Any] = parse_value(WHOLE)  # type: ignore[assignment]
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
-scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | st.text(max_size=20)
+one_line = st.characters(exclude_characters="\n\r\x85\u2028\u2029", codec="utf-8")
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | st.text(one_line, max_size=20)
 any_json = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=8
 )
@@ -30,7 +31,7 @@ durations = st.floats(0.001, 1e6) | st.integers(1, 10**6).map(float)
 def params(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["float", "int", "log", "categorical"]))
     if kind == "categorical":
-        choices = draw(st.lists(st.text(max_size=8) | st.integers(2, 99), min_size=1, unique_by=str))
+        choices = draw(st.lists(st.text(one_line, max_size=8) | st.integers(2, 99), min_size=1, unique_by=str))
         return {"type": kind, "choices": choices}
     if kind == "int":
         step, count, low = draw(st.integers(1, 9)), draw(st.integers(0, 99)), draw(st.integers(-999, 999))

@@ -77,6 +77,7 @@ def one_line(done: subprocess.CompletedProcess, code: int) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_hostile_choices_in_a_hostile_place_arrive_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "dir ü 'q' $(touch pwned); ..weird"
     folder.mkdir()
@@ -144,6 +145,7 @@ def test_scripts_outside_of_the_source_tree_are_refused(desk: Desk, entry_point:
     one_line(desk.run("launch", "study.yaml"), 2)
 
 
+@pytest.mark.slow
 def test_every_end_of_a_script_is_told(desk: Desk) -> None:
     branches = "".join(f"if kind == {kind!r}:\n    {code}\n" for kind, (code, _, _) in ENDS.items())
     script = "import sys\nfrom tuner.training import report\nkind = sys.argv[sys.argv.index('--kind') + 1]\n" + branches
@@ -183,6 +185,7 @@ def test_two_launches_of_one_name_at_once(desk: Desk) -> None:
     assert len(desk.json("local", "jobs")) == 1
 
 
+@pytest.mark.slow
 def test_two_studies_in_one_store_and_one_state_directory_at_once(desk: Desk) -> None:
     engines = []
     for name in ("one", "other"):

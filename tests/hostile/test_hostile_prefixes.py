@@ -141,6 +141,7 @@ def test_a_link_in_the_store_is_not_followed_out_of_it(tmp_path: Path, objects: 
         PrefixProgress(objects).read(PREFIX)
 
 
+@pytest.mark.slow
 def test_a_million_lines_come_in_slices(objects: DirectoryObjects) -> None:
     one = b'{"step": 0000000, "at": 1.0, "metrics": {"loss": 0.5}}\n'
     lines = 1_000_000

@@ -145,6 +145,7 @@ def test_what_the_store_does_not_take_is_tried_again(
     assert stored(store) == {"model": b"weights"}
 
 
+@pytest.mark.slow
 def test_ten_thousand_files(tmp_path: Path, folder: Path, store: Path, agent: Agent) -> None:
     for number in range(10_000):
         (folder / f"{number}").touch()

@@ -55,6 +55,7 @@ print("\\nstep=3 loss=0.25")
     assert points(container) == [(3, "loss", 0.25)]
 
 
+@pytest.mark.slow
 def test_a_million_reports_are_put_back_without_reading_them_into_memory(container: Container) -> None:
     container.script("print('nothing')")
     assert container.run() == 0
@@ -189,3 +190,20 @@ def test_hyperparameters_arrive_as_they_were_sent(container: Container) -> None:
     said = next(line for line in container.log.splitlines() if line.startswith("ARGS "))
     given = json.loads(said.removeprefix("ARGS "))
     assert dict(zip(given[::2], given[1::2], strict=True)) == {f"--p{n}": value for n, value in enumerate(values)}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_parts_of_a_step_are_no_files_that_a_run_could_have_resumed_from(container: Container, *, whole: bool) -> None:
+    """An interruption during the first upload: the run after it begins at the beginning, and is right to do so."""
+    container.script("""
+from tuner.training import Checkpoints
+with Checkpoints().save(1) as folder:
+    (folder / "model").write_text("x")
+""")
+    assert container.run() == 0, container.log
+    (container.checkpoints / "step-00000001").rename(container.store / "step-00000001")
+    if not whole:
+        (container.store / "step-00000001/manifest.json").unlink()
+    assert container.run() == 0, container.log
+    record = json.loads(max((container.checkpoints / "runs").iterdir()).read_text())
+    assert (record["resume_step"], record["own_files"]) == ((1, 2) if whole else (None, 0))
