@@ -21,7 +21,7 @@ from tuner.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
 from tuner.training import AGENT_SUFFIXES, MANIFEST
 
 METRICS, RUNS = "metrics/", "runs/"
-MAX_POLL_BYTES = 4 << 20  # one poll of one trial reads no more; the rest waits for the next
+MAX_POLL_BYTES = 1 << 20  # one poll of one trial reads no more; the rest waits for the next
 MAX_DOCUMENT_BYTES = 16 << 20  # a manifest or a record that is larger is none of ours
 _DELETE_BATCH = 1000
 _MAX_STEP = 10**18 - 1  # as many digits as a step folder's name may have, and what a database integer holds

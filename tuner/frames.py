@@ -146,7 +146,8 @@ class Study:
         with self._opened() as (store, found):
             spec = from_json(found.spec)
             proposer = worlds.make_proposer(spec)
-            proposer.rebuild(view_rows(store, found, spec), found.attrs, earlier_rows(store, found))
+            rows = view_rows(store, found, spec, every_step=True)
+            proposer.rebuild(rows, found.attrs, earlier_rows(store, found))
         return proposer.study
 
     def __repr__(self) -> str:

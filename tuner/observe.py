@@ -35,8 +35,6 @@ from tuner.unit import UnitOfWork
 _LIST_OVERLAP = timedelta(minutes=2)
 # A live job that no list has shown as changed for so many polls is described all the same.
 STALE_POLLS = 10
-# Reads of one prefix in one tick: a million lines come in slices, and other trials wait no longer than this.
-_READS_MAX = 20
 
 
 class Observer:
@@ -168,12 +166,10 @@ class Observer:
             return
         fresh: list[Point] = []
         try:
-            for _ in range(_READS_MAX):
-                report = self._read(work.trial.prefix)
-                fresh += work.take(report)
-                work.unread = report.more
-                if not report.more:
-                    break
+            # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
+            report = self._read(work.trial.prefix)
+            fresh = work.take(report)
+            work.unread = report.more
         except OSError as error:
             work.unread = True
             self._unit.trouble(error, work)
@@ -213,7 +209,7 @@ class Observer:
             trial = work.trial
             if trial.last_step is None or point.step >= trial.last_step:
                 trial = replace(trial, last_step=point.step, last_value=point.value)
-            if point.step != NO_STEP and len(objectives) == 1:
+            if point.step != NO_STEP and self._memory.spec.judges_steps:
                 trial = self._show(trial, point)
             self._unit.set_trial(work, trial)
 

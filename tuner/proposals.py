@@ -52,6 +52,8 @@ _END = {
     TrialState.FAILED: Seen.FAIL,
     TrialState.CANCELLED: Seen.FAIL,
 }
+# Steps of one trial that a pruner is shown; a script that reports more is judged by its first ones.
+STEPS_MAX = 10_000
 # Stands in a trial's attributes where CMA-ES left a pickled optimizer, which is not stored.
 _OPTIMIZER_MARK = "tuner:optimizer"
 
@@ -202,6 +204,8 @@ class Proposer:
 
     def report(self, number: int, step: int, value: float) -> Verdict:
         """Add the value of one step and ask the pruner about it: once per step, in order."""
+        if self._is_full(number, step):
+            return Verdict(False, {}, {})
         attrs, study_attrs = self._attrs(number)
         self.replay(number, step, value)
         with _quiet(self._log_level):
@@ -213,7 +217,14 @@ class Proposer:
     def replay(self, number: int, step: int, value: float) -> None:
         """Add or replace the value of a step whose verdict is already stored: the pruner is not asked."""
         assert math.isfinite(value), f"trial {number} step {step}: {value} must not reach the sampler"
+        if self._is_full(number, step):
+            return
         self._storage.set_trial_intermediate_value(self._id(number), step, float(value))
+
+    def _is_full(self, number: int, step: int) -> bool:
+        """Whether this would be one step too many: each costs Optuna a copy of all before it."""
+        values = self._storage.get_trial(self._id(number)).intermediate_values
+        return len(values) >= STEPS_MAX and step not in values
 
     def withdraw(self, number: int, step: int) -> None:
         """Forget the value of a step: what a later run reported for it is no finite number."""
@@ -293,7 +304,7 @@ class Proposer:
         if _OPTIMIZER_MARK in attrs:
             attrs |= self._optimizer_again(row.number)
         distributions = _distributions_from_json(row.distributions)
-        trial = running_trial(row.params, distributions, attrs, row.points)
+        trial = running_trial(row.params, distributions, attrs, row.points[:STEPS_MAX])
         number = self._storage.create_new_trial(self._study_id, trial)
         assert number == self._id(row.number), f"trial {row.number} is recorded, trial {number} is missing"
 

@@ -1,7 +1,7 @@
 """Our rows as the sampler's view is rebuilt from them: by the engine, and by whoever wants the Optuna study to plot it.
 
 Rules: only what the sampler may see: steps in order, finite values, of the objective alone, and none at all where
-several objectives leave nothing to prune by.
+nobody prunes by them.
 """
 
 import math
@@ -15,10 +15,10 @@ from tuner.store import Store
 _EARLIER = "tuner:warm_start"
 
 
-def view_rows(store: Store, study: Study, spec: StudySpec) -> list[ViewTrial]:
-    """Every recorded trial of a study; two statements."""
+def view_rows(store: Store, study: Study, spec: StudySpec, *, every_step: bool = False) -> list[ViewTrial]:
+    """Every recorded trial of a study; two statements. `every_step` is for plots, which want them without a pruner."""
     points: dict[int, list[tuple[int, float]]] = {}
-    if len(spec.objectives) == 1:
+    if spec.judges_steps or (every_step and len(spec.objectives) == 1):
         for point in store.points(study.id, name=spec.objectives[0].metric):
             if point.step != NO_STEP and math.isfinite(point.value):
                 points.setdefault(point.trial, []).append((point.step, point.value))

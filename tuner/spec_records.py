@@ -248,6 +248,11 @@ class StudySpec:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
+    def judges_steps(self) -> bool:
+        """Whether anybody looks at single steps of a trial: only then does the sampler's view hold them."""
+        return len(self.objectives) == 1 and self.search.pruner is not None
+
+    @property
     def region(self) -> str:
         """Where prices are looked up."""
         return self.sagemaker.region or DEFAULT_REGION

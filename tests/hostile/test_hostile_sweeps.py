@@ -244,3 +244,20 @@ def test_launching_from_a_directory_that_cannot_be_written(desk: Desk, *, with_s
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert ("state directory /proc/.tuner cannot be written" if with_store else "tuner.db") in said
+
+
+# HOSTILE_STEPS=1000000 for the whole story: a minute of CPU
+STEPS = int(os.environ.get("HOSTILE_STEPS", "200000"))
+
+
+@pytest.mark.slow
+def test_a_trial_that_reports_hundreds_of_thousands_of_steps_ends(desk: Desk) -> None:
+    write(
+        desk.folder,
+        "import sys, time\n"
+        f"for step in range({STEPS}):\n"
+        "    sys.stdout.write('[tuner %.6f] step=%d loss=1.0\\n' % (time.time(), step))\n",
+    )
+    done = desk.run("launch", "study.yaml", "--set", "trials=1", timeout_s=280)
+    assert done.returncode == 0, done.stderr
+    assert desk.json("trials", "hostile")[0]["step"] == STEPS - 1
