@@ -209,7 +209,8 @@ def test_a_number_that_becomes_none_when_repeated_leaves_the_view(make_sweep):
         return float("nan") if step == 1 and told.count(1) > 1 else 0.1 * step
 
     script = Script(epochs=4, step_s=60.0, curve=curve, checkpoint_every=4)
-    sweep = make_sweep(changes={"trials": 1}, script=lambda _request: script)
+    pruner = {"name": "MedianPruner", "n_startup_trials": 1}  # or nobody would be shown steps
+    sweep = make_sweep(changes={"trials": 1, "search": {"pruner": pruner}}, script=lambda _request: script)
     engine = sweep.engine()
     while not sweep.store.points(sweep.study.id):
         engine.tick()

@@ -240,7 +240,8 @@ class Invariants:
         objective = memory.spec.objectives[0].metric
         points: dict[int, dict[int, float]] = {}
         for point in self._soak.store.points(self._soak.study.id, name=objective):
-            if point.step != NO_STEP and math.isfinite(point.value):
+            # nobody but a pruner is shown steps
+            if memory.spec.judges_steps and point.step != NO_STEP and math.isfinite(point.value):
                 points.setdefault(point.trial, {})[point.step] = point.value
         seen = memory.proposer.study.get_trials(deepcopy=False)
         if len(seen) != len(trials):

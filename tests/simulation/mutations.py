@@ -304,11 +304,13 @@ MUTATIONS = (
 
 def find(mutation: Mutation, seeds: range) -> tuple[int, Outcome] | None:
     """How many seeds it took, and the story that failed; None if none did."""
-    with mutation.patch():
-        for count, seed in enumerate(seeds, start=1):
+    for count, seed in enumerate(seeds, start=1):
+        with mutation.patch():
             outcome = run(seed)
-            if outcome.broken is not None:
-                return count, outcome
+        if outcome.broken is not None:
+            whole = run(seed).broken
+            assert whole is None, f"seed {seed} fails without any mutation: {whole}"
+            return count, outcome
     return None
 
 
