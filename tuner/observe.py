@@ -174,7 +174,8 @@ class Observer:
             work.unread = True
             self._unit.trouble(error, work)
         self._unit.add_points(fresh)
-        self._prove(work)
+        if not work.unread:  # a new reader begins at the beginning: half of it would unsay what was proven
+            self._prove(work)
         self._report(work, fresh)
 
     def _prove(self, work: Work) -> None:

@@ -222,3 +222,19 @@ def test_a_number_that_becomes_none_when_repeated_leaves_the_view(make_sweep):
         sweep.clock.wait(sweep.clock.now() + POLL)
     assert told.count(1) == 2
     assert succeeded(sweep) == [0]
+
+
+def test_a_restart_that_has_read_only_half_does_not_unsay_what_was_proven(make_sweep):
+    """A new engine reads each prefix from its beginning, one slice a tick; it may leave before it has read all."""
+    sweep = make_sweep(changes={"trials": 1}, script=script_of(epochs=9, step_s=60.0, manifests=False))
+    engine = sweep.engine()
+    drive(sweep, engine, 350)
+    sweep.cloud.interrupt()
+    drive(sweep, engine, 200)
+    proven = sweep.store.runs(sweep.study.id)
+    assert [run.resumed_from_step is not None for run in proven] == [False, True]
+    again = sweep.engine()
+    again._world = replace(again._world, progress=lambda: sweep.cloud.progress(batch=1))
+    again._load()
+    again.tick()
+    assert sweep.store.runs(sweep.study.id) == proven
