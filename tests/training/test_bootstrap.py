@@ -155,15 +155,18 @@ while len(seen) < 2:
 
 def test_a_daemon_that_keeps_the_output_open_does_not_keep_the_job(container: Container) -> None:
     container.script("""
-import os, sys, time
+import os, time
+settled, settle = os.pipe()
 for detach in (False, True):
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         if detach:
             os.setsid()
-        print(os.getpid(), flush=True)
+        os.write(settle, b".")
         time.sleep(600)
         os._exit(0)
-time.sleep(0.5)
+    print(pid, flush=True)
+    os.read(settled, 1)
 print("done", flush=True)
 os._exit(0)
 """)
