@@ -47,6 +47,7 @@ _OWN_FOLDER = re.compile(r"metrics|runs")
 _OWN_OR_STEP_FOLDER = re.compile(r"metrics|runs|step-[0-9]{8,}")
 _METRICS_FILE = re.compile(r"\d{3,}-[0-9a-z]+-[\w.-]+\.jsonl")
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
+_NEVER = "(?!)"  # matches nowhere
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -141,7 +142,7 @@ def _sm(job: Job) -> Dict[str, Any]:
         "SM_HPS": decoded,
         "SM_USER_ARGS": job.arguments,
         "SM_USER_ENTRY_POINT": entry_point,
-        "SM_MODULE_NAME": Path(entry_point).stem,
+        "SM_MODULE_NAME": re.sub(r"\.py$", "", entry_point),
         "SM_MODULE_DIR": str(job.code),
         "SM_MODEL_DIR": str(job.root / "model"),
         "SM_INPUT_DIR": str(job.root / "input"),
@@ -159,11 +160,13 @@ def _sm(job: Job) -> Dict[str, Any]:
         "SM_NUM_CPUS": os.cpu_count() or 1,
         "SM_NUM_GPUS": _gpus(),
         "SM_NUM_NEURONS": 0,
-        "SM_LOG_LEVEL": "20",
+        "SM_LOG_LEVEL": 20,
     }
+    channels = {name: str(job.root / "input/data" / name) for name in job.channels}
+    inside = {name[len("SM_") :].lower(): value for name, value in values.items()}
+    values["SM_TRAINING_ENV"] = {**inside, "hyperparameters": decoded, "channel_input_dirs": channels}
     values.update({"SM_HP_" + name.upper(): value for name, value in job.hyperparameters.items()})
-    values.update({"SM_CHANNEL_" + name.upper(): str(job.root / "input/data" / name) for name in job.channels})
-    values["SM_TRAINING_ENV"] = {name[len("SM_") :].lower(): value for name, value in values.items()}
+    values.update({"SM_CHANNEL_" + name.upper(): path for name, path in channels.items()})
     return values
 
 
@@ -185,16 +188,17 @@ def _gpus() -> int:
 
 def command(job: Job) -> List[str]:
     script = [str(job.bundle["entry_point"]), *job.arguments]
+    if not script[0].endswith(".py"):  # a shell script, say; channels keep no rights
+        (job.code / script[0]).chmod(0o755)
+        return ["./" + script[0], *job.arguments]
     if job.bundle["launcher"] == "python":
         return [sys.executable, *script]
-    torchrun = {
-        "--nnodes": len(job.hosts),
-        "--node_rank": job.hosts.index(job.host),
-        "--nproc_per_node": max(1, _gpus()),
-        "--master_addr": job.hosts[0],
-        "--master_port": 29500,
-    }
-    options = [part for name, value in torchrun.items() for part in (name, str(value))]
+    # torchrun starts the processes of this host: one for each GPU, else as many as PET_NPROC_PER_NODE says, else one
+    options = ["--nproc_per_node", str(_gpus())] if _gpus() else []
+    several = ["--nnodes", str(len(job.hosts)), "--node_rank", str(job.hosts.index(job.host)), "--master_addr"]
+    several += [job.hosts[0], "--master_port", os.environ.get("MASTER_PORT") or "29500"]
+    # alone on any free port, since two jobs may share a machine
+    options += ["--standalone"] if len(job.hosts) == 1 else several
     return [sys.executable, "-m", "torch.distributed.run", *options, *script]
 
 
@@ -365,7 +369,7 @@ class Pattern(NamedTuple):
 
     name: str
     value: "re.Pattern[str]"
-    step: "Optional[re.Pattern[str]]"
+    step: "re.Pattern[str]"
 
 
 class Listener:
@@ -374,12 +378,8 @@ class Listener:
     def __init__(self, path: Path, metrics: List[Dict[str, Any]], output: int) -> None:
         self.tail: Deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._patterns = [
-            Pattern(
-                item["name"],
-                re.compile(item["regex"]),
-                re.compile(item["step_regex"]) if item.get("step_regex") else None,
-            )
-            for item in metrics
+            Pattern(each["name"], re.compile(each["regex"]), re.compile(each.get("step_regex") or _NEVER))
+            for each in metrics
         ]
         self._steps: Dict[str, int] = {}
         self._path = path
@@ -423,7 +423,7 @@ class Listener:
     def _search(self, line: str) -> None:
         found: Dict[Optional[int], Dict[str, float]] = {}
         for pattern in self._patterns:
-            step = _number(pattern.step, line) if pattern.step else None
+            step = _number(pattern.step, line)
             if step is not None and step.is_integer() and 0 <= step <= MAX_STEP:
                 self._steps[pattern.name] = int(step)
             value = _number(pattern.value, line)

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from tuner.spec_check import check, check_files
+from tuner.spec_check import check, check_files, refuse_missing_secrets
 from tuner.spec_document import flatten, setting_text, to_document
 from tuner.spec_parse import parse
 from tuner.spec_records import (
@@ -81,10 +81,12 @@ __all__ = [
     "Training",
     "apply_set",
     "changes",
+    "completed",
     "describe",
     "encoded",
     "from_json",
     "load",
+    "refuse_missing_secrets",
     "refuse_unbuilt",
     "to_json",
 ]
@@ -106,14 +108,32 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
         for assignment in overrides:
             assign(document, assignment)
         spec = parse(document, file.parent, file)
+        _refuse_two_images(spec)
         check_files(spec)
         return replace(spec, overrides=tuple(overrides), warnings=check(spec))
     except SpecError as error:
         raise SpecError(f"{_printable(path)}: {error}") from None
 
 
+def _refuse_two_images(spec: StudySpec) -> None:
+    """No rule of `parse`: what `completed` stores holds both, the image beside what it was found by."""
+    if spec.training.framework is not None and spec.training.image_uri is not None:
+        raise SpecError("training.framework: cannot stand beside image_uri; remove one of them")
+
+
 def _printable(path: Path) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def completed(spec: StudySpec, *, region: str, role: str, root: str, image_uri: str | None) -> StudySpec:
+    """The spec with what was looked up for it, checked again: prices depend on the region. Raises `SpecError`."""
+    whole = replace(
+        spec,
+        sagemaker=replace(spec.sagemaker, region=region, role=role),
+        checkpoints=replace(spec.checkpoints, root=root),
+        training=replace(spec.training, image_uri=image_uri),
+    )
+    return replace(whole, warnings=check(whole))
 
 
 def to_json(spec: StudySpec) -> str:
@@ -227,21 +247,9 @@ def _promotes(spec: StudySpec) -> bool:
     return spec.search.pruner is not None and spec.search.pruner.name == "Promotion"
 
 
-def _runs_an_image_locally(spec: StudySpec) -> bool:
-    return spec.backend == "local" and spec.training.entrypoint == "image"
-
-
 _UNBUILT: tuple[tuple[str, Callable[[StudySpec], bool]], ...] = (
-    ("backend: sagemaker", lambda spec: spec.backend == "sagemaker"),
     ("search.pruner.name: Promotion", _promotes),
-    ("training.secrets", lambda spec: bool(spec.training.secrets)),
-    ("training.algorithm", lambda spec: spec.training.algorithm is not None),
-    ("training.framework", lambda spec: spec.training.framework is not None),
-    ("training.entrypoint: image on a local study", _runs_an_image_locally),
-    ("training.launcher: torchrun", lambda spec: spec.training.launcher == "torchrun"),
-    ("training.instance_count above 1", lambda spec: spec.training.instance_count > 1),
     ("capacity.policy: auto", lambda spec: spec.capacity.policy == "auto"),
-    ("capacity.on_demand_after", lambda spec: spec.capacity.on_demand_after_losses is not None),
 )
 
 

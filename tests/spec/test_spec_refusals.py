@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_files import spec_of, write, yaml_text
 
-from tuner.spec import SpecError, apply_set, load, refuse_unbuilt
+from tuner.spec import SpecError, apply_set, load, refuse_missing_secrets, refuse_unbuilt
 
 # blocks that replace those of the good file, the key that the message must name, and a part of what it must say
 BAD = [
@@ -108,7 +108,7 @@ BAD = [
     ({"training": "{algorithm: xgboost, entry_point: train.py}"}, "training.entry_point", "beside algorithm"),
     ({"training": "{algorithm: xgboost}"}, "training.algorithm", "needs backend: sagemaker"),
     (
-        {"training": "{entry_point: train.py, image_uri: x, framework: {name: pytorch}}"},
+        {"training": "{entry_point: train.py, image_uri: x, framework: {name: a, version: '1', python: py3}}"},
         "training.framework",
         "beside image_uri",
     ),
@@ -225,7 +225,29 @@ BAD = [
     ({"tags": "{a: '<b>'}"}, "tags.a", "letters, digits"),
     ({"sagemaker": "{region: Ireland}"}, "sagemaker.region", "us-east-1"),
     ({"sagemaker": "{vpc: {subnets: [subnet-1]}}"}, "sagemaker.vpc", "needs both"),
-    ({"sagemaker": "{request: {TrainingJobName: x}}"}, "sagemaker.request.TrainingJobName", "by the tuner itself"),
+    ({"sagemaker": "{zones: {use1-az1: subnet-1}}"}, "sagemaker.zones", "need sagemaker.vpc.security_groups"),
+    *(
+        ({"sagemaker": f"{{request: {request}}}"}, f"sagemaker.request.{key}", says)
+        for request, key, says in (
+            ("{TrainingJobName: x}", "TrainingJobName", "by the tuner itself"),
+            ("{EnableManagedSpotTraining: false}", "EnableManagedSpotTraining", "use capacity.policy"),
+            ("{Environment: {TUNER_TRIAL: '1'}}", "Environment", "use training.environment"),
+            ("{Tags: []}", "Tags", "use tags"),
+            ("{CheckpointConfig: {S3Uri: s3://b/x/}}", "CheckpointConfig", "use checkpoints.root"),
+            ("{StoppingCondition: {MaxRuntimeInSeconds: 1}}", "StoppingCondition", "use training.max_run"),
+            ("{ResourceConfig: {InstanceCount: 9}}", "ResourceConfig.InstanceCount", "use training.instance_count"),
+            ("{ResourceConfig: {KeepAlivePeriodInSeconds: 60}}", "ResourceConfig.KeepAlivePeriodInSeconds", "remove"),
+            ("{AlgorithmSpecification: {ContainerEntrypoint: [x]}}", "AlgorithmSpecification.Contai", "training.entry"),
+            ("{ResourceConfig: 5}", "ResourceConfig", "must be a structure"),
+            ("{EnableInterContainerTrafficEncryption: 'yes'}", "EnableInterContainerTraffic", "must be a boolean"),
+            ("{RemoteDebugConfg: {}}", "RemoteDebugConfg", "did you mean RemoteDebugConfig?"),
+            (
+                "{ProfilerConfig: {S3Path: s3://b/}}",
+                "ProfilerConfig.S3Path",
+                "not a member of SageMaker's ProfilerConfig",
+            ),
+        )
+    ),
     ({"local": "{interruptions: {}}"}, "local.interruptions", "exactly one of"),
     ({"local": "{interruptions: {at: [1s], every: 2s}}"}, "local.interruptions", "exactly one of"),
     ({"local": "{interruptions: {at: [1s], seed: 2}}"}, "local.interruptions.seed", "no meaning beside at"),
@@ -359,12 +381,7 @@ def test_a_bad_live_change_is_refused(tmp_path: Path, assignment: str, says: str
 
 
 UNBUILT = [
-    ("backend: sagemaker", {"backend": "sagemaker"}),
     ("search.pruner.name: Promotion", {"search": "{pruner: {name: Promotion}}"}),
-    ("training.secrets", {"training": "{entry_point: train.py, secrets: {K: {from_env: K}}}"}),
-    ("training.framework", {"training": "{entry_point: train.py, framework: {name: a, version: '1', python: py3}}"}),
-    ("training.launcher: torchrun", {"training": "{entry_point: train.py, launcher: torchrun}"}),
-    ("training.instance_count", {"training": "{entry_point: train.py, instance_count: 2}"}),
     ("capacity.policy: auto", {"capacity": "{policy: auto}"}),
     ("capacity.on_demand_after", {"capacity": "{on_demand_after: {losses: 3}}"}),
 ]
@@ -375,6 +392,41 @@ def test_what_is_not_built_is_parsed_and_refused_by_name(tmp_path: Path, key: st
     spec = spec_of(tmp_path, **blocks)
     with pytest.raises(SpecError, match=rf"study\.yaml: {key}.* is not built yet; remove it$"):
         refuse_unbuilt(spec)
+
+
+LOCALLY = [
+    ("training.algorithm", "{algorithm: xgboost}"),
+    ("training.framework", "{entry_point: train.py, framework: {name: a, version: '1', python: py3}}"),
+    ("training.entrypoint", "{entry_point: train.py, entrypoint: image}"),
+    ("training.instance_count", "{entry_point: train.py, instance_count: 2}"),
+]
+
+
+@pytest.mark.parametrize(("key", "training"), LOCALLY, ids=[key for key, _ in LOCALLY])
+def test_what_this_machine_cannot_do_needs_the_cloud(tmp_path: Path, key: str, training: str):
+    with pytest.raises(SpecError, match=rf"study\.yaml: {key}: .*needs backend: sagemaker"):
+        spec_of(tmp_path, training=training)
+    refuse_unbuilt(spec_of(tmp_path, training=training, backend="sagemaker"))
+
+
+def test_a_raw_request_may_say_what_the_tuner_does_not(tmp_path: Path):
+    raw = "{EnableInterContainerTrafficEncryption: true, OutputDataConfig: {CompressionType: NONE}}"
+    assert spec_of(tmp_path, sagemaker=f"{{request: {raw}}}").sagemaker.request == {
+        "EnableInterContainerTrafficEncryption": True,
+        "OutputDataConfig": {"CompressionType": "NONE"},
+    }
+    entrypoint = "{AlgorithmSpecification: {ContainerArguments: [--fast]}}"
+    training = "{entry_point: train.py, entrypoint: image}"
+    spec_of(tmp_path, backend="sagemaker", training=training, sagemaker=f"{{request: {entrypoint}}}")
+
+
+def test_secrets_are_asked_of_the_environment(tmp_path: Path):
+    spec = spec_of(tmp_path, training="{entry_point: train.py, secrets: {KEY: {from_env: MY_KEY}}}")
+    refuse_missing_secrets(spec, {"MY_KEY": "hunter2"})
+    for environment in ({}, {"MY_KEY": ""}, {"MY_KEY": "hunter2" * 100}):
+        with pytest.raises(SpecError, match=r"^training\.secrets\.KEY: .*MY_KEY") as refusal:
+            refuse_missing_secrets(spec, environment)
+        assert "hunter2" not in str(refusal.value)
 
 
 def test_what_is_built_is_not_refused(tmp_path: Path):

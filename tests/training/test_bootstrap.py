@@ -115,7 +115,7 @@ while True:
     process = container.start()
     container.until(lambda: "ready" in container.log, process)
     process.send_signal(number)
-    assert process.wait(timeout=30) == 5
+    assert process.wait(timeout=120) == 5
     assert "saving" in container.log
     assert not (container.root / "output" / "failure").exists()  # a stop is no failure
 
@@ -132,7 +132,7 @@ sys.exit(4)
     process = container.start()
     container.until(lambda: "ready" in container.log, process)
     process.terminate()
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=120) == 143
 
 
 def test_a_script_that_ignores_the_signal_goes_on(container: Container) -> None:
@@ -150,7 +150,7 @@ while len(seen) < 2:
     container.until(lambda: "ignored" in container.log, process)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_daemon_that_keeps_the_output_open_does_not_keep_the_job(container: Container) -> None:
@@ -189,7 +189,7 @@ def _alive(pid: int) -> bool:
 def test_a_script_that_closes_its_output_lives_on(container: Container) -> None:
     container.script("import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(6)")
     process = container.start()
-    assert process.wait(timeout=30) == 6
+    assert process.wait(timeout=120) == 6
 
 
 def test_gigantic_lines_pass_in_bounded_memory(container: Container) -> None:
@@ -266,7 +266,7 @@ def test_a_metric_is_in_the_file_while_the_script_still_runs(container: Containe
 import glob, os, time
 from tuner.training import report
 report(1, loss=0.5)
-end = time.monotonic() + 20
+end = time.monotonic() + 120
 while not any(open(f).read().endswith("\\n") for f in glob.glob(os.environ["TUNER_CHECKPOINT_DIR"] + "/metrics/*")):
     assert time.monotonic() < end
     time.sleep(0.005)
@@ -306,7 +306,9 @@ for _ in range(20):
             time.sleep(0.1)
         os._exit(0)
     os.wait()
-time.sleep(0.4)
+end = time.monotonic() + 120
+while len([pid for pid in os.listdir("/proc") if pid.isdigit()]) > 2 and time.monotonic() < end:
+    time.sleep(0.05)
 states = [open(f"/proc/{pid}/stat").read().split()[2] for pid in os.listdir("/proc") if pid.isdigit()]
 print("zombies", states.count("Z"), "processes", len(states))
 """)

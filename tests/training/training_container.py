@@ -31,6 +31,8 @@ class Container:
         self.hyperparameters: dict[str, str] = {}
         self.metrics: list[tuple[str, str, str | None]] = []
         self.environment: dict[str, str] = {}
+        self.launcher = "python"
+        self.resources: dict[str, object] = {"current_host": "algo-1", "hosts": ["algo-1"]}
         self.starts = 0
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -53,14 +55,14 @@ class Container:
     def start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
         code = self.root / "input" / "data" / "code"
-        for file in make_bundle(self.source, "train.py", "python", self.metrics).files:
+        for file in make_bundle(self.source, "train.py", self.launcher, self.metrics).files:
             (code / file.name).parent.mkdir(parents=True, exist_ok=True)
             (code / file.name).write_bytes(file.data)
         config = self.root / "input" / "config"
         config.mkdir()
         (config / "hyperparameters.json").write_text(json.dumps(self.hyperparameters))
         (config / "inputdataconfig.json").write_text(json.dumps({"code": {}, "train": {}}))
-        (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
+        (config / "resourceconfig.json").write_text(json.dumps(self.resources))
         (config / "checkpointconfig.json").write_text(json.dumps({"LocalPath": "/opt/ml/checkpoints"}))
         shutil.copytree(self.store, self.checkpoints)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TUNER_", "SM_", "PYTHON"))}
@@ -77,7 +79,7 @@ class Container:
         return process
 
     def run(self) -> int:
-        return self.start().wait(timeout=60)
+        return self.start().wait(timeout=240)
 
     @property
     def log(self) -> str:
@@ -85,7 +87,7 @@ class Container:
 
     def until(self, condition: Callable[[], object], process: "subprocess.Popen[bytes]") -> None:
         """Wait until it holds or the process has ended."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not condition() and process.poll() is None:
             assert time.monotonic() < end, self.log
             time.sleep(0.005)
