@@ -1,13 +1,21 @@
-"""Databases to test on: SQLite's in a file and PostgreSQL's on a real server, migrated once and then copied."""
+"""What all tests share: databases of both kinds, migrated once and then copied, and a Hypothesis that leaves no chance.
+
+No test may fail because the machine is slow or the dice fell badly: Hypothesis draws the same examples every time and
+has no deadline, and whoever waits for a process waits for a condition, with a limit that only a fault can reach.
+"""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import postgres_server
 from tuner.store import Store
+
+settings.register_profile("certain", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("certain")
 
 
 @pytest.fixture(scope="session")

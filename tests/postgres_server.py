@@ -116,12 +116,12 @@ class OwnServer(Server):
     def start(self) -> None:
         settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
         options = f"{settings} -k {self._root}"
-        self._run("pg_ctl", "-D", self._data, "-l", str(self._root / "log"), "-o", options, "-w", "start")
+        self._run("pg_ctl", "-D", self._data, "-l", str(self._root / "log"), "-o", options, "-w", "-t", "240", "start")
         self.running = True
 
     def stop(self) -> None:
         """As a crash: connections break, nothing is tidied up."""
-        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "-t", "240", "stop")
         self.running = False
 
     def close(self) -> None:

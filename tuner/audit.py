@@ -136,7 +136,9 @@ def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str |
         status=job.secondary,
         billed_usd=None if billable_s is None else _cost(spec, billable_s),
         ledger_usd=None,
-        difference=orphaned or "no attempt of ours asked for it; it has ended and costs nothing more",
+        difference=orphaned,
+        # what has ended is past mending: a check that failed for ever would not be looked at any more
+        note="" if orphaned else "no attempt of ours asked for it; it has ended, and costs nothing more",
     )
 
 

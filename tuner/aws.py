@@ -4,14 +4,19 @@ It exists so that profile, region, retries and time-outs are chosen in one place
 service and S3 (which have error families of their own) answers with one error that tells what its caller must decide.
 
 Rules: boto3 is imported when the first client is made. A client makes one attempt per call: whoever calls has a clock
-and a budget of calls, and a hidden retry would spend both. Endpoints are botocore's affair (AWS_ENDPOINT_URL_*), so
-that a study can be run against a service on this machine. Nothing of a credential is ever kept or shown.
+and a budget of calls, and a hidden retry would spend both. A `patient` one tries again by itself: for verbs that are
+their own caller and whose calls may be repeated, such as copying a hundred objects. Endpoints are botocore's affair
+(AWS_ENDPOINT_URL_*), so that a study can be run against a service on this machine. Credentials that a service refused
+are read anew before the next call: who renews them need not restart a running engine. Nothing of them is kept or shown.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 _TIMEOUT_S = 20
+_PATIENT_ATTEMPTS = 5
 _CREDENTIAL_WORDS = ("Credential", "Token", "SSO", "Login", "Profile")
 _CREDENTIAL_CODES = frozenset(
     (
@@ -45,40 +50,139 @@ class AwsError(Exception):
         return self.code in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose credentials these are."""
+
+    account: str
+    arn: str
+
+    @property
+    def partition(self) -> str:
+        """`aws`, or `aws-cn`, `aws-us-gov`: the second part of every ARN there."""
+        return self.arn.split(":")[1]
+
+
 class Aws:
     """One account in one region, as the user's profile and environment name it."""
 
-    def __init__(self, *, region: str | None = None, profile: str | None = None) -> None:
+    def __init__(self, *, region: str | None = None, profile: str | None = None, account: str | None = None) -> None:
+        """`account`: the only one that may be spoken to; None is whichever the credentials belong to."""
         self._wanted_region = region
         self._profile = profile
+        self._account = account
         self._opened: Any = None
-        self._clients: dict[tuple[str, str], Any] = {}
+        self._clients: dict[tuple[str, str, bool], Any] = {}
+        self._refused = False
+        self._identity: Identity | None = None
 
     @property
     def region(self) -> str:
         """The study file's region, else the profile's. Raises AwsError when neither names one."""
-        region = self._wanted_region or self._session.region_name
+        # botocore itself reads AWS_DEFAULT_REGION alone; other SDKs, and Lambda, say AWS_REGION
+        region = self._wanted_region or os.environ.get("AWS_REGION") or self.session.region_name
         if region is None:
             raise AwsError("no region: name it in the study file (sagemaker.region) or set AWS_REGION", "NoRegionError")
         return str(region)
 
-    def client(self, service: str, *, region: str | None = None) -> Any:  # noqa: ANN401 - botocore makes its methods at run time
-        """The client of a service, made once. Raises AwsError for a profile or a region that cannot be used."""
-        key = (service, region or self.region)
+    @property
+    def identity(self) -> Identity:
+        """Who is asking, looked up once. Raises AwsError."""
+        if self._identity is None:
+            reply = ask(self._client("sts").get_caller_identity)
+            self._identity = Identity(account=str(reply["Account"]), arn=str(reply["Arn"]))
+        return self._identity
+
+    def client(self, service: str, *, region: str | None = None, patient: bool = False) -> Any:  # noqa: ANN401 - botocore makes its methods at run time
+        """The client of a service, made once. Raises AwsError for a profile, region or account that cannot be used."""
+        if self._refused:
+            self._forget()
+        if self._account is not None and self.identity.account != self._account:
+            raise AwsError(
+                f"these credentials are of account {self.identity.account}, the study runs in {self._account}: "
+                "use those of that account (AWS_PROFILE, or log in again)",
+                "CredentialsOfAnotherAccount",
+            )
+        return self._client(service, region=region, patient=patient)
+
+    def _client(self, service: str, *, region: str | None = None, patient: bool = False) -> Any:  # noqa: ANN401 - as above
+        key = (service, region or self.region, patient)
         if key not in self._clients:
             from botocore.config import Config  # noqa: PLC0415 - heavy, and a local study needs none of it
 
-            config = Config(retries={"total_max_attempts": 1}, connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S)
-            self._clients[key] = ask(self._session.client, service, region_name=key[1], config=config)
+            config = Config(
+                retries={"total_max_attempts": _PATIENT_ATTEMPTS if patient else 1, "mode": "standard"},
+                connect_timeout=_TIMEOUT_S,
+                read_timeout=_TIMEOUT_S,
+            )
+            client = ask(self.session.client, service, region_name=key[1], config=config)
+            client.meta.events.register("after-call", self._notice)
+            self._clients[key] = client
         return self._clients[key]
 
+    def lasting(self, service: str, *, patient: bool = False) -> Any:  # noqa: ANN401 - as above
+        """A client that outlives the credentials it was made with. Its calls raise botocore's errors alone."""
+        return _LastingClient(self, service, patient=patient)
+
+    def doubt(self) -> None:
+        """The credentials were refused: read them anew before the next call."""
+        self._refused = True
+
     @property
-    def _session(self) -> Any:  # noqa: ANN401 - as above
+    def session(self) -> Any:  # noqa: ANN401 - as above
+        """boto3's, opened once. Raises AwsError."""
         if self._opened is None:
             import boto3.session  # noqa: PLC0415 - as above
 
             self._opened = ask(boto3.session.Session, profile_name=self._profile)
         return self._opened
+
+    def _notice(self, parsed: Mapping[str, Any], **_: object) -> None:
+        """The event of botocore after each answer."""
+        if parsed.get("Error", {}).get("Code") in _CREDENTIAL_CODES:
+            self.doubt()
+
+    def _forget(self) -> None:
+        """A session reads the user's files once: a new one finds what was renewed."""
+        self._opened, self._identity, self._refused = None, None, False
+        self._clients.clear()
+
+
+class _LastingClient:
+    """Looks its client up at each call, so that renewed credentials reach whoever was given it long ago."""
+
+    def __init__(self, aws: Aws, service: str, *, patient: bool) -> None:
+        self._aws = aws
+        self._service = service
+        self._patient = patient
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: object, **parameters: object) -> Any:  # noqa: ANN401 - the client's
+            from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
+
+            try:
+                client = self._aws.client(self._service, patient=self._patient)
+            except AwsError as error:
+                self._aws.doubt()
+                raise _unusable(str(error)) from error
+            try:
+                return getattr(client, name)(*arguments, **parameters)
+            except BotoCoreError as error:
+                if AwsError("", type(error).__name__).is_about_credentials:
+                    self._aws.doubt()
+                raise
+
+        return call
+
+
+def _unusable(text: str) -> Exception:
+    """What botocore itself raises when it has no credentials, with a text of ours."""
+    from botocore.exceptions import NoCredentialsError  # noqa: PLC0415 - as above
+
+    class CredentialsUnusableError(NoCredentialsError):
+        fmt = "{text}"
+
+    return CredentialsUnusableError(text=text)
 
 
 def ask(call: Callable[..., Any], *arguments: object, **parameters: object) -> Any:  # noqa: ANN401 - JSON

@@ -23,9 +23,8 @@ _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argp
 
 # Verbs and options that have their place but no code yet: named, so that nobody wonders.
 UNBUILT = (
-    *(("rehearse",), ("plan",), ("export",), ("ui",), ("local", "serve")),
-    *(("audit", "--cur"), ("compare", "--format", "html")),
-    *(("doctor", "--policy"), ("doctor", "--events"), ("doctor", "--first-dollar")),
+    *(("plan",), ("export",), ("ui",)),
+    ("compare", "--format", "html"),
 )
 
 _EPILOG = """\
@@ -39,6 +38,20 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)", Exit.USAGE)
+
+
+class _ShowVersion(argparse.Action):
+    """Looked up when it is asked for: reading a distribution's metadata takes longer than everything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see above
+
+        try:
+            found = version("spot-tuner")
+        except PackageNotFoundError:
+            found = "of a source tree that is not installed"
+        print(f"tuner {found}")
+        parser.exit(Exit.DONE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,11 +87,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--store", metavar="URL", help="database of the studies (TUNER_STORE; sqlite:///tuner.db)")
+    top.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version of the tuner")
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_driving_verbs(verbs)
     _add_reading_verbs(verbs)
     _add_changing_verbs(verbs)
     _add_checking_verbs(verbs)
+    _add_rehearse(verbs)
     return top
 
 
@@ -138,7 +153,7 @@ def _add_reading_verbs(verbs: _Verbs) -> None:
     logs.add_argument("study", metavar="STUDY")
     logs.add_argument("trial", metavar="TRIAL", type=_count)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more")
-    logs.add_argument("--attempt", metavar="N", type=_count, help="default: the last one")
+    logs.add_argument("--attempt", metavar="N", type=_count, help="default: all of them, in order")
     logs.add_argument("--tail", metavar="N", type=_count, help="only the last N lines")
     best = _verb(verbs, "best", ("cli_read", "best"), "the best trials: parameters, value, cost, model", json=True)
     best.add_argument("study", metavar="STUDY")
@@ -175,22 +190,88 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
         verbs, "audit", ("cli_run", "audit"), "the store against the job service; exit 1 if they differ", json=True
     )
     audit.add_argument("study", metavar="STUDY")
+    audit.add_argument(
+        "--cur",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="a Cost and Usage Report: the ledger against the bill; may be repeated",
+    )
     audit.add_argument("--stop-orphans", action="store_true", help="stop jobs of this study that nobody asked for")
     _force(audit)
     gc = _verb(verbs, "gc", ("cli_run", "gc"), "delete checkpoints that the study file does not keep", json=True)
     gc.add_argument("study", metavar="STUDY")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted, and its size")
     _force(gc)
-    doctor = _verb(verbs, "doctor", ("cli_run", "doctor"), "is everything there that a study needs?", json=True)
-    doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
+    _add_doctor(verbs)
     database = verbs.add_parser("db", help="the schema of the store", description="The schema of the store.")
     kinds = database.add_subparsers(metavar="upgrade|current", required=True)
     _verb(kinds, "upgrade", ("cli_read", "db_upgrade"), "bring the store to the schema of this version")
     _verb(kinds, "current", ("cli_read", "db_current"), "show the schema version of the store", json=True)
     local = verbs.add_parser("local", help="the local job service", description="The local job service.")
-    kinds = local.add_subparsers(metavar="jobs", required=True)
+    kinds = local.add_subparsers(metavar="jobs|serve", required=True)
     jobs = _verb(kinds, "jobs", ("cli_read", "local_jobs"), "the jobs of the local service", json=True)
     jobs.add_argument("study", metavar="STUDY", nargs="?", help="default: of the state directory TUNER_LOCAL, .tuner")
+    serve = _verb(kinds, "serve", ("cli_local", "serve"), "the local service on a port, for aws and other SDKs")
+    serve.add_argument("--port", metavar="N", type=_count, default=0, help="default: a free one")
+    serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (127.0.0.1)")
+    serve.add_argument("--dir", metavar="DIR", type=Path, help="the state directory (TUNER_LOCAL, .tuner)")
+    serve.add_argument("--region", metavar="NAME", default="us-east-1", help="the region it is (us-east-1)")
+    serve.add_argument("--s3-endpoint", metavar="URL", help="where s3:// is; default: a folder of the state directory")
+    serve.add_argument("--events-endpoint", metavar="URL", help="an EventBridge to tell of changes of jobs")
+    serve.add_argument("--logs-endpoint", metavar="URL", help="a CloudWatch Logs to send what jobs print to")
+
+
+def _add_doctor(verbs: _Verbs) -> None:
+    doctor = _verb(verbs, "doctor", ("cli_doctor", "doctor"), "is everything there that a study needs?", json=True)
+    doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
+    forms = doctor.add_mutually_exclusive_group()
+    forms.add_argument(
+        "--first-dollar",
+        action="store_true",
+        help="run one spot job below five cents that finds out how this account is",
+    )
+    doctor.add_argument("-y", "--yes", action="store_true", help="with --first-dollar: do not ask before it is spent")
+    forms.add_argument("--policy", action="store_true", help="print the least IAM policies, of the caller and the role")
+    forms.add_argument(
+        "--events",
+        metavar="WHAT",
+        nargs="?",
+        const="print",
+        choices=["print", "create", "use", "remove"],
+        help="what tells engines early of changed jobs: print its template, create, use or remove it",
+    )
+
+
+def _add_rehearse(verbs: _Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "rehearse",
+        ("cli_rehearse", "run"),
+        "interrupt a study's script on this machine, and see that it resumes; exit 1 if it is not fit for spot",
+        json=True,
+    )
+    verb.add_argument("file", metavar="FILE", type=Path, help="the study file")
+    verb.add_argument("--steps", metavar="N", type=_positive, help="train up to this step (all that the leash allows)")
+    verb.add_argument("--leash", metavar="DURATION", default="1m", help="how long the first run may take (1m)")
+    verb.add_argument("--interruptions", metavar="K", type=_positive, default=3, help="how many (3)")
+    verb.add_argument("--seed", metavar="N", type=_count, default=0, help="of the moments of interruption (0)")
+    verb.add_argument("--tolerance", metavar="R", type=_share, default=1e-6, help="relative error taken as none (1e-6)")
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file")
+    verb.add_argument(
+        "--input", action="append", default=[], metavar="CHANNEL=DIR", help="data for a channel that is in S3"
+    )
+    verb.add_argument("--keep", metavar="DIR", type=Path, help="keep jobs, logs and checkpoints there")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 def _count(text: str) -> int:

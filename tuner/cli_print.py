@@ -60,6 +60,7 @@ def status(doc: Doc, now: datetime) -> str:
         ("interruptions", resumed_text(doc)),
         ("work lost", seconds(doc["lost_work_s"])),
     ]
+    rows += [("pool", pool_text(pool)) for pool in doc["pools"]]
     if doc["deadline"]:
         rows.append(("deadline", clock_time(doc["deadline"])))
     grid = Table.grid(padding=(0, 2))
@@ -67,6 +68,20 @@ def status(doc: Doc, now: datetime) -> str:
         grid.add_row(Text(label), Text(safe(value)))
     title = f"{safe(doc['study'])} ({safe(doc['backend'])}, by {safe(doc['owner'])})"
     return "\n".join([title, render(grid), *warnings(doc)])
+
+
+def pool_text(pool: Doc) -> str:
+    """What the study met in one pool."""
+    rate, wait_s = pool["interruptions_per_h"], pool["mean_wait_s"]
+    parts = [
+        " ".join(filter(None, (pool["instance"], pool["capacity"], pool["zone"])))
+        + f": {counted(pool['attempts'], 'job')}",
+        *([f"{pool['live']} live"] if pool["live"] else []),
+        f"up {seconds(pool['up_h'] * 3600)}",
+        *([] if rate is None else [f"{rate:.2g} interruptions an hour"]),
+        *([] if wait_s is None else [f"mean wait {seconds(wait_s)}"]),
+    ]
+    return ", ".join(parts)
 
 
 def studies(docs: Sequence[Doc], now: datetime) -> str:
@@ -247,7 +262,7 @@ def findings(found: Sequence[Finding]) -> str:
 def audit(name: str, found: Audit) -> str:
     columns = ["JOB", "TRIAL", "ATTEMPT", "STATUS", "BILLED", "LEDGER", "DIFFERENCE"]
     rows = [
-        (r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd), r.difference or "")
+        (r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd), r.difference or r.note)
         for r in found.rows
     ]
     verdict = (

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tuner import cli_print, holders, local_view, study, views, worlds
+from tuner import cli_print, holders, local_view, looking, opening, views, worlds
 from tuner.cli_show import story
 from tuner.cli_table import can_redraw, wants_color
 from tuner.cli_text import safe, safe_log
@@ -44,7 +44,7 @@ def status(args: argparse.Namespace) -> int:
         docs = _status_docs(store, args.study, SystemClock().now())
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](study.check(str(doc["study"]), store))
+                doc["problems"] = list[Json](looking.check(str(doc["study"]), store))
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
@@ -98,7 +98,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.follow and args.json:
         raise UserError("logs: --follow never ends and --json is one document: choose one", Exit.USAGE)
     with reading(args.store) as store:
-        chunks = study.log_chunks(
+        chunks = looking.log_chunks(
             args.study, store, args.trial, attempt=args.attempt, tail=args.tail, follow=args.follow
         )
         if args.json:
@@ -115,7 +115,7 @@ def best(args: argparse.Namespace) -> int:
         found = store.study(args.study)
         docs = views.best_view(store, found, args.count)
     if args.download is not None:
-        objects = worlds.object_store(worlds.local_dir(found))
+        objects = worlds.place_of(found).objects()
         for doc in docs:
             say(f"trial {doc['number']}: {len(download(doc, objects, args.download))} files to {safe(args.download)}")
     if args.json:
@@ -175,7 +175,7 @@ def local_jobs(args: argparse.Namespace) -> int:
 @contextmanager
 def reading(url: str | None) -> Iterator[Store]:
     """The store, closed at the end, its refusals as UserError."""
-    store = study.open_store(url)
+    store = opening.open_store(url)
     try:
         with store_errors():
             yield store
@@ -196,7 +196,7 @@ def store_errors() -> Iterator[None]:
 
 def store_url(url: str | None) -> str:
     """Where the store is, for what must not open it."""
-    return url or os.environ.get(study.STORE_VARIABLE) or study.DEFAULT_STORE
+    return url or os.environ.get(opening.STORE_VARIABLE) or opening.DEFAULT_STORE
 
 
 def out(text: str) -> None:

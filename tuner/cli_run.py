@@ -1,4 +1,4 @@
-"""The verbs that drive, change or check a study through `tuner.study`: `launch resume stop cancel set audit doctor`.
+"""The verbs that drive, change or check a study: `launch resume stop cancel set audit gc`.
 
 Rules: what a study came to is printed on standard output, everything on the way there on standard error. The first
 Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how to end; jobs are never cancelled by it.
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tuner import cli_print, retention, study, views
+from tuner import cli_print, looking, opening, retention, study, views, wishes
+from tuner.cli_doctor import bill
 from tuner.cli_live import choose
-from tuner.cli_read import out, out_json, reading, say, store_url
+from tuner.cli_read import out, out_json, reading, say
 from tuner.cli_text import dollars, safe
 from tuner.clock import SystemClock
-from tuner.doctor import doctor as examine
 from tuner.store import Store
 from tuner.store_schema import masked
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
@@ -28,14 +28,15 @@ def launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         out(cli_print.plan(plan, every_setting=True))
         return Exit.DONE
-    say(cli_print.plan(plan, sys.stderr))
-    _confirm(plan, yes=args.yes)
     with reading(args.store) as store:
+        ready = study.prepare(plan, store)
+        say(cli_print.plan(ready, sys.stderr))
+        _confirm(ready, yes=args.yes)
         say(f"store {safe(store.masked)}")
         return _drive(
-            plan.spec.name,
+            ready.spec.name,
             args,
-            lambda display, signals: study.launch(plan, store, display=display, signals=signals),
+            lambda display, signals: study.launch(ready, store, display=display, signals=signals),
         )
 
 
@@ -67,7 +68,7 @@ def stop(args: argparse.Namespace) -> int:
         return _drive(
             args.study,
             args,
-            lambda display, signals: study.request_stop(
+            lambda display, signals: wishes.request_stop(
                 args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
             ),
         )
@@ -78,21 +79,23 @@ def cancel(args: argparse.Namespace) -> int:
         return _drive(
             args.study,
             args,
-            lambda display, signals: study.request_cancel(args.study, store, display=display, signals=signals),
+            lambda display, signals: wishes.request_cancel(args.study, store, display=display, signals=signals),
         )
 
 
 def change(args: argparse.Namespace) -> int:
     """`tuner set`."""
     with _changing(args, "set") as store:
-        for line in study.request_set(args.study, store, args.assignments):
+        for line in wishes.request_set(args.study, store, args.assignments):
             out(safe(line))
     return Exit.DONE
 
 
 def audit(args: argparse.Namespace) -> int:
+    if args.cur:
+        return bill(args)
     with _changing(args, "audit") if args.stop_orphans else reading(args.store) as store:
-        found = study.audit(args.study, store, stop_orphans=args.stop_orphans)
+        found = looking.audit(args.study, store, stop_orphans=args.stop_orphans)
     for orphan in found.stopped:
         say(f"stopping {safe(orphan.job)}")
     if args.json:
@@ -105,7 +108,7 @@ def audit(args: argparse.Namespace) -> int:
 
 def gc(args: argparse.Namespace) -> int:
     with reading(args.store) if args.dry_run else _changing(args, "gc") as store:
-        found = study.gc(args.study, store, dry_run=args.dry_run)
+        found = looking.gc(args.study, store, dry_run=args.dry_run)
         simulated = views.simulated(store.study(args.study))
     doc = retention.gc_view(found, args.study, simulated=simulated, dry_run=args.dry_run)
     if args.json:
@@ -113,16 +116,6 @@ def gc(args: argparse.Namespace) -> int:
     else:
         out(cli_print.gc(doc))
     return Exit.DONE
-
-
-def doctor(args: argparse.Namespace) -> int:
-    found = examine(args.file, store_url(args.store))
-    bad = any(finding.level == "error" for finding in found)
-    if args.json:
-        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found]})
-    else:
-        out(cli_print.findings(found))
-    return Exit.CHECK_FAILED if bad else Exit.DONE
 
 
 def _drive(name: str, args: argparse.Namespace, verb: Callable[[Display, Signals], Outcome]) -> int:
@@ -142,12 +135,18 @@ def _tell(name: str, args: argparse.Namespace, outcome: Outcome, signals: Signal
     out(cli_print.final_summary(outcome.summary, option))
     if signals.stop_requested:
         say(f"left in order; jobs in flight go on: tuner resume {name}{option}, or end it: tuner cancel {name}{option}")
+    if outcome.refused is not None:
+        say(f"tuner: {safe(outcome.refused)}")
     return outcome.exit_code
 
 
 def _resume_all(args: argparse.Namespace) -> int:
     if not args.once or args.study is not None:
         raise UserError("resume: --all goes with --once and without a STUDY: one cycle for each", Exit.USAGE)
+    if args.accept_changes or args.retry_failed:
+        raise UserError(
+            "resume: --accept-changes and --retry-failed are decided study by study, not for --all", Exit.USAGE
+        )
     display = choose(SystemClock())
     with reading(args.store) as store, Signals(last_words="left at once; jobs in flight go on") as signals:
         try:
@@ -155,7 +154,7 @@ def _resume_all(args: argparse.Namespace) -> int:
         finally:
             display.close()
     for name, outcome in outcomes:
-        error = outcome.summary.get("error")
+        error = outcome.refused or outcome.summary.get("error")
         out(f"{safe(name)}: {safe(error)}" if error else f"{safe(name)} is {outcome.study_state.value}")
     return signals.exit_code or max((outcome.exit_code for _, outcome in outcomes), default=Exit.DONE)
 
@@ -169,7 +168,7 @@ def _store_option(url: str | None) -> str:
 def _changing(args: argparse.Namespace, verb: str) -> Iterator[Store]:
     """The store, once it is certain that the study may be touched: another user's is asked about."""
     with reading(args.store) as store:
-        owner = None if args.force else study.owner_to_ask(args.study, store)
+        owner = None if args.force else opening.owner_to_ask(args.study, store)
         if owner is not None:
             belongs = f"study {safe(args.study)} belongs to {safe(owner)}"
             if not sys.stdin.isatty():

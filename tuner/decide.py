@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from tuner.jobs import HistoryRow, JobStatus, Observation, classify_failure
+from tuner.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory
 from tuner.model import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
 from tuner.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
 
@@ -22,6 +22,7 @@ _DOWNLOADING = frozenset({"Downloading", "DownloadingTrainingImage"})
 _FINAL = frozenset({"Completed", "Failed", "Stopped", "MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
 _BILLED = _DOWNLOADING | {"Training", "Uploading", "Stopping"}
 
+_INTERNAL = "InternalServerError"
 # Back-off doubles from the poll interval to this: a whole pool is often away for minutes (median 20 to 60).
 _BACK_OFF_MAX_S = 600.0
 _BACK_OFF_DOUBLINGS_MAX = 10
@@ -50,6 +51,17 @@ class Policy:
     stall_after_s: float | None = None
     retry_exit_codes: frozenset[int] = frozenset()
     retry_logs: tuple[str, ...] = ()
+    on_demand_after: int | None = None  # losses of a trial; None: never
+    zones: tuple[str | None, ...] = (None,)  # in order of preference; (None,): SageMaker chooses
+
+    @property
+    def pools(self) -> int:
+        """How many a spot job can choose from."""
+        return len(self.instance_types) * len(self.zones)
+
+    def rate_microusd_per_h(self, instance_type: str) -> int:
+        """Of a listed instance type, spot and on-demand alike: the discount is in the billed seconds."""
+        return self.rates_microusd_per_h[self.instance_types.index(instance_type)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +128,28 @@ def account(history: Sequence[HistoryRow], until: datetime) -> Account:
         restarts=events.count(AttemptEvent.RESTART),
         spans=tuple(_spans(history, frozenset({"Training"}))),
         run_s=sum(max(0.0, ((span.ended_at or until) - span.started_at).total_seconds()) for span in up),
-        startup_s=_seconds_in(history, _PREPARING | _DOWNLOADING, until),
+        # after an interruption a job may wait in that row itself
+        startup_s=_seconds_in(history, _PREPARING | _DOWNLOADING | {"Interrupted"}, until),
         upload_s=_seconds_in(history, frozenset({"Uploading"}), until),
         billed_s=_seconds_in(history, _BILLED, until),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Whether instances of a job are up, and since when that is so."""
+
+    up: bool
+    since: datetime
+
+
+def presence(seen: Observation) -> Presence:
+    """As a job's history tells it."""
+    spans = _spans(seen.history, _DOWNLOADING | {"Training"})
+    if not spans:
+        return Presence(up=False, since=seen.created_at)
+    ended_at = spans[-1].ended_at
+    return Presence(up=True, since=spans[-1].started_at) if ended_at is None else Presence(up=False, since=ended_at)
 
 
 def _spans(history: Sequence[HistoryRow], opening: frozenset[str]) -> list[Span]:
@@ -222,7 +252,10 @@ def end_of(seen: Observation) -> tuple[AttemptEnd, str | None]:
     if seen.status is JobStatus.COMPLETED:
         return AttemptEnd.COMPLETED, None
     if seen.status is JobStatus.FAILED:
-        return classify_failure(seen.failure), seen.failure or "the service gave no reason"
+        end, reason = classify_failure(seen.failure), seen.failure or "the service gave no reason"
+        if end is AttemptEnd.SCRIPT_ERROR and out_of_memory(reason):
+            reason = f"{OUT_OF_MEMORY}: {reason}"
+        return end, reason
     last = {seen.secondary, seen.history[-1].status if seen.history else ""}
     if "MaxWaitTimeExceeded" in last:
         return AttemptEnd.MAX_WAIT, None
@@ -298,12 +331,19 @@ def _after_own_end(trial: Trial, attempt: Attempt, policy: Policy, now: datetime
 
 def _fault(trial: Trial, policy: Policy, now: datetime, reason: str) -> Verdict:
     if trial.faults + 1 > policy.max_faults:
-        return Verdict(TrialEvent.FAIL, f"{reason} (after {policy.max_faults} retried faults)", fault=True)
+        hint = "; again and again, it may be the image that does not start" if reason.startswith(_INTERNAL) else ""
+        said = f"{reason} (after {policy.max_faults} retried faults{hint})"
+        return Verdict(TrialEvent.FAIL, said, fault=True)
     return Verdict(TrialEvent.BACK_OFF, reason, due_at=now + back_off(trial.faults + 1, policy.poll_s), fault=True)
 
 
 def retryable(failure: str, policy: Policy) -> bool:
-    """Whether `retry_on` names this failure, by the script's exit code or by its last lines."""
+    """Whether `retry_on` names this failure, by the script's exit code or by its last lines.
+
+    What ran out of memory would again, whatever else its last lines say.
+    """
+    if failure.startswith(f"{OUT_OF_MEMORY}:"):
+        return False
     code = re.search(r"ExitCode:? (\d+)", failure)
     if code and int(code.group(1)) in policy.retry_exit_codes:
         return True
@@ -337,9 +377,3 @@ def dearest_s(attempt: Attempt, now: datetime) -> int:
     unseen_s = max(0.0, (now - (attempt.observed_at or attempt.created_at)).total_seconds())
     reserved_s = attempt.reserved_microusd * 3600 // (attempt.instance_count * attempt.rate_microusd_per_h)
     return min(reserved_s, math.ceil(attempt.run_s + attempt.upload_s + unseen_s))
-
-
-def instance_choice(attempts: Sequence[Attempt], policy: Policy) -> int:
-    """Which of the listed instance types is next: one further for each time that capacity ended an attempt."""
-    moves = sum(attempt.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) for attempt in attempts)
-    return moves % len(policy.instance_types)

@@ -5,10 +5,13 @@ lost is derived again at the next tick. Unfinished trials come before new propos
 its name; a taken name is ours only if the digest is equal. Nothing is sent when the lease is about to run out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner import decide, workload
+from tuner import alarms, decide, workload
+from tuner.calls import UNMETERED, Call, Calls, OutOfCalls
+from tuner.capacity import Kind, kind_of
 from tuner.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
@@ -18,35 +21,46 @@ from tuner.jobs import (
     JobService,
     Observation,
     RequestRejected,
+    RoleNotReady,
+    SecretMissing,
     job_name,
 )
 from tuner.memory import Memory, Work
-from tuner.model import Attempt, AttemptEnd, AttemptState, Intent, Trial, TrialState
+from tuner.model import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
 from tuner.proposals import Proposal
 from tuner.states import TrialEvent
 from tuner.unit import UnitOfWork
 
 # A stop that has not shown after so many polls is sent again.
 _RESEND_POLLS = 10
+# A role that was made moments ago cannot be assumed at first; after so many refusals it is the user who can help.
+_ROLE_TRIES = 4
 
 
 def submit_due(memory: Memory, unit: UnitOfWork) -> None:
     """Fill the free slots: unfinished trials first, then new proposals, as far as budget and deadline allow."""
     if unit.study.intent is not Intent.RUN or memory.past_deadline(unit.now):
         return
+    if memory.in_flight >= memory.policy.parallel:
+        return
+    memory.survey(unit.now)
     for work in memory.waiting():
         if memory.in_flight >= memory.policy.parallel:
             return
         due = work.trial.due_at is None or work.trial.due_at <= unit.now
-        if due and memory.affordable(work):
-            _begin_attempt(memory, unit, work)
-    while memory.in_flight < memory.policy.parallel and memory.wants_more(unit.study) and memory.affordable(None):
+        pool = memory.place(work) if due else None
+        if pool is not None and memory.affordable(work):
+            _begin_attempt(memory, unit, work, pool)
+    while memory.in_flight < memory.policy.parallel and memory.wants_more(unit.study):
+        pool = memory.place(None)
+        if pool is None or not memory.affordable(None):
+            return
         proposal = memory.proposer.ask(memory.trial_count)
         if proposal is None:
             unit.set_study(replace(unit.study, exhausted=True))
             unit.event("exhausted")
             return
-        _begin_attempt(memory, unit, _add_trial(memory, unit, proposal))
+        _begin_attempt(memory, unit, _add_trial(memory, unit, proposal), pool)
 
 
 def _add_trial(memory: Memory, unit: UnitOfWork, proposal: Proposal) -> Work:
@@ -71,10 +85,9 @@ def _add_trial(memory: Memory, unit: UnitOfWork, proposal: Proposal) -> Work:
     return work
 
 
-def _begin_attempt(memory: Memory, unit: UnitOfWork, work: Work) -> None:
+def _begin_attempt(memory: Memory, unit: UnitOfWork, work: Work, pool: Pool) -> None:
     trial, policy = work.trial, memory.policy
     number = trial.attempts + 1
-    choice = decide.instance_choice(work.attempts, policy)
     attempt = Attempt(
         trial=trial.number,
         number=number,
@@ -82,15 +95,18 @@ def _begin_attempt(memory: Memory, unit: UnitOfWork, work: Work) -> None:
         version=0,
         job_name=job_name(unit.study.key, trial.number, number),
         digest=workload.job_digest(memory.spec, trial),
-        instance_type=policy.instance_types[choice],
+        instance_type=pool.instance_type,
         instance_count=policy.instance_count,
-        spot=policy.spot,
-        rate_microusd_per_h=policy.rates_microusd_per_h[choice],
+        spot=pool.spot,
+        rate_microusd_per_h=policy.rate_microusd_per_h(pool.instance_type),
         max_run_s=decide.max_run_left_s(work.attempts, policy),
-        max_wait_s=policy.max_wait_s,
-        reserved_microusd=memory.next_allowance(work),
+        max_wait_s=policy.max_wait_s if pool.spot else None,
+        reserved_microusd=memory.allowance(work, pool),
         created_at=unit.now,
+        zone=pool.zone,
     )
+    work.presence = None
+    memory.scene.attempts[kind_of(pool)] += 1
     unit.move_trial(work, TrialEvent.SUBMIT)
     unit.add_attempt(work, attempt)
 
@@ -106,37 +122,76 @@ class Dispatcher:
         *,
         may_send: Callable[[], bool],
         crash_point: Callable[[str], None],
+        calls: Calls = UNMETERED,
     ) -> None:
         self._memory = memory
         self._jobs = jobs
+        self._calls = calls
         self._unit = unit
         self._may_send = may_send
         self._crash_point = crash_point
+        self._unsure = False  # a job was created, and what it is could not be looked at
 
     def act(self) -> None:
         """Send what the rows intend; what was not sent waits for the next tick."""
-        for work in self._memory.live.values():
-            attempt = work.attempt
-            if attempt is None:
-                continue
+        stops, creates = self._to_stop(), self._to_create()
+        if creates:
+            self._memory.survey(self._unit.now)
+        self._calls.may(Call.STOP, len(stops))
+        self._calls.may(Call.CREATE, len(creates))
+        for work in (*stops, *creates):
             if not self._may_send():
                 return
-            try:
-                if attempt.state is AttemptState.SUBMITTING and attempt.arn is None:
-                    self._create(work)
-                elif attempt.state is AttemptState.STOPPING and attempt.stop_reason is not None:
-                    self._stop(work)
-            except CredentialsRefused as error:
-                # nothing else would fare better; jobs go on, and the engine waits for new credentials
-                self._unit.trouble(error)
+            ends = work.attempts[-1].state is AttemptState.STOPPING
+            if not ends and (self._unsure or self._memory.differs):
                 return
+            try:
+                if ends:
+                    self._stop(work)
+                else:
+                    self._create(work)
+            except OutOfCalls:
+                continue  # nothing was sent: the next tick has new ones
+            except (CredentialsRefused, SecretMissing) as error:
+                # nothing else would fare better; jobs go on, and the engine waits for new credentials
+                alarms.trouble(self._memory, self._unit, "stops" if ends else "creates", error)
+                return
+
+    def _to_stop(self) -> list[Work]:
+        """Jobs whose stop is due, those that were never told first: those told before must not use up the calls."""
+        resend_s = _RESEND_POLLS * self._memory.policy.poll_s
+        due: list[tuple[float, Work]] = []
+        for work in self._memory.live.values():
+            attempt = work.attempt
+            if attempt is None or attempt.state is not AttemptState.STOPPING or attempt.stop_reason is None:
+                continue
+            sent_at = attempt.stop_sent_at
+            ago_s = math.inf if sent_at is None else (self._unit.now - sent_at).total_seconds()
+            if ago_s >= resend_s:
+                due.append((ago_s, work))
+        due.sort(key=lambda pair: -pair[0])
+        return [work for _, work in due]
+
+    def _to_create(self) -> list[Work]:
+        """Attempts that want a job now, in the order of their trials."""
+        return [
+            work
+            for work in self._memory.live.values()
+            if (attempt := work.attempt) is not None
+            and attempt.state is AttemptState.SUBMITTING
+            and attempt.arn is None
+            and (attempt.next_try_at is None or attempt.next_try_at <= self._unit.now)
+        ]
 
     # --- create
 
     def _create(self, work: Work) -> None:
         attempt, unit = work.attempts[-1], self._unit
-        if attempt.next_try_at is not None and unit.now < attempt.next_try_at:
-            return
+        kind = kind_of(attempt.pool)
+        scene = self._memory.scene
+        closed = scene.closed(kind)
+        if (closed or not scene.has_room(kind, scene.jobs)) and (self._reroute(work) or not closed):
+            return  # it would be refused; where it stays, it waits for a job of ours to end
         request = workload.job_request(self._memory.spec, unit.study, work.trial, attempt)
         try:
             self._crash_point("before create")
@@ -147,20 +202,104 @@ class Dispatcher:
         except RequestRejected as error:
             # what is refused now may have been accepted before, and the answer lost: that job would run unseen
             self._find(work, AttemptEnd.REJECTED, str(error))
+        except CapacityUnavailable as error:
+            self._learn(kind, error)
+            if not self._reroute(work, refused=error):
+                self._postpone(work, error)
         except JobError as error:
             self._postpone(work, error)
         else:
             unit.set_attempt(work, replace(attempt, arn=arn, submitted_at=unit.now))
+            self._count_job(kind)
+            alarms.over(self._memory, unit, "creates")
+            if not self._memory.compared:
+                self._look_at_first(work)
+
+    def _look_at_first(self, work: Work) -> None:
+        """See at once whether the first job of this process is what was asked for: else they would all be alike.
+
+        The others are looked at when they are first described.
+        """
+        try:
+            seen = self._jobs.describe(work.attempts[-1].job_name)
+        except JobError:
+            self._unsure = True  # no other job before the next tick, which looks again
+        else:
+            alarms.compare(self._memory, self._unit, work, seen)
+
+    # --- quotas
+
+    def _learn(self, kind: Kind, error: CapacityUnavailable) -> None:
+        """A refusal may name the quota."""
+        if error.limit is not None:
+            self._unit.remember(self._memory.learn_limit(kind, error.limit, self._unit.now))
+
+    def _count_job(self, kind: Kind) -> None:
+        scene, limit = self._memory.scene, self._memory.limits.get(kind)
+        scene.jobs[kind] += 1
+        if limit is not None and scene.jobs[kind] * scene.instance_count > limit.instances:
+            self._unit.remember(self._memory.forget_limit(kind))
+
+    def _reroute(self, work: Work, refused: CapacityUnavailable | None = None) -> bool:
+        """Give an attempt that a quota keeps waiting to another pool, where no job of its name exists; false: not now.
+
+        Its row changes before its job is asked for again, as it was recorded before it was asked for first.
+        """
+        memory, unit, attempt = self._memory, self._unit, work.attempts[-1]
+        pool = memory.place_instead(work)
+        if pool is None:
+            return False
+        if not self._certainly_none(work):
+            return work.attempts[-1] is not attempt  # adopted, or ended
+        unit.set_attempt(
+            work,
+            replace(
+                attempt,
+                instance_type=pool.instance_type,
+                zone=pool.zone,
+                rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
+                reserved_microusd=memory.allowance_instead(work, pool),
+                refusals=attempt.refusals + (refused is not None),
+                # the first time at once; then with patience, since it may be refused everywhere
+                next_try_at=unit.now + decide.back_off(attempt.refusals, memory.policy.poll_s)
+                if attempt.refusals
+                else None,
+            ),
+        )
+        memory.scene.attempts[kind_of(attempt.pool)] -= 1
+        memory.scene.attempts[kind_of(pool)] += 1
+        why = "its quota is used up" if refused is None else str(refused)
+        unit.event("rerouted", work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
+        return True
+
+    def _certainly_none(self, work: Work) -> bool:
+        """Whether no job has the attempt's name: an earlier call may have made one, and its answer been lost."""
+        try:
+            seen = self._jobs.describe(work.attempts[-1].job_name)
+        except JobNotFound:
+            return True
+        except CredentialsRefused:
+            raise
+        except JobError:
+            return False
+        self._adopt(work, seen)
+        return False
+
+    # --- refusals and foreign jobs
 
     def _postpone(self, work: Work, error: JobError) -> None:
         """No job exists, or nobody knows: the attempt keeps its name and is tried again."""
+        if isinstance(error, OutOfCalls):
+            raise error  # nobody was asked, so nobody refused
         attempt, unit = work.attempts[-1], self._unit
         later = unit.now + decide.back_off(attempt.refusals + 1, self._memory.policy.poll_s)
         unit.set_attempt(work, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
         if attempt.refusals == 0:
             kind = "refused.capacity" if isinstance(error, CapacityUnavailable) else "refused"
             unit.event(kind, work=work, attempt=attempt.number, error=type(error).__name__, message=str(error))
-        if isinstance(error, CredentialsRefused):
+        if isinstance(error, RoleNotReady) and attempt.refusals >= _ROLE_TRIES:
+            raise CredentialsRefused(str(error))
+        if isinstance(error, CredentialsRefused | SecretMissing):
             raise error
 
     def _find(self, work: Work, end: AttemptEnd, reason: str) -> None:
@@ -193,22 +332,20 @@ class Dispatcher:
 
     def _stop(self, work: Work) -> None:
         attempt, unit = work.attempts[-1], self._unit
-        resend_s = _RESEND_POLLS * self._memory.policy.poll_s
-        if attempt.stop_sent_at is not None and (unit.now - attempt.stop_sent_at).total_seconds() < resend_s:
-            return
         if attempt.arn is None and not self._exists(work):
             return
         try:
             self._crash_point("before stop")
             self._jobs.stop(attempt.job_name)
             self._crash_point("after stop")
-        except CredentialsRefused:
+        except (CredentialsRefused, OutOfCalls):
             raise
         except JobError as error:
             # the attempt stays `stopping`: the stop is sent again, and a job that is gone is noticed by describing it
             unit.trouble(error, work)
         else:
             unit.set_attempt(work, replace(work.attempts[-1], stop_sent_at=unit.now))
+            alarms.over(self._memory, unit, "stops")
 
     def _exists(self, work: Work) -> bool:
         """Whether a job whose creation we did not hear of is there, and ours; ends the attempt if there is none."""

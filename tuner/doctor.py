@@ -1,6 +1,7 @@
-"""What could keep a study from running on this machine, found before it is launched; each finding with its remedy.
+"""What could keep a study from running, found before it is launched; each finding with its remedy.
 
-The local part only: Python, the store, the state directory, whether jobs see a real `/opt/ml`, and the study file.
+Here what this machine knows: Python, the store, the study file, and for a local study the state directory and whether
+jobs see a real `/opt/ml`. What an account of AWS knows is looked at in `doctor_aws`.
 """
 
 import importlib.metadata
@@ -12,25 +13,55 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tuner import worlds
+from tuner import doctor_aws, policy_iam, worlds
+from tuner.aws import AwsError
+from tuner.clock import Clock
 from tuner.local.namespace import find_isolation
-from tuner.spec import StudySpec
+from tuner.model import Json
+from tuner.opening import operating_errors
+from tuner.prepare import connection
+from tuner.spec import StudySpec, load
 from tuner.store import StoreError, current, masked
+from tuner.store_schema import SCHEMA
 from tuner.verbs import Finding, UserError
 
 _FREE_MIN_BYTES = 1 << 30
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
-def doctor(file: Path | None, store_url: str) -> list[Finding]:
-    """Look at everything; nothing is created."""
-    findings = [*_python(), *_store(store_url), *_state_directory(), *_mounts()]
-    return findings if file is None else [*findings, *_study_file(file)]
+def doctor(file: Path | None, store_url: str, clock: Clock) -> list[Finding]:
+    """Look at everything; nothing is created, but for one small object in S3 that is deleted again."""
+    spec, of_file = (None, []) if file is None else _study_file(file)
+    found = [*_python(), *_store(store_url)]
+    if spec is None or spec.backend == "local":
+        found += [*_state_directory(), *_mounts()]
+    found += of_file
+    if spec is not None and spec.backend == "sagemaker":
+        found += doctor_aws.examine(connection(spec), spec, clock.now())
+    elif spec is not None:
+        found += _requirements(spec)
+    return found
+
+
+def policies(file: Path | None) -> dict[str, Json]:
+    """The IAM policies of a study, or with words to fill in. Raises UserError for a file that is none of AWS."""
+    if file is None:
+        return policy_iam.documents(policy_iam.place(None, None, None))
+    with operating_errors():
+        spec = load(file)
+    if spec.backend == "local":
+        raise UserError(f"{file}: study {spec.name} runs on this machine and needs no rights; set backend: sagemaker")
+    aws = connection(spec)
+    try:
+        identity, region = aws.identity, aws.region
+    except AwsError:  # who asks for a policy may not have any rights yet
+        return policy_iam.documents(policy_iam.place(spec, None, spec.sagemaker.region))
+    return policy_iam.documents(policy_iam.place(spec, identity, region))
 
 
 def _python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding(level="ok", what=f"Python {version} at {sys.executable}: local jobs run with it")
+    yield Finding(level="ok", what=f"Python {version} at {sys.executable}, with which local jobs run")
 
 
 def _store(url: str) -> Iterator[Finding]:
@@ -39,7 +70,13 @@ def _store(url: str) -> Iterator[Finding]:
     except StoreError as error:
         yield Finding(level="error", what=str(error), remedy="give a store that can be reached: --store or TUNER_STORE")
         return
-    state = f"schema {revision}" if revision else "not there yet, made on first use"
+    if revision is not None and revision > SCHEMA:
+        what = f"store {masked(url)}: its schema {revision} is newer than this version's {SCHEMA}"
+        yield Finding(level="error", what=what, remedy="upgrade spot-tuner to the version that made it, or newer")
+        return
+    state = "not there yet, made on first use" if revision is None else f"schema {revision}"
+    if revision not in (None, SCHEMA):
+        state += f", brought to {SCHEMA} on first use"
     yield Finding(level="ok", what=f"store {masked(url)}: {state}")
 
 
@@ -77,17 +114,16 @@ def _mounts() -> Iterator[Finding]:
         )
 
 
-def _study_file(file: Path) -> Iterator[Finding]:
+def _study_file(file: Path) -> tuple[StudySpec | None, list[Finding]]:
+    """What it says, where it can be read."""
     from tuner.study import plan  # noqa: PLC0415 - imports Optuna
 
     try:
         planned = plan(file)
     except UserError as error:
-        yield Finding(level="error", what=str(error), remedy="mend the study file")
-        return
-    yield Finding(level="ok", what=f"study {planned.spec.name}: the file, its sampler, space and code are sound")
-    yield from (Finding(level="warn", what=warning) for warning in planned.warnings)
-    yield from _requirements(planned.spec)
+        return None, [Finding(level="error", what=str(error), remedy="mend the study file")]
+    sound = Finding(level="ok", what=f"study {planned.spec.name}: the file, its sampler, space and code are sound")
+    return planned.spec, [sound, *(Finding(level="warn", what=warning) for warning in planned.warnings)]
 
 
 def _requirements(spec: StudySpec) -> Iterator[Finding]:

@@ -10,29 +10,35 @@ sampler's view are loaded anew. A job is never marked failed because this proces
 is in flight and what changed, never to what is recorded.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from tuner import requests, workload
+from tuner.calls import UNMETERED, Calls
+from tuner.capacity import PATIENCE_S
 from tuner.clock import Clock
 from tuner.dispatch import Dispatcher, submit_due
 from tuner.jobs import JobService
-from tuner.memory import Memory, Work
+from tuner.memory import Memory, Work, kept_limits
 from tuner.model import (
     RETRY_OF,
     AttemptState,
     Event,
     Intent,
     Lease,
+    Pool,
+    PoolTotals,
     ProgressReport,
     Study,
     StudyState,
     Trial,
 )
-from tuner.observe import STALE_POLLS, Observer, tell
+from tuner.observe import Observer, tell
 from tuner.proposals import Proposer
+from tuner.rounds import Hints, stale_s
 from tuner.sampler_view import earlier_rows, view_rows
 from tuner.spec import StudySpec, from_json
 from tuner.states import TrialEvent
@@ -42,6 +48,8 @@ from tuner.unit import UnitOfWork
 LEASE_S = 60.0
 # A create or stop is not sent when less than this is left of the lease: another engine might already be at work.
 _LEASE_MARGIN_S = 5.0
+# So many studies are asked what capacity was like.
+_STUDIES_RECALLED = 50
 
 
 class Progress(Protocol):
@@ -67,6 +75,10 @@ class Watcher(Protocol):
         """A tick is over; the memory is to be read only."""
         ...
 
+    def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
+        """The store does not answer, and the engine waits for it; None: it is there again."""
+        ...
+
 
 class Unwatched:
     """Nobody looks on."""
@@ -77,6 +89,9 @@ class Unwatched:
     def ticked(self, study: Study, memory: Memory) -> None:
         """Ignored."""
 
+    def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
+        """Ignored."""
+
 
 def _live_on(_point: str) -> None:
     """The crash point of production."""
@@ -84,7 +99,11 @@ def _live_on(_point: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What an engine is given. `progress` makes a new reader; `crash_point` is where tests die."""
+    """What an engine is given. `progress` makes a new reader; `crash_point` is where tests die.
+
+    `calls` says how many calls `jobs` may be asked for now, `hints` tells early of jobs that changed;
+    `sync_delay_s` is how late files of the checkpoint folder were seen to reach the store.
+    """
 
     store: Store
     clock: Clock
@@ -93,6 +112,9 @@ class World:
     proposer: Callable[[StudySpec], Proposer]
     watcher: Watcher
     crash_point: Callable[[str], None] = _live_on
+    calls: Calls = UNMETERED
+    hints: Hints | None = None
+    sync_delay_s: float = 0.0
 
 
 class Engine:
@@ -102,6 +124,7 @@ class Engine:
         self.study = study
         self.lease = lease
         self._world = world
+        self._stop_requested: Callable[[], bool] = lambda: False
         self._load()
 
     # --- memory
@@ -118,6 +141,7 @@ class Engine:
         self.memory = Memory(
             spec=spec,
             policy=workload.policy(spec, study),
+            sync_delay_s=self._world.sync_delay_s,
             proposer=self._world.proposer(spec),
             last_seq=last_seq,
             last_recorded_at=last[-1].recorded_at if last else None,
@@ -128,7 +152,22 @@ class Engine:
                 trial.number: Work(trial, list(attempts), list(runs)) for trial, attempts, runs in store.live(study.id)
             },
         )
+        self.memory.limits = kept_limits(study)
+        self.memory.totals = self._pool_totals(study)
+        self.memory.recall_losses()
+        self.memory.survey(self._world.clock.now())
         self._load_view()
+
+    def _pool_totals(self, study: Study) -> dict[Pool, PoolTotals]:
+        """What ended attempts met in their pools, those of recent studies in the same region included.
+
+        A local study has a market of its own, which others tell nothing about.
+        """
+        store = self._world.store
+        known = [study] if study.backend == "local" else store.studies()[-_STUDIES_RECALLED:]
+        region = from_json(study.spec).region
+        alike = [each.id for each in known if each.backend == study.backend and from_json(each.spec).region == region]
+        return store.pool_totals({*alike, study.id}, ended=True)
 
     def _load_view(self) -> None:
         """Build the sampler's study anew from our rows."""
@@ -144,7 +183,11 @@ class Engine:
     # --- the loop
 
     def run(self, stop_requested: Callable[[], bool]) -> StudyState:
-        """Tick until the study ends or rests, or until asked to leave (jobs go on). Raises LeaseLost."""
+        """Tick until the study ends or rests, or until asked to leave (jobs go on). Raises LeaseLost.
+
+        Raises StoreUnreachable when asked to leave while the store is away.
+        """
+        self._stop_requested = stop_requested
         while not stop_requested():
             if not self.tick().active:
                 break
@@ -162,8 +205,8 @@ class Engine:
                 # somebody else wrote: the fence says whether we may go on, and then only from what is recorded
                 self._renew()
                 self._load()
-        except StoreUnreachable:
-            self._wait_for_store()
+        except StoreUnreachable as error:
+            self._wait_for_store(error)
         self._world.watcher.ticked(self.study, self.memory)
         return self.study.state
 
@@ -172,23 +215,29 @@ class Engine:
         period_s = LEASE_S + 2 * self.memory.policy.poll_s
         self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=period_s)
 
-    def _wait_for_store(self) -> None:
+    def _wait_for_store(self, error: StoreUnreachable) -> None:
         """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
-        while True:
-            self._world.clock.wait(self._world.clock.now() + timedelta(seconds=self.memory.policy.poll_s))
+        clock, watcher = self._world.clock, self._world.watcher
+        watcher.store_away(clock.now(), error)
+        while not self._stop_requested():
+            clock.wait(clock.now() + timedelta(seconds=self.memory.policy.poll_s))
             try:
                 self._renew()
                 self._load()
-            except StoreUnreachable:
+            except StoreUnreachable as again:
+                error = again
                 continue
+            watcher.store_away(clock.now(), None)
             return
+        raise error
 
     def _tick(self) -> None:
         now = self._world.clock.now()
         self._renew()
         unit = self._unit(now)
         self._apply_requests(unit)
-        Observer(self.memory, self._world.jobs, self._progress.read, unit).observe()
+        world = self._world
+        Observer(self.memory, world.jobs, self._progress.read, unit, calls=world.calls, hints=world.hints).observe()
         self._commit(unit, "observed")
         unit = self._unit(now)
         submit_due(self.memory, unit)
@@ -200,6 +249,7 @@ class Engine:
             unit,
             may_send=self._lease_is_good,
             crash_point=self._world.crash_point,
+            calls=self._world.calls,
         )
         dispatcher.act()
         self._settle(unit)
@@ -240,7 +290,7 @@ class Engine:
     def _forget(self, trial: Trial) -> None:
         """Keep nothing of a trial that has ended: memory follows what is in flight."""
         for attempt in self.memory.live.pop(trial.number).attempts:
-            self.memory.seen_modified.pop(attempt.job_name, None)
+            self.memory.rounds.forget(attempt.job_name)
         self._progress.forget(trial.prefix)
 
     # --- the study itself
@@ -259,6 +309,8 @@ class Engine:
     def _state(self, unit: UnitOfWork) -> StudyState:
         memory, intent = self.memory, unit.study.intent
         busy = memory.in_flight > 0 or memory.concluding
+        if not busy and memory.scene.now != unit.now:
+            memory.survey(unit.now)
         if intent is Intent.CANCEL:
             return StudyState.DRAINING if busy else StudyState.CANCELLED
         if not memory.live and not memory.wants_more(unit.study):
@@ -283,18 +335,26 @@ class Engine:
         )
         return None if fits else StudyState.OUT_OF_BUDGET
 
+    def _patience_ends(self, work: Work, now: datetime) -> datetime | None:
+        """When to see again whether a job that waits should wait elsewhere; None where it has nowhere to go."""
+        since = work.waits_since
+        if since is None or self.memory.policy.pools == 1:
+            return None
+        return since + timedelta(seconds=PATIENCE_S * math.ceil((now - since).total_seconds() / PATIENCE_S + 0.001))
+
     def _next_due(self, now: datetime) -> datetime | None:
         """When the engine itself next has something to do; virtual time must not pass it."""
         memory = self.memory
         moments = [memory.policy.deadline_at]
-        if memory.concluding or memory.policy.stall_after_s is not None:
+        if memory.concluding or memory.rounds.behind or memory.policy.stall_after_s is not None:
             moments.append(now)
+        unseen = timedelta(seconds=stale_s(memory.in_flight, memory.policy.poll_s) + memory.policy.poll_s)
+        moments += [limit.believed_until(now) for limit in memory.limits.values()]
         for work in memory.live.values():
             attempt = work.attempt
             moments.append(work.trial.due_at)
             if attempt is not None:
-                moments += [attempt.stop_by, attempt.next_try_at]
-                stale_s = (STALE_POLLS + 1) * memory.policy.poll_s
+                moments += [attempt.stop_by, attempt.next_try_at, work.runs_out_at, self._patience_ends(work, now)]
                 seen_at = attempt.observed_at or attempt.created_at
-                moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + timedelta(seconds=stale_s))
+                moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + unseen)
         return min((moment for moment in moments if moment is not None and moment >= now), default=None)

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import model, study, views, worlds
+from tuner import model, opening, study, views, worlds
 from tuner.cli_live import PlainDisplay, QuietDisplay
 from tuner.clock import SystemClock
 from tuner.compare import Comparison, compare
@@ -41,7 +41,7 @@ def launch(
     return _run(
         plan.spec.name,
         store,
-        lambda opened, display: study.launch(plan, opened, display=display, signals=Signals()),
+        lambda opened, display: study.launch(study.prepare(plan, opened), opened, display=display, signals=Signals()),
         quiet=quiet,
     )
 
@@ -174,9 +174,9 @@ class Study:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Store, model.Study]]:
-        store = study.open_store(self._url)
+        store = opening.open_store(self._url)
         try:
-            yield store, study.find(self.name, store)
+            yield store, opening.find(self.name, store)
         finally:
             store.close()
 
@@ -215,7 +215,7 @@ def _frame(
 
 
 def _run(name: str, url: str | None, verb: Callable[[Store, Display], Outcome], *, quiet: bool) -> Study:
-    store = study.open_store(url)
+    store = opening.open_store(url)
     display: Display = QuietDisplay() if quiet else PlainDisplay(SystemClock())
     try:
         verb(store, display)

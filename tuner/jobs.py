@@ -15,13 +15,14 @@ engine, whose restart is the tested recovery path.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from tuner.model import AttemptEnd
+from tuner.model import AttemptEnd, Json
 
 # Environment variable of every job of ours that proves that it is ours (Describe returns no tags).
 DIGEST_VARIABLE = "TUNER_DIGEST"
@@ -40,7 +41,16 @@ class JobNotFound(JobError):  # noqa: N818
 
 
 class CapacityUnavailable(JobError):  # noqa: N818
-    """A quota of ours is used up: the same submission may succeed later."""
+    """A quota of ours is used up: the same submission may succeed later.
+
+    `limit` and `used`, in instances, are what the text said of a quota for one instance type, and a hint only: a limit
+    of 0 will not change by waiting.
+    """
+
+    def __init__(self, message: str, *, limit: int | None = None, used: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.used = used
 
 
 class Throttled(JobError):  # noqa: N818
@@ -53,6 +63,14 @@ class RequestRejected(JobError):  # noqa: N818
 
 class CredentialsRefused(JobError):  # noqa: N818
     """Nothing can be done before the user renews credentials or rights; jobs go on meanwhile."""
+
+
+class RoleNotReady(JobError):  # noqa: N818
+    """The role cannot be assumed: so it is said of one made moments ago, too. A few more tries tell which."""
+
+
+class SecretMissing(JobError):  # noqa: N818
+    """A secret that the job needs is not in this process's environment: nothing was sent."""
 
 
 class ServiceUnavailable(JobError):  # noqa: N818
@@ -87,13 +105,17 @@ class MetricDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """Everything that CreateTrainingJob is told. Strings are data: nothing of it is ever given to a shell."""
+    """Everything that CreateTrainingJob is told. Strings are data: nothing of it is ever given to a shell.
+
+    `secrets` names variables of the submitting process, by their names in the job: values are looked up as the request
+    is sent, and no record holds them. `raw` are members of CreateTrainingJob that nothing here stands for.
+    """
 
     name: str
     hyperparameters: Mapping[str, str]
     environment: Mapping[str, str]
     entrypoint: tuple[str, ...]  # empty: the image's own
-    image_uri: str
+    image_uri: str  # empty exactly where `algorithm` is not
     channels: tuple[Channel, ...]
     checkpoint_uri: str
     output_uri: str
@@ -106,6 +128,14 @@ class JobRequest:
     role_arn: str
     tags: Mapping[str, str]
     metrics: tuple[MetricDefinition, ...] = ()
+    algorithm: str = ""  # name or ARN of an algorithm resource, which has an image and an entrypoint of its own
+    checkpoint_path: str = "/opt/ml/checkpoints"
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    security_groups: tuple[str, ...] = ()  # with `subnets`, or without both
+    subnets: tuple[str, ...] = ()
+    kms_key: str = ""  # of the volume and of the outputs; empty: the services' own keys
+    network_isolation: bool = False
+    raw: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +164,8 @@ class Observation:
     training_s: int | None = None
     billable_s: int | None = None
     model_uri: str | None = None
+    final_metrics: Mapping[str, float] = field(default_factory=dict)  # the last value of each, by the service's regexes
+    asked: JobRequest | None = None  # what the service says it was asked for; None where it does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +209,54 @@ def digest(hyperparameters: Mapping[str, str], checkpoint_uri: str, code_uri: st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# --- what was asked for, and what is
+
+
+def differences(request: JobRequest, seen: JobRequest) -> tuple[str, ...]:
+    """Where a job is not what was asked for, a line each. An SDK once dropped the spot flag without a word.
+
+    Only what decides over money, resume and safety is compared, and as loosely as services spell things: names may
+    come back as ARNs, an address without its last slash, defaults may stand beside our hyperparameters.
+    """
+    return tuple(
+        f"{name}: asked for {wanted!r}, the job has {found!r}"
+        for name, wanted, found in _compared(request, seen)
+        if wanted != found
+    )
+
+
+_EXACT = (
+    "spot", "instance_type", "instance_count", "max_run_s", "max_wait_s", "entrypoint", "role_arn", "network_isolation",
+)  # fmt: skip
+_ADDRESSES = ("checkpoint_uri", "checkpoint_path", "output_uri")
+_SETS = ("security_groups", "subnets")
+
+
+def _compared(request: JobRequest, seen: JobRequest) -> Iterator[tuple[str, object, object]]:
+    """What is compared: name, as asked for, as it is."""
+    for name in _EXACT:
+        yield name, getattr(request, name), getattr(seen, name)
+    for name in _ADDRESSES:
+        yield name, getattr(request, name).rstrip("/"), getattr(seen, name).rstrip("/")
+    for name in _SETS:
+        yield name, sorted(getattr(request, name)), sorted(getattr(seen, name))
+    yield "encryption by a key of ours", bool(request.kms_key), bool(seen.kms_key)
+    if request.algorithm:
+        yield "algorithm", _last(request.algorithm), _last(seen.algorithm)
+    else:
+        yield "image_uri", request.image_uri, seen.image_uri
+    for key, value in request.hyperparameters.items():
+        yield f"hyperparameter {key}", value, seen.hyperparameters.get(key)
+
+
+def _last(arn: str) -> str:
+    """The name at the end of an ARN, or the name itself."""
+    return arn.rpartition("/")[2]
+
+
+# --- why a job failed
+
+
 # FailureReason starts with one of these words (aws: documented for Pipelines' retry policies and seen in the field).
 _FAILURES = {
     "CapacityError": AttemptEnd.CAPACITY,
@@ -184,6 +264,20 @@ _FAILURES = {
     "AlgorithmError": AttemptEnd.SCRIPT_ERROR,
     "ClientError": AttemptEnd.SCRIPT_ERROR,
 }
+
+
+# How the reason of a trial begins that failed for want of memory.
+OUT_OF_MEMORY = "out_of_memory"
+# Words of SageMaker, of its toolkits (which take exit code 137 for it), of Python, PyTorch, CUDA, C++ and Java.
+_MEMORY = re.compile(
+    r"instance type with more memory|OutOfMemory|\bMemoryError\b|out of memory|std::bad_alloc|cannot allocate memory",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(reason: str) -> bool:
+    """Whether a job failed for want of memory: on the same instance type it would again."""
+    return _MEMORY.search(reason) is not None
 
 
 def classify_failure(reason: str) -> AttemptEnd:

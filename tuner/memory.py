@@ -4,30 +4,46 @@ Rules: it is a copy of rows and of what lies under the prefixes, and may be thro
 what is in flight, not what is recorded. Nothing here writes, and nothing here decides.
 """
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, cast
 
-from tuner import decide
-from tuner.decide import Policy
+from tuner import capacity, decide, proof
+from tuner.capacity import Kind, Limit, Scene, kind_of
+from tuner.decide import Policy, Presence
+from tuner.jobs import CredentialsRefused, SecretMissing
 from tuner.model import (
     NO_STEP,
     Attempt,
+    AttemptEnd,
     AttemptState,
+    Json,
     MetricPoint,
     Point,
+    Pool,
+    PoolTotals,
     ProgressReport,
     Run,
+    RunEnd,
     RunRecord,
+    StopReason,
     Study,
     Trial,
     TrialState,
 )
 from tuner.proof import Steps
+from tuner.rounds import Rounds
 from tuner.spec import StudySpec
 
 if TYPE_CHECKING:
     from tuner.proposals import Proposer  # Optuna is slow to import, and `status` passes here
+
+# So many whole runs without a newer checkpoint, and the next one would be lost as well.
+RUNS_FOR_NOTHING_MAX = 3
+# Attribute of a study: the quotas that refusals have told.
+_LIMITS = "tuner:limits"
 
 
 @dataclass
@@ -46,6 +62,8 @@ class Work:
     checkpoint_step: int | None = None
     checkpoint_at: datetime | None = None
     unread: bool = True  # something may lie under the prefix that was not read
+    presence: Presence | None = None  # of the last attempt's job, as described last
+    final_metrics: Mapping[str, float] = field(default_factory=dict)  # of the last attempt's job, as the service read
 
     @property
     def attempt(self) -> Attempt | None:
@@ -56,6 +74,37 @@ class Work:
     def ended_attempt(self) -> Attempt | None:
         """The last attempt, once it has ended."""
         return self.attempts[-1] if self.attempts and not self.attempts[-1].live else None
+
+    @property
+    def waits_since(self) -> datetime | None:
+        """Since when the live attempt's job has no instances; None if it has some, or if nobody has looked."""
+        if self.attempt is None or self.attempt.arn is None or self.presence is None or self.presence.up:
+            return None
+        return self.presence.since
+
+    @property
+    def moved(self) -> bool:
+        """Whether the trial has left a pool, and is in no other yet."""
+        last = self.ended_attempt
+        return last is not None and last.stop_reason is StopReason.MOVE
+
+    @property
+    def runs_out_at(self) -> datetime | None:
+        """When the live attempt's job has used up its `max_run`, should its instances stay up; None if they are not."""
+        attempt = self.attempt
+        if attempt is None or attempt.observed_at is None or self.presence is None or not self.presence.up:
+            return None
+        return attempt.observed_at + timedelta(seconds=attempt.max_run_s - attempt.run_s)
+
+    @property
+    def fruitless(self) -> bool:
+        """Whether the trial trains for nothing: whole runs, and no newer checkpoint; on demand, since it went there."""
+        if self.unread:
+            return False
+        counted = {each.number for each in self.attempts if not each.spot} or {each.number for each in self.attempts}
+        taken = {each.number for each in self.attempts if each.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)}
+        runs = [run for run in self.runs if run.attempt in counted]
+        return proof.runs_for_nothing(runs, taken, self.checkpoint_at) >= RUNS_FOR_NOTHING_MAX
 
     def value(self, metric: str) -> float | None:
         """The metric at its highest step."""
@@ -120,10 +169,23 @@ class Memory:
     spent_microusd: int
     on_demand_microusd: int
     live: dict[int, Work] = field(default_factory=dict)
-    seen_modified: dict[str, datetime] = field(default_factory=dict)  # by job: what was described last
-    listed_at: datetime | None = None
+    rounds: Rounds = field(default_factory=Rounds)
     last_recorded_at: datetime | None = None
     retried: int = 0  # trials that repeat failed ones, outside the total
+    troubles: dict[str, Exception] = field(default_factory=dict)  # what could not be done when last tried, and why
+    sync_delay_s: float = 0.0  # how late files of the checkpoint folder reach the store, where that is known
+    compared: bool = False  # a job that this process created was compared with what was asked for
+    differs: str | None = None  # a job is not what was asked for
+    totals: dict[Pool, PoolTotals] = field(default_factory=dict)  # of attempts that have ended, of other studies too
+    limits: dict[Kind, Limit] = field(default_factory=dict)
+    lost_at: dict[Pool, datetime] = field(default_factory=dict)
+    scene: Scene = field(init=False)  # the pools, as of the last look
+
+    @property
+    def refused(self) -> str | None:
+        """Why nothing goes on before the user renews credentials or gives back a secret; None while all is well."""
+        refusals = (e for e in self.troubles.values() if isinstance(e, CredentialsRefused | SecretMissing))
+        return next((str(error) for error in refusals), None)
 
     @property
     def in_flight(self) -> int:
@@ -156,13 +218,124 @@ class Memory:
         """Billed over training time as this study has learned it; 1 before anything ended."""
         return self.spent_microusd / self.on_demand_microusd if self.on_demand_microusd else 1.0
 
+    # --- pools
+
+    def goes_on_demand(self, work: Work | None) -> bool:
+        """Whether the next attempt of this trial, or the first of a new one, is on demand."""
+        if work is None:
+            return not self.policy.spot
+        return capacity.goes_on_demand(work.attempts, self.policy, fruitless=work.fruitless)
+
+    def survey(self, now: datetime) -> Scene:
+        """Look at all pools anew; placements follow the last look. It costs what is in flight."""
+        scene = Scene(now=now, instance_count=self.policy.instance_count, limits=self.limits)
+        here: defaultdict[Pool, list[Presence]] = defaultdict(list)
+        totals = dict(self.totals)
+        for work in self.live.values():
+            attempt = work.attempt
+            if attempt is None:
+                scene.movers += work.moved
+                continue
+            pool = attempt.pool
+            scene.attempts[kind_of(pool)] += 1
+            scene.jobs[kind_of(pool)] += attempt.arn is not None
+            scene.movers += attempt.stop_reason is StopReason.MOVE
+            if attempt.arn is not None:
+                totals[pool] = totals.get(pool, PoolTotals()) + capacity.totals_of(attempt)
+                if attempt.state is not AttemptState.STOPPING:
+                    here[pool].append(work.presence or Presence(up=False, since=attempt.submitted_at or now))
+        scene.standings = {
+            pool: capacity.standing_of(totals.get(pool, PoolTotals()), here[pool], self.lost_at.get(pool), now)
+            for pool in totals.keys() | self.lost_at.keys() | here.keys()
+        }
+        self.scene = scene
+        return scene
+
+    def place(self, work: Work | None, *, without: Kind | None = None) -> Pool | None:
+        """The pool of this trial's next attempt, or of a new one's first; None while none has room under its quota."""
+        attempts = work.attempts if work is not None else ()
+        return capacity.place(attempts, self.policy, self.scene, on_demand=self.goes_on_demand(work), without=without)
+
+    def place_instead(self, work: Work) -> Pool | None:
+        """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget."""
+        attempt = work.attempts[-1]
+        if attempt.spot is self.goes_on_demand(work):
+            return None
+        pool = capacity.place(
+            work.attempts[:-1],
+            self.policy,
+            self.scene,
+            on_demand=not attempt.spot,
+            without=kind_of(attempt.pool),
+        )
+        if pool is None or self.scene.closed(kind_of(pool)):
+            return None
+        dearer = self.allowance_instead(work, pool) - attempt.reserved_microusd
+        return pool if self.fits(self.reserved_in_flight_microusd + dearer) else None
+
+    def allowance_instead(self, work: Work, pool: Pool) -> int:
+        """What the live attempt would reserve in this pool."""
+        rate = self.policy.rate_microusd_per_h(pool.instance_type)
+        return decide.allowance_microusd(work.attempts[-1].max_run_s, rate, self.policy)
+
+    def could_pay(self, work: Work, pool: Pool) -> bool:
+        """Whether the budget would let this trial go on in another pool than its live attempt's."""
+        attempts = work.attempts
+        left_s = max(0, decide.max_run_left_s(attempts, self.policy))
+        rate = self.policy.rate_microusd_per_h(pool.instance_type)
+        dearer = decide.allowance_microusd(left_s, rate, self.policy) - attempts[-1].reserved_microusd
+        return self.fits(self.reserved_in_flight_microusd + dearer)
+
+    def learn_limit(self, kind: Kind, instances: int, now: datetime) -> dict[str, Json]:
+        """Remember a quota; returns what is to be kept with the study."""
+        self.limits[kind] = Limit(instances=instances, learned_at=now)
+        return self._kept_limits()
+
+    def forget_limit(self, kind: Kind) -> dict[str, Json]:
+        """A quota was raised: more fits than it allowed; returns what is to be kept with the study."""
+        del self.limits[kind]
+        return self._kept_limits()
+
+    def _kept_limits(self) -> dict[str, Json]:
+        return {
+            _LIMITS: [
+                [instance_type, spot, limit.instances, limit.learned_at.isoformat()]
+                for (instance_type, spot), limit in self.limits.items()
+            ]
+        }
+
+    def lost(self, pool: Pool, at: datetime) -> None:
+        """Capacity took something of the study's in this pool."""
+        self.lost_at[pool] = max(at, self.lost_at.get(pool, at))
+
+    def recall_losses(self) -> None:
+        """What capacity took from unfinished trials before this engine came."""
+        for work in self.live.values():
+            pools = {attempt.number: attempt.pool for attempt in work.attempts}
+            for run in work.runs:
+                if run.ended_at is not None and run.end is RunEnd.INTERRUPTED:
+                    self.lost(pools[run.attempt], run.ended_at)
+
+    def ended(self, attempt: Attempt) -> None:
+        """An attempt is not live any more: from now on its pool's totals hold it."""
+        self.totals[attempt.pool] = self.totals.get(attempt.pool, PoolTotals()) + capacity.totals_of(attempt)
+        if attempt.stop_reason is StopReason.MOVE and attempt.stop_wanted_at is not None:
+            self.lost(attempt.pool, attempt.stop_wanted_at)
+        elif attempt.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) and attempt.ended_at is not None:
+            self.lost(attempt.pool, attempt.ended_at)
+
     # --- budget
 
     def next_allowance(self, work: Work | None) -> int:
         """What the next attempt of this trial, or the first of a new one, would reserve."""
+        pool = self.place(work) or capacity.listed(self.policy, spot=not self.goes_on_demand(work))[0]
+        return self.allowance(work, pool)
+
+    def allowance(self, work: Work | None, pool: Pool) -> int:
+        """What an attempt in this pool would reserve."""
         attempts = work.attempts if work is not None else []
         left_s = max(0, decide.max_run_left_s(attempts, self.policy))
-        rate = self.policy.rates_microusd_per_h[decide.instance_choice(attempts, self.policy)]
+        rate = self.policy.rate_microusd_per_h(pool.instance_type)
         return decide.allowance_microusd(left_s, rate, self.policy)
 
     @property
@@ -182,7 +355,21 @@ class Memory:
         if self.policy.budget_microusd is None:
             return True
         others = self.reserved_microusd if work is None else self.reserved_in_flight_microusd
-        return self.spent_microusd + others + self.next_allowance(work) <= self.policy.budget_microusd
+        return self.fits(others + self.next_allowance(work))
+
+    def fits(self, reserved_microusd: int) -> bool:
+        """Whether the budget has room for these reservations beside what is spent."""
+        limit = self.policy.budget_microusd
+        return limit is None or self.spent_microusd + reserved_microusd <= limit
+
+
+def kept_limits(study: Study) -> dict[Kind, Limit]:
+    """The quotas that were learned before this engine came."""
+    kept = cast("list[tuple[str, bool, int, str]]", study.attrs.get(_LIMITS, []))
+    return {
+        (instance_type, spot): Limit(instances=instances, learned_at=datetime.fromisoformat(learned_at))
+        for instance_type, spot, instances, learned_at in kept
+    }
 
 
 def is_training(attempt: Attempt) -> bool:

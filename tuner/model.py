@@ -8,6 +8,7 @@ Times are aware and in UTC. Money is in integer micro-dollars (`_microusd`), dur
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -191,6 +192,46 @@ class Trial:
         return number if isinstance(number, int) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Where capacity comes and goes together: an instance type in a zone, on spot or on demand, of the study's region.
+
+    SageMaker names no zone: there is one only where the study file maps zones to subnets.
+    """
+
+    instance_type: str
+    spot: bool
+    zone: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join((self.instance_type, "spot" if self.spot else "on-demand", *([self.zone] if self.zone else ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolTotals:
+    """What attempts of a pool have met, in sums."""
+
+    attempts: int = 0  # that had a job
+    live: int = 0
+    interruptions: int = 0
+    up_s: float = 0.0
+    wait_s: float = 0.0  # for capacity, and for what precedes training
+
+    def __add__(self, other: "PoolTotals") -> "PoolTotals":
+        return PoolTotals(
+            attempts=self.attempts + other.attempts,
+            live=self.live + other.live,
+            interruptions=self.interruptions + other.interruptions,
+            up_s=self.up_s + other.up_s,
+            wait_s=self.wait_s + other.wait_s,
+        )
+
+    @property
+    def waits(self) -> int:
+        """Times that a job waited for capacity."""
+        return self.attempts + self.interruptions
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One CreateTrainingJob. Its row exists before the job does."""
@@ -201,7 +242,7 @@ class Attempt:
     version: int
     job_name: str
     digest: str  # of hyperparameters, prefix and bundle: tells our job from a foreign one of the same name
-    instance_type: str
+    instance_type: str  # this and the next ones may still change while no job exists, when a quota refuses the job
     instance_count: int
     spot: bool
     rate_microusd_per_h: int
@@ -227,16 +268,21 @@ class Attempt:
     run_s: float = 0.0  # seconds that count against max_run: from a run's first Downloading or Training row to its end
     training_s: int | None = None  # TrainingTimeInSeconds, final
     billable_s: int | None = None  # BillableTimeInSeconds, final
-    startup_s: float = 0.0  # before training: Starting, Pending, Downloading
+    startup_s: float = 0.0  # no training yet, or none any more: waiting for capacity, preparing, downloading
     upload_s: float = 0.0
     estimated_microusd: int = 0  # from the history, while it runs
     spend_microusd: int | None = None  # final
     on_demand_microusd: int | None = None  # final
     model_uri: str | None = None
+    zone: str | None = None  # where the study file maps zones to subnets
 
     @property
     def live(self) -> bool:
         return self.state is not AttemptState.ENDED
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(self.instance_type, self.spot, self.zone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,3 +423,45 @@ class Summary:
     estimated_microusd: int
     reserved_microusd: int
     lost_work_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something found out about an account in a region. `scope` is "account/region", `source` who found it out."""
+
+    scope: str
+    name: str
+    value: Json
+    learned_at: datetime
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPrice:
+    """An on-demand price as AWS publishes it. `as_of` is the source's own date."""
+
+    region: str
+    instance_type: str
+    usd_per_hour: Decimal
+    as_of: str
+    fetched_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRate:
+    """How many calls of one operation an account may make: `per_s` for ever, `burst` at once."""
+
+    per_s: float
+    burst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What an engine takes out of a bucket of calls: `wanted` of them, or fewer."""
+
+    wanted: int
+    idle: int = 0  # further ones, only while the bucket is more than half full
+    at_least: int = 0  # else none
+    spare: int = 0  # so many stay
+    engines: int = 1  # that share the bucket: no more than one's part of what is there
+    back: int = 0  # calls of an earlier draw that were not made

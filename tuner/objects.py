@@ -241,11 +241,13 @@ class S3Objects:
     def read(self, uri: str, start: int = 0, limit: int | None = None) -> bytes:
         if limit == 0:
             return b""
+        from botocore.exceptions import ClientError  # noqa: PLC0415 - see _aws
+
         last = "" if limit is None else str(start + limit - 1)
         with _aws(uri):
             try:
                 return self._client.get_object(**_at(uri), Range=f"bytes={start}-{last}")["Body"].read()
-            except self._client.exceptions.ClientError as error:
+            except ClientError as error:
                 if error.response["Error"]["Code"] in ("InvalidRange", "416"):
                     return b""
                 raise

@@ -6,12 +6,13 @@ under the prefix was read. Each step is shown to the pruner once and in order, a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from tuner import decide, proof, signs
-from tuner.jobs import JobError, JobNotFound, JobService, Observation
+from tuner import alarms, capacity, decide, proof, signs
+from tuner.calls import UNMETERED, Call, Calls
+from tuner.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
 from tuner.memory import Memory, Work, is_training
 from tuner.model import (
     NO_STEP,
@@ -20,6 +21,7 @@ from tuner.model import (
     AttemptState,
     Intent,
     Point,
+    Pool,
     ProgressReport,
     Run,
     StopReason,
@@ -27,24 +29,32 @@ from tuner.model import (
     TrialState,
 )
 from tuner.prices import cost_microusd
+from tuner.rounds import STALE_POLLS, Hints
 from tuner.spec_records import COST_METRIC, MICROUSD
 from tuner.states import AttemptEvent, TrialEvent
 from tuner.unit import UnitOfWork
 
 # Lists may lag: each looks this far back before the last good one.
 _LIST_OVERLAP = timedelta(minutes=2)
-# A live job that no list has shown as changed for so many polls is described all the same.
-STALE_POLLS = 10
 
 
 class Observer:
     """Brings memory up to date, for one tick."""
 
     def __init__(
-        self, memory: Memory, jobs: JobService, read: Callable[[str], ProgressReport], unit: UnitOfWork
+        self,
+        memory: Memory,
+        jobs: JobService,
+        read: Callable[[str], ProgressReport],
+        unit: UnitOfWork,
+        *,
+        calls: Calls = UNMETERED,
+        hints: Hints | None = None,
     ) -> None:
         self._memory = memory
         self._jobs = jobs
+        self._calls = calls
+        self._hints = hints
         self._read = read
         self._unit = unit
         self._now = unit.now
@@ -56,38 +66,66 @@ class Observer:
             self._read_progress(work)
             self._judge(work)
             self._conclude(work)
+        self._move()
         self._warn()
 
     # --- jobs
 
     def _observe_jobs(self) -> None:
-        working = [work for work in self._memory.live.values() if work.attempt is not None and work.attempt.arn]
-        if not working:
-            return
-        try:
-            changed = self._list_changed(working)
-            for work in working:
-                if work.attempts[-1].job_name in changed or self._stale(work.attempts[-1]):
-                    self._describe(work)
-        except JobError as error:
-            # the next tick sees everything that this one missed
-            self._unit.trouble(error)
+        works = (work for work in self._memory.live.values() if work.attempt is not None and work.attempt.arn)
+        working = {work.attempts[-1].job_name: work for work in works}
+        # what one of them cannot tell, another or the next tick does
+        looks = {"hints": self._take_hints, "lists": self._list_changed, "jobs": self._describe_due}
+        for name, look in looks.items():
+            try:
+                if look(working):
+                    alarms.over(self._memory, self._unit, name)
+            except JobError as error:
+                alarms.trouble(self._memory, self._unit, name, error)
+                if isinstance(error, CredentialsRefused):
+                    return  # nothing else would fare better
 
-    def _list_changed(self, working: list[Work]) -> set[str]:
-        memory = self._memory
-        oldest = min(work.attempts[-1].submitted_at or self._now for work in working)
-        summaries = self._jobs.list_changed(
+    # each of these says whether it asked anybody
+
+    def _take_hints(self, working: Mapping[str, Work]) -> bool:
+        if self._hints is None:
+            return False
+        self._memory.rounds.hinted(self._hints.receive(), working)
+        return True
+
+    def _list_changed(self, working: Mapping[str, Work]) -> bool:
+        rounds = self._memory.rounds
+        rounds.skipped = bool(working) and rounds.list_due(self._now, hints=self._hints is not None)
+        if not rounds.skipped:
+            return False
+        if not self._calls.may_list():
+            return False
+        oldest = min(work.attempts[-1].submitted_at or self._now for work in working.values())
+        changed = self._jobs.list_changed(
             f"{self._unit.study.key}-",
             created_after=oldest - _LIST_OVERLAP,
-            modified_after=(memory.listed_at or oldest) - _LIST_OVERLAP,
+            modified_after=(rounds.listed_at or oldest) - _LIST_OVERLAP,
         )
-        changed = {each.name for each in summaries if memory.seen_modified.get(each.name) != each.modified_at}
-        memory.listed_at = self._now
-        return changed
+        rounds.listed(changed, working, self._now)
+        return True
 
-    def _stale(self, attempt: Attempt) -> bool:
-        since = attempt.observed_at or attempt.submitted_at or attempt.created_at
-        return (self._now - since).total_seconds() > STALE_POLLS * self._memory.policy.poll_s
+    def _describe_due(self, working: Mapping[str, Work]) -> bool:
+        rounds = self._memory.rounds
+        for name, work in working.items():
+            if self._runs_out(work):
+                rounds.press(name)
+        attempts = {name: work.attempts[-1] for name, work in working.items()}
+        due, stale = rounds.order(attempts, self._now, self._memory.policy.poll_s)
+        may = self._calls.may(Call.DESCRIBE, len(due), idle=len(stale))
+        for name in (*due, *stale)[:may]:
+            rounds.asked(name, self._now)
+            self._describe(working[name])
+        return may > 0
+
+    def _runs_out(self, work: Work) -> bool:
+        """Whether its `max_run` is used up, unless it was interrupted since it was last looked at."""
+        moment = work.runs_out_at
+        return moment is not None and moment < self._now
 
     def _describe(self, work: Work) -> None:
         attempt, unit = work.attempts[-1], self._unit
@@ -98,14 +136,19 @@ class Observer:
             return
         if self._awaits_figures(seen):
             return  # not remembered as seen: the next tick describes it again
-        self._memory.seen_modified[attempt.job_name] = seen.modified_at
+        self._memory.rounds.described(attempt.job_name, seen.modified_at)
         absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio)
         unit.set_attempt(work, absorbed.attempt)
         unit.drafted(work, attempt.number, absorbed.events)
+        work.presence = decide.presence(seen)
+        if absorbed.attempt.interruptions > attempt.interruptions:
+            self._memory.lost(attempt.pool, work.presence.since)
         others = [run for run in work.runs if run.attempt != attempt.number]
         mine = [run for run in work.runs if run.attempt == attempt.number]
         unit.set_runs(work, [*others, *proof.merge_spans(attempt.trial, attempt.number, absorbed.spans, mine)])
         work.unread = True
+        if attempt.observed_at is None:
+            alarms.compare(self._memory, unit, work, seen)
         if seen.status.final:
             self._end(work, seen)
 
@@ -118,6 +161,7 @@ class Observer:
     def _end(self, work: Work, seen: Observation) -> None:
         attempt = work.attempts[-1]
         end, reason = decide.end_of(seen)
+        work.final_metrics = seen.final_metrics
         billable_s, training_s = seen.billable_s, seen.training_s
         if billable_s is None and attempt.run_s > 0:
             # it trained, and the service does not say what it bills: the dearest reading, and said
@@ -158,6 +202,7 @@ class Observer:
         )
         memory.spent_microusd += spend
         memory.on_demand_microusd += on_demand
+        memory.ended(ended)
 
     # --- what lies under the prefix
 
@@ -170,9 +215,10 @@ class Observer:
             report = self._read(work.trial.prefix)
             fresh = work.take(report)
             work.unread = report.more
+            alarms.over(self._memory, self._unit, work.trial.prefix)
         except OSError as error:
             work.unread = True
-            self._unit.trouble(error, work)
+            alarms.trouble(self._memory, self._unit, work.trial.prefix, error, work)
         self._unit.add_points(fresh)
         if not work.unread:  # a new reader begins at the beginning: half of it would unsay what was proven
             self._prove(work)
@@ -258,13 +304,17 @@ class Observer:
             spent = sum(each.spend_microusd or 0 for each in work.attempts) + attempt.estimated_microusd
             if spent > policy.trial_budget_microusd:
                 return StopReason.TRIAL_BUDGET
-        if signs.fruitless(work):
-            return StopReason.NO_PROGRESS
+        if work.fruitless:
+            # what spot takes away each time before it is saved, on-demand keeps
+            return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
         if signs.stalled(work, policy, self._now):
             return StopReason.STALL
         if intent in (Intent.STOP, Intent.STOP_NOW):
             return StopReason.USER
-        return StopReason.LIMIT if self._memory.past_deadline(self._now) else None
+        if self._memory.past_deadline(self._now) or _has_run_out(attempt):
+            return StopReason.LIMIT
+        waits = work.waits_since is not None and attempt.spot
+        return StopReason.MOVE if waits and self._memory.goes_on_demand(work) else None
 
     def _stop_by(self, why: StopReason) -> datetime:
         waits = why in (StopReason.USER, StopReason.LIMIT) and self._unit.study.intent is not Intent.STOP_NOW
@@ -274,13 +324,47 @@ class Observer:
         """A stop that can wait is sent once a checkpoint newer than the wish lies in the store, or nothing trains."""
         if attempt.state is not AttemptState.TRAINING or attempt.stop_by is None or self._now >= attempt.stop_by:
             return True
+        if _has_run_out(attempt):
+            return True
         wanted_at = attempt.stop_wanted_at
         return wanted_at is not None and work.checkpoint_at is not None and work.checkpoint_at > wanted_at
+
+    # --- what should wait elsewhere
+
+    def _move(self) -> None:
+        """Stop jobs that wait for spot capacity where others of the study's pools are likelier to have some."""
+        memory = self._memory
+        if memory.policy.pools == 1 or self._unit.study.intent is not Intent.RUN:
+            return
+        waiting = [
+            (work.waits_since, work.trial.number, work)
+            for work in memory.live.values()
+            if work.waits_since is not None and work.attempts[-1].stop_reason is None
+        ]
+        if not waiting or (self._now - min(waiting)[0]).total_seconds() < capacity.PATIENCE_S:
+            return
+        scene = memory.survey(self._now)
+        for since, _, work in sorted(waiting):
+            pool = capacity.elsewhere(work.attempts, memory.policy, scene, since)
+            if pool is not None and memory.could_pay(work, pool):
+                self._leave(work, pool)
+                scene.movers += 1
+                scene.attempts[capacity.kind_of(pool)] += 1  # its place is kept for the others of this tick
+
+    def _leave(self, work: Work, pool: Pool) -> None:
+        attempt, unit = work.attempts[-1], self._unit
+        unit.set_attempt(
+            work, replace(attempt, stop_reason=StopReason.MOVE, stop_wanted_at=self._now, stop_by=self._now)
+        )
+        unit.event(
+            "stop.wanted", work=work, attempt=attempt.number, why=StopReason.MOVE, left=str(attempt.pool), to=str(pool)
+        )
+        unit.move_attempt(work, AttemptEvent.STOP, why=StopReason.MOVE)
 
     def _warn(self) -> None:
         """Keep the warnings of the study as they are now; what is new is also an event."""
         unit = self._unit
-        fresh = signs.warnings(self._memory.live.values(), self._memory.policy, self._now)
+        fresh = signs.warnings(self._memory.live.values(), self._memory.policy, self._now, self._memory.sync_delay_s)
         known = unit.study.warnings
         for line in fresh:
             if line not in known:
@@ -302,8 +386,10 @@ class Observer:
             unit.set_trial(work, replace(work.trial, faults=work.trial.faults + 1))
         if verdict.event is TrialEvent.BACK_OFF and decide.max_run_left_s(work.attempts, policy) < 1:
             verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
-        elif verdict.event is TrialEvent.BACK_OFF and signs.fruitless(work):
+        elif verdict.event is TrialEvent.BACK_OFF and work.fruitless and not self._has_a_way_out(work, attempt):
             verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.NO_PROGRESS))
+        if verdict.event is TrialEvent.SUCCEED:
+            alarms.cross_check(self._memory, unit, work, work.final_metrics)
         unit.move_trial(
             work,
             verdict.event,
@@ -312,6 +398,10 @@ class Observer:
             values=values if verdict.event is TrialEvent.SUCCEED else None,
         )
         tell(self._memory, unit, work)
+
+    def _has_a_way_out(self, work: Work, attempt: Attempt) -> bool:
+        """Whether a trial that trained for nothing on spot may train on demand."""
+        return attempt.spot and self._memory.goes_on_demand(work)
 
     def _values(self, work: Work) -> tuple[float, ...] | None:
         """The objectives' values, None unless all are finite."""
@@ -322,6 +412,11 @@ class Observer:
         ]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         return tuple(finite) if len(finite) == len(values) else None
+
+
+def _has_run_out(attempt: Attempt) -> bool:
+    """Whether its job has used up its `max_run`, and the service let it run on: it may count each run anew."""
+    return attempt.run_s > attempt.max_run_s
 
 
 def tell(memory: Memory, unit: UnitOfWork, work: Work) -> None:

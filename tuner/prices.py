@@ -1,9 +1,10 @@
 """The rate card: on-demand dollars per hour of SageMaker training instances.
 
-`prices.csv` is a table of facts with a date on each row, not a live feed: prices of the study file stand before it, and
-every figure derived from it carries its basis. A basis is
+`prices.csv` is a table of facts with a date on each row, not a live feed. Prices of the study file stand before it,
+and after those what the Price List API gave lately (`tuner.price_list`); every figure carries its basis. A basis is
 
 - `list`: AWS's published price of that date;
+- `price list`: AWS's published price, asked for on that date;
 - `billed`: taken from a line of a real bill of that date;
 - `derived`: the EC2 on-demand price times the factor (1.25 for GPU types, 1.40 for the `.xlarge` of g4dn, g5 and g6,
   1.20 for m5 and c5) that reproduces nearly all listed and billed rows: good for estimates, not for accounting;
@@ -46,15 +47,20 @@ class Rate:
 
 
 class RateCard:
-    """The shipped table with the prices of a study file before it."""
+    """The shipped table; before it what the Price List API gave, by type; before all the prices of a study file."""
 
-    def __init__(self, overrides: Mapping[str, Decimal] | None = None) -> None:
+    def __init__(
+        self, overrides: Mapping[str, Decimal] | None = None, listed: Mapping[str, Rate] | None = None
+    ) -> None:
         self._overrides = dict(overrides or {})
+        self._listed = dict(listed or {})
 
     def rate(self, instance_type: str, region: str) -> Rate:
         """The on-demand rate of one instance. Raises `PriceUnknown`, whose message says what to write."""
         if instance_type in self._overrides:
             return Rate(self._overrides[instance_type], "study file", "")
+        if instance_type in self._listed:
+            return self._listed[instance_type]
         try:
             return _shipped()[region, instance_type]
         except KeyError:

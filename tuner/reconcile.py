@@ -11,10 +11,11 @@ only after: a copy that was cut off is made again by the next `resume`, and no o
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
-from tuner import audit, workload, worlds
+from tuner import audit, prepare, workload, worlds
 from tuner.checkpoints import copy_own_files
-from tuner.jobs import JobError
+from tuner.jobs import JobError, JobService
 from tuner.memory import Work
 from tuner.model import RETRY_OF, Intent, Lease, Study, Trial, TrialState
 from tuner.packaging import BundleRefused
@@ -32,11 +33,12 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Who resumes a study, and what they accept."""
+    """Who resumes a study, what they accept, and where its state directory is if it was moved."""
 
     who: str
     accept_changes: bool = False
     retry_failed: bool = False
+    moved: Path | None = None
 
 
 class Reconciler:
@@ -56,6 +58,8 @@ class Reconciler:
         unit = UnitOfWork(
             study, last_seq=last_seq, now=self._now, recorded_after=last[-1].recorded_at if last else None
         )
+        if wish.moved is not None:
+            self._move(unit, wish.moved)
         self._compare_file(unit, accept_changes=wish.accept_changes)
         unit.event("resume", who=wish.who)
         if unit.study.intent is not Intent.RUN:
@@ -68,11 +72,11 @@ class Reconciler:
         self._copy_checkpoints(unit.study)
         return unit.study
 
-    def report_orphans(self, study: Study) -> None:
+    def report_orphans(self, study: Study, jobs: JobService) -> None:
         """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
         spec = from_json(study.spec)
         try:
-            found = audit.orphans(study, spec, self._store, worlds.job_service(study, spec))
+            found = audit.orphans(study, spec, self._store, jobs)
         except JobError as error:
             self._tell("warn", f"jobs that nobody asked for were not looked for: {error}")
             return
@@ -81,6 +85,13 @@ class Reconciler:
 
     def _tell(self, level: Level, text: str) -> None:
         self._display.event(EventLine(at=self._now, level=level, text=text))
+
+    def _move(self, unit: UnitOfWork, to: Path) -> None:
+        self._tell(
+            "info", f"the state directory {unit.study.local_dir} is gone: {to} has the study's jobs, and is used"
+        )
+        unit.event("moved", before=unit.study.local_dir, after=str(to))
+        unit.set_study(replace(unit.study, local_dir=str(to)))
 
     # --- the study file and the code
 
@@ -91,17 +102,34 @@ class Reconciler:
             self._tell("info", f"the study file {recorded.file} is gone: the recorded one is used")
             return
         current = load(recorded.file, recorded.overrides)
+        if recorded.backend == current.backend == "sagemaker":
+            current = prepare.carried(current, recorded)
         found = changes(recorded, current)
         for change in found:
             self._tell("warn", f"{recorded.file.name}: {change} ({_KINDS[change.kind]})")
         _refuse(recorded, found, accept_changes=accept_changes)
         if accept_changes:
-            _accept(unit, current, found)
+            self._accept(unit, current, found)
         else:
             self._compare_code(unit.study, current)
 
+    def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
+        refuse_unbuilt(current)
+        worlds.make_proposer(current)
+        where = worlds.place_of(unit.study)
+        if isinstance(where, worlds.AwsPlace):
+            ready = prepare.prepare(current, where.aws, self._store, self._now)
+            current = ready.spec
+            for line in ready.warnings:
+                self._tell("warn", line)
+        bundle_uri = worlds.upload_bundle(current, where.objects())
+        unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
+        unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))
+
     def _compare_code(self, study: Study, current: StudySpec) -> None:
         """An edited source tree is no reason to stop: jobs run the bundle, never the tree."""
+        if current.training.algorithm is not None:
+            return
         try:
             digest = worlds.make_bundle(current).digest
         except BundleRefused as error:
@@ -135,7 +163,7 @@ class Reconciler:
         waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED]
         if not waiting:
             return
-        objects = worlds.object_store(worlds.local_dir(study))
+        objects = worlds.place_of(study).objects()
         sources = self._store.trials(study.id, numbers=[number for t in waiting if (number := t.retry_of) is not None])
         prefixes = {trial.number: trial.prefix for trial in sources}
         for trial in waiting:
@@ -178,11 +206,3 @@ def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: boo
 
 def _keys(found: Sequence[Change], kind: str) -> Iterator[str]:
     return (change.key for change in found if change.kind == kind)
-
-
-def _accept(unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
-    refuse_unbuilt(current)
-    worlds.make_proposer(current)
-    bundle_uri = worlds.upload_bundle(current, worlds.local_dir(unit.study))
-    unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
-    unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))

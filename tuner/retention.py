@@ -1,17 +1,19 @@
-"""Which checkpoints of terminal trials the study file does not keep, what they weigh, and their deletion.
+"""Which checkpoints and outputs of terminal trials the study file does not keep, their size, and their deletion.
 
 `checkpoints.keep` says what stays of a trial that has ended: `all` of it, its `latest` complete step, the latest of the
 `best` trials only, or `none`. Failed trials count as best: `resume --retry-failed` starts from their checkpoints. What
-a script saved without manifests cannot be told apart, and stays whole where its latest step would stay.
+a script saved without manifests cannot be told apart, and stays whole where its latest step would stay. What jobs
+put out, their models, are results: they stay with the latest step, and those of the best trials under `none` too.
 
 Rules: a trial that has not ended is never looked at, so no job writes where this deletes. Metrics and records of runs
 always stay. A trial is only found below the study's own folder, and deletion goes through `delete_prefix` alone, which
 refuses everything else. What is deleted once is not there the second time, so it may be repeated at any moment.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from tuner import views, workload
@@ -23,6 +25,7 @@ from tuner.spec import StudySpec, from_json
 from tuner.store import Store
 
 _GB = 1 << 30
+_OUTPUTS = "outputs"  # as jobs are told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Waste:
     state: TrialState
     prefix: str
     kept_step: int | None
+    outputs: tuple[str, ...] = ()  # folders of its jobs
     objects: int
     size_bytes: int
 
@@ -60,18 +64,34 @@ def survey(store: Store, study: Study, objects: Objects) -> Survey:
     spec = from_json(study.spec)
     ended = {trial.prefix: trial for trial in store.trials(study.id) if trial.state.terminal}
     kept = _whose_latest_stays(store, study, spec, ended.values())
+    models = kept or _best(store, study, spec, ended.values())
     listed: dict[str, list[ObjectInfo]] = {}
     total_bytes = 0
     root = study_root(study)
     for info in objects.list(root):
         total_bytes += info.size
-        listed.setdefault(root + info.uri[len(root) :].partition("/")[0] + "/", []).append(info)
+        listed.setdefault(_folder(root, info.uri), []).append(info)
+    outputs = _outputs(store, study, listed)
     found = (
-        _waste(objects, trial, listed.get(prefix, []), latest_stays=trial.number in kept)
+        _waste(
+            objects,
+            trial,
+            listed.get(prefix, []),
+            {} if trial.number in models else outputs.get(trial.number, {}),
+            latest_stays=trial.number in kept,
+        )
         for prefix, trial in ended.items()
     )
     waste = tuple(each for each in found if each is not None) if spec.checkpoints.keep != "all" else ()
     return Survey(keep=spec.checkpoints.keep, waste=waste, total_bytes=total_bytes)
+
+
+def sweep(store: Store, study: Study, objects: Objects, *, dry_run: bool) -> Survey:
+    """Delete what the study file does not keep; `dry_run` only says what that is. Raises ObjectsError."""
+    found = survey(store, study, objects)
+    if not dry_run:
+        collect(found, study, objects)
+    return found
 
 
 def collect(found: Survey, study: Study, objects: Objects) -> None:
@@ -79,6 +99,8 @@ def collect(found: Survey, study: Study, objects: Objects) -> None:
     for waste in found.waste:
         stays = partial(_stays, kept_step=waste.kept_step)
         delete_prefix(objects, waste.prefix, study_root=study_root(study), stays=stays)
+        for folder in waste.outputs:
+            delete_prefix(objects, folder, study_root=study_root(study))
 
 
 def gc_view(found: Survey, study: str, *, simulated: bool, dry_run: bool) -> views.View:
@@ -117,16 +139,44 @@ def _whose_latest_stays(store: Store, study: Study, spec: StudySpec, ended: Coll
     """The trials of which the latest complete checkpoint is kept."""
     match spec.checkpoints.keep:
         case "best":
-            best = views.best_trials(store, study, spec, limit=len(ended) if len(spec.objectives) > 1 else 1)
-            failed = {trial.number for trial in ended if trial.state is TrialState.FAILED}
-            return failed | {trial.number for trial in best}
+            return _best(store, study, spec, ended)
         case "latest":
             return {trial.number for trial in ended}
         case _:
             return set()
 
 
-def _waste(objects: Objects, trial: Trial, listed: list[ObjectInfo], *, latest_stays: bool) -> Waste | None:
+def _best(store: Store, study: Study, spec: StudySpec, ended: Collection[Trial]) -> set[int]:
+    best = views.best_trials(store, study, spec, limit=len(ended) if len(spec.objectives) > 1 else 1)
+    return {trial.number for trial in ended if trial.state is TrialState.FAILED} | {trial.number for trial in best}
+
+
+def _folder(root: str, uri: str) -> str:
+    """The folder of a trial, or of a job's outputs, that an object below the study's root is in."""
+    names = uri[len(root) :].split("/")
+    return root + "/".join(names[: 2 if names[0] == _OUTPUTS else 1]) + "/"
+
+
+def _outputs(
+    store: Store, study: Study, listed: Mapping[str, list[ObjectInfo]]
+) -> dict[int, dict[str, list[ObjectInfo]]]:
+    """By trial: its jobs' folders with what is in them. `sagemaker.outputs` leads elsewhere: that is not ours."""
+    found: dict[int, dict[str, list[ObjectInfo]]] = {}
+    for attempt in store.attempts(study.id):
+        folder = f"{study_root(study)}{_OUTPUTS}/{attempt.job_name}/"
+        if folder in listed:
+            found.setdefault(attempt.trial, {})[folder] = listed[folder]
+    return found
+
+
+def _waste(
+    objects: Objects,
+    trial: Trial,
+    listed: list[ObjectInfo],
+    outputs: Mapping[str, list[ObjectInfo]],
+    *,
+    latest_stays: bool,
+) -> Waste | None:
     kept_step: int | None = None
     if latest_stays and listed:
         newest = scan(objects, trial.prefix).newest_complete
@@ -134,6 +184,7 @@ def _waste(objects: Objects, trial: Trial, listed: list[ObjectInfo], *, latest_s
             return None
         kept_step = newest.step
     doomed = [info for info in listed if not _stays(info.uri[len(trial.prefix) :], kept_step)]
+    doomed += chain.from_iterable(outputs.values())
     if not doomed:
         return None
     return Waste(
@@ -141,6 +192,7 @@ def _waste(objects: Objects, trial: Trial, listed: list[ObjectInfo], *, latest_s
         state=trial.state,
         prefix=trial.prefix,
         kept_step=kept_step,
+        outputs=tuple(outputs),
         objects=len(doomed),
         size_bytes=sum(info.size for info in doomed),
     )

@@ -1,11 +1,13 @@
-"""The job service on a boto3 SageMaker client: requests, paging, error translation, history and billing.
+"""The job service on a boto3 SageMaker client: calls, paging, history and billing.
 
-It exists so that nothing else knows how SageMaker spells things. The client is given: it may be AWS's or the local
+It exists so that nothing else knows how SageMaker answers. The client is given: it may be AWS's or the local
 service's, and this module cannot tell which.
 
 Rules:
-- Every error is translated here, once, into a class of `tuner.jobs`; SageMaker's own text stays in the message, beside
+- Every error is translated, once, into a class of `tuner.jobs`; SageMaker's own text stays in the message, beside
   what it means, except values of the job's environment, which may be secrets and which SageMaker echoes.
+- What SageMaker would refuse is refused before it is sent, everything at once.
+- Secrets are looked up as a request is sent, by a function that is given, and kept by nobody.
 - An answer that misses what it must have is an answer that did not arrive: a proxy's page with status 200 parses to
   nothing. Statuses of the history that we do not know are passed on: SageMaker says that they may come.
 - Lists are bounded by creation time. Filtering by modification time in the service walks every page of the account
@@ -14,6 +16,7 @@ Rules:
   sleeps in real time and a create whose response was lost finds its own name taken.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,82 +24,24 @@ from typing import Any, Protocol, TypeAlias
 
 from tuner.jobs import (
     DIGEST_VARIABLE,
-    CapacityUnavailable,
-    Channel,
-    CredentialsRefused,
     HistoryRow,
-    JobError,
-    JobNameTaken,
-    JobNotFound,
     JobRequest,
     JobStatus,
     JobSummary,
     Observation,
     RequestRejected,
+    SecretMissing,
     ServiceUnavailable,
-    Throttled,
 )
-
-CHECKPOINT_PATH = "/opt/ml/checkpoints"
+from tuner.request_rules import violations
+from tuner.sagemaker_errors import job_error, rejected
+from tuner.sagemaker_request import request_of, request_parameters
 
 _PAGE = 100  # the most that a list gives; its default of 10 makes ten times the calls, of which an account has 2/s
 _CREATION_SLACK = timedelta(seconds=1)  # "created after" is exclusive, and how finely it compares is not documented
-_SECRET_LENGTH = 6  # shorter values of an environment are numbers and switches, and stand in every other text
+_SECRET_LENGTH = 6  # shorter values of the plain environment are numbers and switches, and stand in every other text
 
 _Reply: TypeAlias = Mapping[str, Any]
-
-_BY_CODE: dict[str, type[JobError]] = {
-    "ResourceLimitExceeded": CapacityUnavailable,
-    "ResourceInUse": JobNameTaken,
-    "ValidationException": RequestRejected,
-    "InternalFailure": ServiceUnavailable,
-    "RequestTimeout": ServiceUnavailable,
-    **dict.fromkeys(
-        ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"),
-        Throttled,
-    ),
-    **dict.fromkeys(
-        (
-            "AccessDenied",
-            "AccessDeniedException",
-            "ExpiredToken",
-            "ExpiredTokenException",
-            "IncompleteSignature",
-            "InvalidClientTokenId",
-            "InvalidSignatureException",
-            "MissingAuthenticationTokenException",
-            "OptInRequired",
-            "RequestExpired",
-            "SignatureDoesNotMatch",
-            "UnrecognizedClientException",
-        ),
-        CredentialsRefused,
-    ),
-}
-
-_MEANING: dict[type[JobError], str] = {
-    JobNameTaken: "a job of this name exists already",
-    JobNotFound: "there is no job of this name in this account and region",
-    CapacityUnavailable: "a quota of this account is used up; ask for more in Service Quotas, or wait",
-    Throttled: "too many calls; it will be tried again",
-    RequestRejected: "it will not succeed as it is; correct the study file",
-    CredentialsRefused: "renew the credentials or grant the right, then resume; jobs go on running meanwhile",
-    ServiceUnavailable: "whether it took effect is not known; it will be looked up and tried again",
-}
-
-# Botocore's own errors that mean "no usable credentials", by name: they differ from one version to the next.
-_CREDENTIAL_ERRORS = frozenset(
-    (
-        "CredentialRetrievalError",
-        "LoginError",
-        "NoAuthTokenError",
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "ProfileNotFound",
-        "SSOError",
-        "TokenRetrievalError",
-    )
-)
 
 
 class TrainingClient(Protocol):
@@ -118,14 +63,30 @@ class TrainingClient(Protocol):
 class SageMakerJobs:
     """`JobService` on SageMaker. `calls` counts what went out, by operation."""
 
-    def __init__(self, client: TrainingClient) -> None:
+    def __init__(
+        self,
+        client: TrainingClient,
+        *,
+        secret: Callable[[str], str] | None = None,
+        next_page: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`secret` gives the value of a variable of the submitting process, or raises SecretMissing.
+
+        `next_page` is called before each page of a list but the first, and may refuse it by a JobError.
+        """
         self.calls: Counter[str] = Counter()
+        self._next_page = next_page
         self._client = client
+        self._secret = secret or secret_of_environment
 
     def create(self, request: JobRequest) -> str:
-        secrets = tuple(request.environment.values())
-        create = self._client.create_training_job
-        reply = self._ask("CreateTrainingJob", create, request.name, secrets, **request_parameters(request))
+        secrets = {name: self._secret(variable) for name, variable in request.secrets.items()}
+        parameters = request_parameters(request, secrets)
+        plain = (value for value in request.environment.values() if len(value) >= _SECRET_LENGTH)
+        values = (*secrets.values(), *plain)
+        if faults := violations(parameters):
+            raise rejected("CreateTrainingJob", request.name, faults, values)
+        reply = self._ask("CreateTrainingJob", self._client.create_training_job, request.name, values, **parameters)
         return str(_member(reply, "TrainingJobArn", request.name))
 
     def describe(self, name: str) -> Observation:
@@ -172,6 +133,7 @@ class SageMakerJobs:
                 raise ServiceUnavailable(f"ListTrainingJobs of {prefix}*: the same page came twice; it is tried again")
             seen.add(token)
             query["NextToken"] = token
+            self._next_page()
 
     def _ask(
         self,
@@ -189,60 +151,23 @@ class SageMakerJobs:
         self.calls[operation] += 1
         try:
             reply: _Reply = call(**parameters)
-        except ClientError as error:
-            kind, text = _refusal(operation, error.response)
-        except (BotoCoreError, ResponseParserError, OSError) as error:
-            kind, text = _transport_fault(error), f"{type(error).__name__}: {error}"
+        except (ClientError, BotoCoreError, ResponseParserError, OSError) as error:
+            problem = job_error(operation, subject, error, secrets)
         else:
             return reply
         # Without the original: it holds the text that was just cleaned of secrets, and a traceback would print it.
-        raise kind(f"{operation} of {subject}: {_redacted(text, secrets)} ({_MEANING[kind]})") from None
+        raise problem from None
 
 
-def request_parameters(request: JobRequest) -> dict[str, Any]:
-    """What CreateTrainingJob is told. Empty lists are left out: the service wants one element or no member."""
-    parameters: dict[str, Any] = {
-        "TrainingJobName": request.name,
-        "HyperParameters": dict(request.hyperparameters),
-        "Environment": dict(request.environment),
-        "AlgorithmSpecification": _algorithm(request),
-        "RoleArn": request.role_arn,
-        "OutputDataConfig": {"S3OutputPath": request.output_uri},
-        "CheckpointConfig": {"S3Uri": request.checkpoint_uri, "LocalPath": CHECKPOINT_PATH},
-        "ResourceConfig": {
-            "InstanceType": request.instance_type,
-            "InstanceCount": request.instance_count,
-            "VolumeSizeInGB": request.volume_gb,
-        },
-        "StoppingCondition": _limits(request),
-        "EnableManagedSpotTraining": request.spot,
-        "Tags": [{"Key": key, "Value": value} for key, value in request.tags.items()],
-    }
-    if request.channels:
-        parameters["InputDataConfig"] = [_channel(channel) for channel in request.channels]
-    return parameters
-
-
-def _algorithm(request: JobRequest) -> dict[str, Any]:
-    algorithm: dict[str, Any] = {"TrainingImage": request.image_uri, "TrainingInputMode": "File"}
-    if request.entrypoint:
-        algorithm["ContainerEntrypoint"] = list(request.entrypoint)
-    if request.metrics:
-        algorithm["MetricDefinitions"] = [{"Name": metric.name, "Regex": metric.regex} for metric in request.metrics]
-    return algorithm
-
-
-def _limits(request: JobRequest) -> dict[str, int]:
-    assert (request.max_wait_s is not None) == request.spot, "max_wait is for spot jobs, and they need it"
-    limits = {"MaxRuntimeInSeconds": request.max_run_s}
-    if request.max_wait_s is not None:
-        limits["MaxWaitTimeInSeconds"] = request.max_wait_s
-    return limits
-
-
-def _channel(channel: Channel) -> dict[str, Any]:
-    source = {"S3DataType": "S3Prefix", "S3Uri": channel.uri, "S3DataDistributionType": "FullyReplicated"}
-    return {"ChannelName": channel.name, "DataSource": {"S3DataSource": source}, "InputMode": channel.mode}
+def secret_of_environment(variable: str) -> str:
+    """The value of a variable of this process. Raises SecretMissing, which never holds a value."""
+    value = os.environ.get(variable)
+    if not value:
+        raise SecretMissing(
+            f"training.secrets: the variable {variable} is not set where the tuner runs, so nothing can be submitted; "
+            f"set it there (export {variable}=…) and resume; jobs go on running meanwhile"
+        )
+    return value
 
 
 def observation(reply: _Reply) -> Observation:
@@ -262,6 +187,12 @@ def observation(reply: _Reply) -> Observation:
         training_s=reply.get("TrainingTimeInSeconds"),
         billable_s=reply.get("BillableTimeInSeconds"),
         model_uri=reply.get("ModelArtifacts", {}).get("S3ModelArtifacts"),
+        final_metrics={
+            each["MetricName"]: float(each["Value"])
+            for each in reply.get("FinalMetricDataList", ())
+            if "MetricName" in each and "Value" in each
+        },
+        asked=request_of(reply),
     )
 
 
@@ -305,47 +236,3 @@ def _member(reply: _Reply, key: str, subject: str) -> Any:  # noqa: ANN401 - JSO
 
 def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)  # botocore gives the local zone
-
-
-def _refusal(operation: str, response: _Reply) -> tuple[type[JobError], str]:
-    """The decision that an error answer calls for, and its text."""
-    error = response.get("Error", {})
-    code, message = str(error.get("Code", "")), str(error.get("Message", ""))
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
-    kind = _special_case(operation, code, message) or _BY_CODE.get(code) or _by_http_status(status)
-    return kind, f"{code}: {message}"
-
-
-def _special_case(operation: str, code: str, message: str) -> type[JobError] | None:
-    """Where the code alone says too little."""
-    text = message.lower()
-    if code == "ResourceNotFound" or (code == "ValidationException" and "not found" in text):
-        # On create it is an image or a data set that is missing. Stop and Describe say it by ValidationException.
-        return RequestRejected if operation == "CreateTrainingJob" else JobNotFound
-    if code == "ValidationException" and "assume" in text and "role" in text:
-        # So it is said of a role that was made moments ago, too: a wait or the user helps, another trial does not.
-        return CredentialsRefused
-    return None
-
-
-def _by_http_status(status: int) -> type[JobError]:
-    """For codes that we have never seen."""
-    if status >= 500:  # noqa: PLR2004 - HTTP's own number
-        return ServiceUnavailable
-    return {401: CredentialsRefused, 403: CredentialsRefused, 429: Throttled}.get(status, RequestRejected)
-
-
-def _transport_fault(error: Exception) -> type[JobError]:
-    """The decision for an error that no answer came with."""
-    names = {base.__name__ for base in type(error).__mro__}
-    if names & _CREDENTIAL_ERRORS:
-        return CredentialsRefused
-    # The SDK's own check of types and minima, made before anything is sent.
-    return RequestRejected if "ParamValidationError" in names else ServiceUnavailable
-
-
-def _redacted(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SECRET_LENGTH:
-            text = text.replace(secret, "***")
-    return text

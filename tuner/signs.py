@@ -1,4 +1,4 @@
-"""Signs of life of a trial in training, and what their absence means: a warning, a stall, or money into a hole.
+"""Signs of life of a trial in training, and what their absence means: a warning, or a stall.
 
 It exists because what trains in the cloud is seen by its prefix alone. A sync that silently stopped, a script that
 hangs and one that never saves look alike from here, and all of them cost money.
@@ -10,15 +10,15 @@ for as long as its cause lasts, so that it is told once.
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from tuner import proof
 from tuner.decide import Policy
 from tuner.memory import Work
-from tuner.model import AttemptEnd, AttemptState
+from tuner.model import AttemptState, Fact
 
-# So many whole runs without a newer checkpoint, and the next one would be lost as well.
-RUNS_FOR_NOTHING_MAX = 3
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
 _PATIENCE = timedelta(minutes=15)
+# What `doctor --first-dollar` found out: {"max": seconds, …}; silence of less than three such delays is usual.
+SYNC_FACT = "probe.sync_delay_s"
+_SYNCS = 3.0
 _MARK = "trial "  # how warnings of trials begin; those of the study file begin with a key
 
 
@@ -28,15 +28,19 @@ def stalled(work: Work, policy: Policy, now: datetime) -> bool:
     return since is not None and policy.stall_after_s is not None and _passed_s(since, now) > policy.stall_after_s
 
 
-def fruitless(work: Work) -> bool:
-    """Whether the trial trains for nothing: whole runs, and no newer checkpoint."""
-    taken = {attempt.number for attempt in work.attempts if attempt.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)}
-    return not work.unread and proof.runs_for_nothing(work.runs, taken, work.checkpoint_at) >= RUNS_FOR_NOTHING_MAX
+def sync_delay_s(facts: Iterable[Fact]) -> float:
+    """How late a file was seen to reach the store at most, by what is known of the account; 0 where nothing is."""
+    found = [fact.value for fact in facts if fact.name == SYNC_FACT]
+    delay_s = found[0].get("max") if found and isinstance(found[0], dict) else None
+    return max(0.0, float(delay_s)) if isinstance(delay_s, int | float) else 0.0
 
 
-def warnings(works: Iterable[Work], policy: Policy, now: datetime) -> list[str]:
-    """What should be known of trials that train in silence, or without saving what they report."""
-    told = (_warning(work, policy, now) for work in works)
+def warnings(works: Iterable[Work], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
+    """What should be known of trials that train in silence, or without saving what they report.
+
+    Silence is no sign for as long as the account's checkpoint sync is known to take, several times over.
+    """
+    told = (_warning(work, policy, now, timedelta(seconds=_SYNCS * sync_delay_s)) for work in works)
     return [line for line in told if line is not None]
 
 
@@ -45,11 +49,12 @@ def replaced(known: Sequence[str], fresh: Sequence[str]) -> tuple[str, ...]:
     return (*(line for line in known if not line.startswith(_MARK)), *fresh)
 
 
-def _warning(work: Work, policy: Policy, now: datetime) -> str | None:
+def _warning(work: Work, policy: Policy, now: datetime, least: timedelta) -> str | None:
     heard_at = _heard_at(work)
     if heard_at is None or work.unread:
         return None
     patience = _PATIENCE if policy.stall_after_s is None else timedelta(seconds=policy.stall_after_s / 2)
+    patience = max(patience, least)
     if now - heard_at > patience:
         retried = "" if policy.stall_after_s is None else f"; retried after {policy.stall_after_s:.0f} s of silence"
         return (

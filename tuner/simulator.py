@@ -19,7 +19,7 @@ import itertools
 import math
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -58,6 +58,7 @@ _HOST = "algo-1"
 
 
 _Action: TypeAlias = Callable[[SimulatedJob], None]
+_PoolName: TypeAlias = str | tuple[str, str] | None
 
 
 @dataclass(order=True, slots=True)
@@ -76,7 +77,8 @@ class _Event:
 class SimulatedCloud:
     """`JobService` and `World` of `clock`, which it joins; see the module for its rules.
 
-    `scripts` says what a job runs, from its request; `outages` are times without any spot capacity, in order.
+    `scripts` says what a job runs, from its request; `outages` are times without any spot capacity, in order. `pools`
+    are instance types, or types and subnets, that have times of their own instead.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SimulatedCloud:
         *,
         scripts: Callable[[JobRequest], Script] = lambda _request: Script(),
         outages: Iterable[Outage] = (),
+        pools: Mapping[str | tuple[str, str], Iterable[Outage]] | None = None,
         settings: Settings | None = None,
         faults: Faults | None = None,
     ) -> None:
@@ -105,8 +108,12 @@ class SimulatedCloud:
         self._changed: dict[str, SimulatedJob] = {}  # least recently modified first
         self._slots: defaultdict[str, deque[tuple[JobError | OSError, bool]]] = defaultdict(deque)
         self._traps: dict[tuple[str, str], float] = {}
-        self._outages, self._dry = iter(outages), False
-        self._await_outage()
+        # by pool; every job that belongs to no other belongs to None
+        self._outages: dict[_PoolName, Iterator[Outage]] = {None: iter(outages)}
+        self._outages |= {pool: iter(times) for pool, times in (pools or {}).items()}
+        self._dry: set[_PoolName] = set()
+        for pool in self._outages:
+            self._await_outage(pool)
         clock.attach(self)
 
     # ---- the port
@@ -141,6 +148,7 @@ class SimulatedCloud:
             training_s=training_s,
             billable_s=job.billable_s(training_s, self.settings.saving),
             model_uri=job.model_uri,
+            asked=job.request,
         )
 
     def list_changed(self, prefix: str, *, created_after: datetime, modified_after: datetime) -> tuple[JobSummary, ...]:
@@ -266,10 +274,12 @@ class SimulatedCloud:
         kind = (request.instance_type, request.spot)
         others = (job.request for job in self._live.values())
         used = sum(other.instance_count for other in others if (other.instance_type, other.spot) == kind)
-        if self.settings.quota is not None and used + request.instance_count > self.settings.quota:
+        quota = self.settings.quotas.get(request.instance_type, self.settings.quota)
+        if quota is not None and used + request.instance_count > quota:
             raise CapacityUnavailable(
                 f"create of {request.name}: The account-level service limit '{request.instance_type} for training job "
-                f"usage' is {self.settings.quota} Instances, with current utilization of {used} Instances"
+                f"usage' is {quota} Instances, with current utilization of {used} Instances",
+                limit=quota,
             )
 
     def _find(self, name: str) -> SimulatedJob:
@@ -289,25 +299,33 @@ class SimulatedCloud:
         """Something that happens to the job, unless it loses its instances before; `lasting`: even then."""
         self._push(self._now + delay_s, lambda: action(job), job, None if lasting else job.life)
 
-    def _await_outage(self) -> None:
-        outage = next(self._outages, None)
+    def _pool(self, job: SimulatedJob) -> _PoolName:
+        kind, subnets = job.request.instance_type, job.request.subnets
+        names = [*((kind, subnet) for subnet in subnets), kind]
+        return next((name for name in names if name in self._outages), None)
+
+    def _in_pool(self, pool: _PoolName) -> list[SimulatedJob]:
+        return [job for job in self._live.values() if self._pool(job) == pool]
+
+    def _await_outage(self, pool: _PoolName) -> None:
+        outage = next(self._outages[pool], None)
         if outage is not None:
-            self._push(outage[0], self._capacity_goes, None, None)
+            self._push(outage[0], lambda: self._capacity_goes(pool), None, None)
             if math.isfinite(outage[1]):
-                self._push(outage[1], self._capacity_comes, None, None)
+                self._push(outage[1], lambda: self._capacity_comes(pool), None, None)
 
-    def _capacity_goes(self) -> None:
-        self._dry = True
-        self._relaunch()  # into the waiting
-        self._interrupt(list(self._live.values()))
+    def _capacity_goes(self, pool: _PoolName) -> None:
+        self._dry.add(pool)
+        self._relaunch(pool)  # into the waiting
+        self._interrupt(self._in_pool(pool))
 
-    def _capacity_comes(self) -> None:
-        self._dry = False
-        self._await_outage()
-        self._relaunch()
+    def _capacity_comes(self, pool: _PoolName) -> None:
+        self._dry.discard(pool)
+        self._await_outage(pool)
+        self._relaunch(pool)
 
-    def _relaunch(self) -> None:
-        for job in self._live.values():
+    def _relaunch(self, pool: _PoolName) -> None:
+        for job in self._in_pool(pool):
             if job.request.spot and job.up_since is None and job.status is JobStatus.IN_PROGRESS:
                 self._launch(job)
 
@@ -346,7 +364,7 @@ class SimulatedCloud:
 
     def _launch(self, job: SimulatedJob) -> None:
         job.life += 1
-        if job.request.spot and self._dry:
+        if job.request.spot and self._pool(job) in self._dry:
             job.history[-1] = replace(job.history[-1], message=_NO_CAPACITY)
             self._touch(job)
             return

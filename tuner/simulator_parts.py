@@ -53,6 +53,7 @@ class Settings:
     saving: float = 0.65  # of spot against on-demand
     stop_grace_s: float = 120.0
     quota: int | None = None  # instances at once, for each type, spot and on-demand apart
+    quotas: Mapping[str, int] = field(default_factory=dict)  # of types that have one of their own
     max_run_per_run: bool = False  # True: an interruption sets the count for MaxRuntime back to zero
     starting_after_interruption: bool = True  # False: Interrupted is followed by Downloading
 

@@ -5,7 +5,7 @@ changed and a source directory may have gone since, and a study that runs must s
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,11 +19,14 @@ from tuner.spec_values import SpecError, duration_text, shown
 # SageMaker's limit of a job is 100 for each; the rest of the environment's is ours.
 _MAX_HYPERPARAMETERS = 100
 _MAX_ENVIRONMENT = 48
+_MAX_VALUE = 512
+# How long spot jobs of algorithms that do not checkpoint may wait and run.
+_ALGORITHM_WAIT_S = 3600
 
 
 def check(spec: StudySpec) -> tuple[str, ...]:
     """Raise `SpecError` for the first rule that is broken; otherwise say what is allowed but odd."""
-    for rule in (_hyperparameters, _environment, _objectives, _backend, _budget):
+    for rule in (_hyperparameters, _environment, _objectives, _backend, _network, _request, _budget):
         rule(spec)
     return tuple(_warnings(spec))
 
@@ -45,6 +48,22 @@ def check_files(spec: StudySpec) -> None:
             traces.read(spec.local.trace)
         except traces.TraceError as error:
             raise SpecError(f"local.interruptions.trace: {error}") from None
+
+
+def refuse_missing_secrets(spec: StudySpec, environment: Mapping[str, str]) -> None:
+    """Raise `SpecError` unless this environment has every secret that jobs are given; no message holds a value."""
+    for name, variable in spec.training.secrets.items():
+        value = environment.get(variable)
+        if not value:
+            raise SpecError(
+                f"training.secrets.{name}: the variable {variable} is not set here; set it where the tuner runs "
+                f"(export {variable}=…), or remove the secret"
+            )
+        if len(value) > _MAX_VALUE:
+            raise SpecError(
+                f"training.secrets.{name}: the value of {variable} has {len(value)} characters, and a job takes "
+                f"{_MAX_VALUE}; let the job fetch it from a secrets manager"
+            )
 
 
 def _check_entry_point(source_dir: Path, entry_point: str) -> None:
@@ -98,6 +117,28 @@ def _backend(spec: StudySpec) -> None:
                 raise SpecError(f"training.inputs.{each.channel}: file:// is for local studies; write an s3:// URI")
     elif spec.training.algorithm is not None:
         raise SpecError("training.algorithm: needs backend: sagemaker; locally write training.entry_point")
+    elif spec.training.entrypoint == "image":
+        raise SpecError("training.entrypoint: image needs backend: sagemaker; this machine has no image to start")
+    elif spec.training.instance_count > 1:
+        raise SpecError("training.instance_count: more than 1 needs backend: sagemaker; remove it to run locally")
+    elif spec.training.framework is not None:
+        raise SpecError("training.framework: needs backend: sagemaker; locally this machine's Python runs the script")
+
+
+def _network(spec: StudySpec) -> None:
+    cloud = spec.sagemaker
+    if cloud.zones and not cloud.security_groups:
+        raise SpecError("sagemaker.zones: are subnets, which need sagemaker.vpc.security_groups; add them")
+
+
+def _request(spec: StudySpec) -> None:
+    if not spec.sagemaker.request:
+        return
+    from tuner.request_rules import raw_faults  # noqa: PLC0415 - with it comes botocore
+
+    own_entrypoint = spec.training.algorithm is None and spec.training.entrypoint == "bootstrap"
+    for key, fault in raw_faults(spec.sagemaker.request, own_entrypoint=own_entrypoint):
+        raise SpecError(f"sagemaker.request.{key}: {fault}")
 
 
 def _budget(spec: StudySpec) -> None:
@@ -107,6 +148,8 @@ def _budget(spec: StudySpec) -> None:
     try:
         rates = [card.rate(instance_type, spec.region) for instance_type in spec.training.instance_types]
     except PriceUnknown as error:
+        if spec.backend == "sagemaker":
+            return  # the Price List API may know it: `launch` asks, and refuses where it does not
         raise SpecError(f"budget: {error}") from None
     if spec.budget.usd is not None:
         _check_affordable(spec, spec.budget.usd, rates[0])
@@ -137,6 +180,9 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     total, per_trial = spec.budget.usd, spec.budget.per_trial_usd
     if total is not None and per_trial is not None and per_trial > total:
         yield "budget.per_trial_usd: is more than budget.usd"
+    training = spec.training
+    if training.algorithm and spec.capacity.policy != "on-demand" and training.max_wait_s > _ALGORITHM_WAIT_S:
+        yield "training.max_wait: SageMaker takes at most 1h from algorithms that do not checkpoint"
     yield from _trial_budget_warnings(spec)
     yield from _price_warnings(spec)
     yield from _metric_warnings(spec)
@@ -148,7 +194,10 @@ def _trial_budget_warnings(spec: StudySpec) -> Iterator[str]:
     if allowed_usd is None:
         return
     card = RateCard(spec.prices)
-    rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in spec.training.instance_types)
+    try:
+        rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in spec.training.instance_types)
+    except PriceUnknown:  # said by the rule of the budget, or later by `launch`
+        return
     needed = cost_microusd(spec.reservation_s, count, rate)
     if needed <= allowed_usd * MICROUSD:
         return

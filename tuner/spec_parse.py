@@ -180,21 +180,15 @@ def _tags(value: Json, where: str) -> dict[str, str]:
     return tags
 
 
-# What the engine decides in each request, so that a study file must not.
-_OWN_REQUEST_KEYS = (
-    "TrainingJobName", "HyperParameters", "Environment", "CheckpointConfig", "StoppingCondition",
-    "EnableManagedSpotTraining", "RetryStrategy", "Tags",
-)  # fmt: skip
-
-
 def _sagemaker(top: Section) -> SageMakerSettings:
     section = _section(
         top, "sagemaker", "region", "role", "profile", "volume_gb", "kms_key", "vpc", "zones", "network_isolation",
         "outputs", "request",
     )  # fmt: skip
     vpc = _section(section, "vpc", "security_groups", "subnets")
-    if bool(vpc.values.get("security_groups")) != bool(vpc.values.get("subnets")):
-        raise SpecError(f"{vpc.where}: needs both security_groups and subnets")
+    has_groups, has_subnets = bool(vpc.values.get("security_groups")), bool(vpc.values.get("subnets"))
+    if has_groups != has_subnets and not (has_groups and section.values.get("zones")):
+        raise SpecError(f"{vpc.where}: needs both security_groups and subnets (or sagemaker.zones)")
     return SageMakerSettings(
         region=section.find("region", _REGION),
         role=section.find("role", text(r"\S+", "the name or ARN of an IAM role", most=2048)),
@@ -206,16 +200,8 @@ def _sagemaker(top: Section) -> SageMakerSettings:
         zones=section.get("zones", entries(_AWS_ID), {}),
         network_isolation=section.get("network_isolation", flag, False),
         outputs=section.find("outputs", _s3_folder),
-        request=section.get("request", _request, {}),
+        request=section.get("request", entries(anything), {}),
     )
-
-
-def _request(value: Json, where: str) -> dict[str, Json]:
-    request = entries(anything)(value, where)
-    for key in _OWN_REQUEST_KEYS:
-        if key in request:
-            raise SpecError(f"{inside(where, key)}: is set by the tuner itself; use the study file's own key for it")
-    return request
 
 
 def _local(base: Path) -> Reader[LocalMarket | None]:

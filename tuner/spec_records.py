@@ -258,6 +258,12 @@ class StudySpec:
         return self.sagemaker.region or DEFAULT_REGION
 
     @property
+    def account(self) -> str | None:
+        """The AWS account that a completed study runs in: its role's, since a job takes no other account's."""
+        parts = (self.sagemaker.role or "").split(":")
+        return parts[4] if parts[0] == "arn" and len(parts) > 5 else None  # noqa: PLR2004 - arn:aws:iam::ACCOUNT:role/x
+
+    @property
     def reservation_s(self) -> int:
         """What a first attempt reserves, per instance: its whole allowance in seconds (the budget rule)."""
         timings = self.settings

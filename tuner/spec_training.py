@@ -81,13 +81,11 @@ def parse_training(base: Path) -> Reader[Training]:
 
 def _check_program(section: Section) -> None:
     if section.has("algorithm"):
-        for key in ("entry_point", "source_dir", "launcher"):
+        for key in ("entry_point", "source_dir", "launcher", "framework"):
             if section.has(key):
                 raise SpecError(f"{section.at(key)}: cannot stand beside algorithm; remove one of them")
     elif not section.has("entry_point"):
         raise SpecError(f"{section.at('entry_point')}: is missing; write for example entry_point: train.py")
-    if section.has("image_uri") and section.has("framework"):
-        raise SpecError(f"{section.at('framework')}: cannot stand beside image_uri; remove one of them")
 
 
 def _relative(value: Json, where: str) -> str:

@@ -6,11 +6,11 @@ the events that say so, in one short transaction under the fencing number of its
 Rules: a guarded row changes only from the state and version that the caller saw (`StoreConflict` otherwise). No time
 is read here; moments come from the caller. A lease is taken by comparing and setting. A request (`set`, `stop`,
 `cancel`) is written outside the fence. A read is one transaction with a fixed number of statements, however many
-trials there are. A broken constraint is a bug of ours and crashes. Beside this module only `tables`, `store_schema`
-and `store_rows` know SQLAlchemy.
+trials there are. A broken constraint is a bug of ours and crashes. Beside this module only `tables`, `store_schema`,
+`store_rows` and `store_account` know SQLAlchemy.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,16 +20,22 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from tuner import store_account, store_schema, tables
 from tuner import store_rows as rows
-from tuner import store_schema, tables
 from tuner.model import (
     Attempt,
+    CallRate,
     Change,
+    Draw,
     Event,
+    Fact,
     Holder,
     Json,
     Lease,
+    ListedPrice,
     Point,
+    Pool,
+    PoolTotals,
     Request,
     Run,
     Study,
@@ -360,6 +366,59 @@ class Store:
         lost_work_s = float(runs["lost_work_s"] or 0.0)
         whole = {k: int(v or 0) for k, v in (*attempts.items(), *runs.items()) if k != "lost_work_s"}
         return Summary(trials=by_state, lost_work_s=lost_work_s, **whole)
+
+    # what studies of one account share (scope: "account/region")
+
+    def take_calls(self, scope: str, operation: str, rate: CallRate, draw: Draw, *, now: datetime) -> int:
+        """Take calls out of a bucket before they are made; returns how many it gave."""
+        with self._writing() as connection:
+            return store_account.Bucket(connection, scope, operation, rate).take(draw, now)
+
+    def engines(self, backend: str, now: datetime) -> int:
+        """How many studies of this backend have an engine."""
+        held = (_S.backend == backend, _S.lease_expires_at > now)
+        return self._scalar(sa.select(sa.func.count()).where(*held)) or 0
+
+    def facts(self, scope: str) -> list[Fact]:
+        """What is known of an account, by name."""
+        with self._reading() as connection:
+            return store_account.facts(connection, scope)
+
+    def put_fact(self, fact: Fact) -> None:
+        """Record what was found out, in the place of what was known before."""
+        with self._writing() as connection:
+            store_account.put_fact(connection, fact)
+
+    def forget_fact(self, scope: str, name: str) -> None:
+        """Does nothing where it is not known."""
+        with self._writing() as connection:
+            store_account.forget_fact(connection, scope, name)
+
+    def prices(self, region: str) -> list[ListedPrice]:
+        """The kept prices of a region, by instance type."""
+        with self._reading() as connection:
+            return store_account.prices(connection, region)
+
+    def put_prices(self, prices: Sequence[ListedPrice]) -> None:
+        """Keep prices, in the place of earlier ones of the same type and region."""
+        with self._writing() as connection:
+            store_account.put_prices(connection, prices)
+
+    def pool_totals(self, study_ids: Collection[int], *, ended: bool = False) -> dict[Pool, PoolTotals]:
+        """What attempts of these studies met in their pools, in one sum by the database; `ended`: of those alone."""
+        statement = rows.SUM_POOLS.where(_A.study_id.in_(study_ids))
+        if ended:
+            statement = statement.where(_A.ended_at.is_not(None))
+        return {
+            Pool(row.instance_type, row.spot, row.zone): PoolTotals(
+                attempts=row.attempts,
+                live=row.live,
+                interruptions=int(row.interruptions),
+                up_s=float(row.up_s),
+                wait_s=float(row.wait_s),
+            )
+            for row in self._read(statement)
+        }
 
     # transactions
 

@@ -184,6 +184,21 @@ SUM_ATTEMPTS = sa.select(
     sa.func.sum(attempts.c.reserved_microusd).filter(_no_final).label("reserved_microusd"),
 ).where(attempts.c.study_id == _study)
 
+_pool = (attempts.c.instance_type, attempts.c.spot, attempts.c.zone)
+# Attempts that had a job: the others met nothing but refusals.
+SUM_POOLS = (
+    sa.select(
+        *_pool,
+        sa.func.count().label("attempts"),
+        sa.func.count().filter(attempts.c.ended_at.is_(None)).label("live"),
+        sa.func.sum(attempts.c.interruptions).label("interruptions"),
+        sa.func.sum(attempts.c.run_s).label("up_s"),
+        sa.func.sum(attempts.c.startup_s).label("wait_s"),
+    )
+    .where(attempts.c.submitted_at.is_not(None))
+    .group_by(*_pool)
+)
+
 # A run left nothing to resume from if the trial's next one found nothing; whether it did is known only then.
 _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
     _earlier.c.study_id == runs.c.study_id,

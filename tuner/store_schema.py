@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 # The newest revision in `migrations/`; a test holds the two together.
-SCHEMA = "0001"
+SCHEMA = "0003"
 BUSY_TIMEOUT_S = 30.0
 _IN_MEMORY = (None, "", ":memory:")
 _EXAMPLE = "sqlite:///tuner.db"

@@ -262,6 +262,7 @@ attempts = Table(
     Column("spend_microusd", BigInteger),
     Column("on_demand_microusd", BigInteger),
     Column("model_uri", Text),
+    Column("zone", String(64)),
     PrimaryKeyConstraint("study_id", "trial", "number"),
     ForeignKeyConstraint(["study_id", "trial"], ["tuner_trials.study_id", "tuner_trials.number"]),
     UniqueConstraint("job_name"),
@@ -375,4 +376,39 @@ requests = Table(
         sqlite_where=text("applied_at IS NULL"),
         postgresql_where=text("applied_at IS NULL"),
     ),
+)
+
+# What belongs to an account in a region (a scope, "account/region") rather than to a study: several engines share it.
+
+buckets = Table(
+    "tuner_buckets",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("tokens", Double, nullable=False),
+    Column("updated_at", Utc, nullable=False),
+    PrimaryKeyConstraint("scope", "operation"),
+    *_not_negative("tokens"),
+)
+
+facts = Table(
+    "tuner_facts",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("value", JsonText, nullable=False),
+    Column("learned_at", Utc, nullable=False),
+    Column("source", ForeignText, nullable=False),
+    PrimaryKeyConstraint("scope", "name"),
+)
+
+prices = Table(
+    "tuner_prices",
+    metadata,
+    Column("region", Text, nullable=False),
+    Column("instance_type", Text, nullable=False),
+    Column("usd_per_hour", Text, nullable=False),  # a decimal number: SQLite has none
+    Column("as_of", Text, nullable=False),  # the source's date, as it says it
+    Column("fetched_at", Utc, nullable=False),
+    PrimaryKeyConstraint("region", "instance_type"),
 )

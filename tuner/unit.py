@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from tuner.calls import OutOfCalls
 from tuner.decide import EventDraft
 from tuner.memory import Work
 from tuner.model import (
@@ -56,7 +57,9 @@ class UnitOfWork:
         )
 
     def trouble(self, error: Exception, work: Work | None = None) -> None:
-        """Record that a call failed in a way that the next tick makes good."""
+        """Record that a call failed in a way that the next tick makes good. One that we did not make did not fail."""
+        if isinstance(error, OutOfCalls):
+            return
         self.event("trouble", work=work, error=type(error).__name__, message=str(error))
 
     def drafted(self, work: Work, attempt: int, drafts: Sequence[EventDraft]) -> None:

@@ -73,6 +73,7 @@ class Outcome:
     study_state: StudyState
     exit_code: int
     summary: Mapping[str, Json] = field(default_factory=dict)
+    refused: str | None = None  # what nothing goes on without: credentials, or a job that is what was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class AuditRow:
     billed_usd: float | None  # billed seconds x rate
     ledger_usd: float | None  # ours
     difference: str | None  # None: they agree
+    note: str = ""  # what is no difference any more, and can be read of nowhere else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
-from tuner.model import Attempt, Event, Holder, Json, Run, RunEnd, Study, Trial, TrialState
+from tuner.model import Attempt, Event, Holder, Json, Pool, PoolTotals, Run, RunEnd, Study, Trial, TrialState
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 
@@ -66,9 +66,25 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "on_demand_usd": on_demand,
         "saved_pct": saved_pct(summary.spend_microusd, summary.on_demand_microusd),
         "lost_work_s": summary.lost_work_s,
+        "pools": [_pool(pool, met) for pool, met in sorted(store.pool_totals([study.id]).items(), key=str)],
         "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
         "deadline": _deadline(study, spec),
         "warnings": list(study.warnings),
+    }
+
+
+def _pool(pool: Pool, met: PoolTotals) -> View:
+    """What the study's attempts met in one pool; rates are plain ratios, null where nothing can be divided by."""
+    return {
+        "instance": pool.instance_type,
+        "capacity": _capacity(pool),
+        "zone": pool.zone,
+        "attempts": met.attempts,
+        "live": met.live,
+        "up_h": met.up_s / 3600,
+        "interruptions": met.interruptions,
+        "interruptions_per_h": 3600 * met.interruptions / met.up_s if met.up_s else None,
+        "mean_wait_s": met.wait_s / met.waits if met.waits else None,
     }
 
 
@@ -258,8 +274,8 @@ def _param(value: Json) -> Json:
     return finite(value) if isinstance(value, float) else value
 
 
-def _capacity(attempt: Attempt) -> str:
-    return "spot" if attempt.spot else "on-demand"
+def _capacity(of: Attempt | Pool) -> str:
+    return "spot" if of.spot else "on-demand"
 
 
 def _run_view(run: Run) -> View:

@@ -5,7 +5,9 @@ from the database's own sums, and only after something was written.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
+from tuner.jobs import OUT_OF_MEMORY
 from tuner.memory import Memory, Work
 from tuner.model import Event, Json, Study, Summary
 from tuner.spec_records import MICROUSD, Objective
@@ -37,6 +39,14 @@ class DisplayWatcher:
             except StoreUnreachable:
                 return
         self._display.tick(_view(study, memory, self._summary, self._best))
+
+    def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
+        """Say once that the engine waits, and once that it goes on."""
+        if error is None:
+            self._display.event(EventLine(at=at, level="info", text="the store is there again"))
+        else:
+            text = f"{error}; jobs go on, and so does the study when the store is there again"
+            self._display.event(EventLine(at=at, level="warn", text=text))
 
     def _find_best(self, study: Study, objectives: Sequence[Objective]) -> tuple[int, float] | None:
         if len(objectives) > 1:
@@ -150,6 +160,8 @@ def _reason_to_fail(event: Event) -> str:
     match _of(event, "reason"):
         case "no_progress":
             return ": no_progress: three whole runs left no newer checkpoint; save more often than capacity is taken"
+        case str(reason) if reason.startswith(OUT_OF_MEMORY):
+            return f"{_reason(event)}; it would be again: take an instance type with more memory, or use less of it"
         case "no_metric":
             return (
                 ": no_metric: the objective never had a finite value; see training.metrics, or report() in the script"
@@ -187,6 +199,15 @@ _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     "billing_missing": ("warn", lambda e: f"trial {e.trial}: no billing figures, {_of(e, 'assumed_s')} s assumed"),
     "unforeseen": ("warn", lambda e: f"trial {e.trial}: unknown job status {_of(e, 'status')}, recorded"),
     "trouble": ("warn", lambda e: f"{_of(e, 'message')}"),
+    "recovered": ("good", lambda e: f"the job service takes our calls again ({_of(e, 'what')})"),
+    "differs": ("error", lambda e: f"{_of(e, 'message')}"),
+    "metric.differs": (
+        "warn",
+        lambda e: (
+            f"trial {e.trial}: {_of(e, 'metric')} is {_of(e, 'value')}, but SageMaker read {_of(e, 'service_value')} "
+            "from the same log: see training.metrics and what report() is given; our value is used"
+        ),
+    ),
     "exhausted": ("info", lambda _: "the search space is exhausted: nothing is left to propose"),
     "request": ("info", _request),
     "study": ("info", lambda e: f"the study is {_of(e, 'after')}"),

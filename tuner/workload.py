@@ -7,13 +7,13 @@ as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are strings and 
 
 import math
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from tuner.decide import Policy
-from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest
-from tuner.model import Attempt, ParamValue, Study, Trial
+from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
+from tuner.model import Attempt, AttemptState, Intent, ParamValue, Study, StudyState, Trial, TrialState
 from tuner.prices import RateCard, cost_microusd
-from tuner.spec import StudySpec, encoded
+from tuner.spec import CategoricalParam, FloatParam, IntParam, Param, SpaceFunction, StudySpec, encoded
 
 # Tag keys of every job of ours; the study's key is also what the local service finds its market by.
 STUDY_TAG = "tuner:study"
@@ -24,6 +24,7 @@ ENTRYPOINT = ("python3", "/opt/ml/input/data/code/tuner/bootstrap.py")
 _LOCAL_ROLE = "arn:aws:iam::000000000000:role/local-tuner"
 _LOCAL_IMAGE = "local-python"
 _CODE_CHANNEL = "code"
+_LONGEST_FLOAT = -1.2345678901234567e-300
 
 
 def policy(spec: StudySpec, study: Study) -> Policy:
@@ -52,6 +53,8 @@ def policy(spec: StudySpec, study: Study) -> Policy:
         stall_after_s=training.stall_after_s,
         retry_exit_codes=frozenset(rule.exit_code for rule in training.retry_on if rule.exit_code is not None),
         retry_logs=tuple(rule.log for rule in training.retry_on if rule.log is not None),
+        on_demand_after=spec.capacity.on_demand_after_losses,
+        zones=tuple(spec.sagemaker.zones) or (None,),
     )
 
 
@@ -95,23 +98,18 @@ def job_digest(spec: StudySpec, trial: Trial) -> str:
 def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -> JobRequest:
     """The request that `attempt` stands for."""
     training, cloud = spec.training, spec.sagemaker
-    environment = {
-        **training.environment,
-        "TUNER_STUDY": study.name,
-        "TUNER_TRIAL": str(trial.number),
-        "TUNER_ATTEMPT": str(attempt.number),
-        DIGEST_VARIABLE: attempt.digest,
-    }
-    if study.local_dir is not None:
-        environment["TUNER_LOCAL"] = "1"
-    channels = [Channel(name=each.channel, uri=each.uri, mode=each.mode) for each in training.inputs]
+    is_local = spec.backend == "local"
+    assert is_local or (cloud.role and (training.image_uri or training.algorithm)), "looked up before it is launched"
     return JobRequest(
         name=attempt.job_name,
         hyperparameters=hyperparameters(spec, trial.params),
-        environment=environment,
-        entrypoint=ENTRYPOINT if training.entrypoint == "bootstrap" else (),
-        image_uri=training.image_uri or _LOCAL_IMAGE,
-        channels=(*channels, Channel(name=_CODE_CHANNEL, uri=trial.bundle_uri)),
+        environment=_environment(spec, study, trial, attempt),
+        secrets=training.secrets,
+        entrypoint=ENTRYPOINT if _starts_bootstrap(spec) else (),
+        # an algorithm of SageMaker's own is an image; any other is a resource of the account's
+        image_uri=training.image_uri or ("" if training.algorithm else _LOCAL_IMAGE),
+        algorithm="" if training.image_uri else training.algorithm or "",
+        channels=_channels(spec, trial),
         checkpoint_uri=trial.prefix,
         output_uri=cloud.outputs or f"{root(spec)}{study.key}/outputs/",
         instance_type=attempt.instance_type,
@@ -120,7 +118,7 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
         spot=attempt.spot,
         max_run_s=attempt.max_run_s,
         max_wait_s=attempt.max_wait_s,
-        role_arn=cloud.role or _LOCAL_ROLE,
+        role_arn=cloud.role if cloud.role and not is_local else _LOCAL_ROLE,
         tags={
             **spec.tags,
             STUDY_TAG: study.key,
@@ -128,4 +126,122 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
             ATTEMPT_TAG: str(attempt.number),
         },
         metrics=tuple(MetricDefinition(name=each.name, regex=each.regex) for each in training.metrics),
+        security_groups=cloud.security_groups,
+        subnets=_subnets(spec, attempt.zone),
+        kms_key=cloud.kms_key or "",
+        network_isolation=cloud.network_isolation,
+        raw=cloud.request,
     )
+
+
+def _starts_bootstrap(spec: StudySpec) -> bool:
+    """Whether the container is started by our bootstrap: an algorithm, or an image that is to start itself, is not."""
+    return spec.training.algorithm is None and spec.training.entrypoint == "bootstrap"
+
+
+def _environment(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -> dict[str, str]:
+    environment = {
+        **spec.training.environment,
+        "TUNER_STUDY": study.name,
+        "TUNER_TRIAL": str(trial.number),
+        "TUNER_ATTEMPT": str(attempt.number),
+        DIGEST_VARIABLE: attempt.digest,
+    }
+    return environment if study.local_dir is None else {**environment, "TUNER_LOCAL": "1"}
+
+
+def _channels(spec: StudySpec, trial: Trial) -> tuple[Channel, ...]:
+    """The study's own, and the code; not for an algorithm, which may refuse channels that it does not know."""
+    own = [Channel(name=each.channel, uri=each.uri, mode=each.mode) for each in spec.training.inputs]
+    if spec.training.algorithm is not None:
+        return tuple(own)
+    return (*own, Channel(name=_CODE_CHANNEL, uri=trial.bundle_uri))
+
+
+def _subnets(spec: StudySpec, zone: str | None) -> tuple[str, ...]:
+    """Where a job may run: the zone's own subnet, else any of those that the study file names."""
+    cloud = spec.sagemaker
+    if zone is not None:
+        return (cloud.zones[zone],)
+    return cloud.subnets or tuple(cloud.zones.values())
+
+
+# --- what no launch should find out job by job
+
+
+def request_violations(spec: StudySpec) -> tuple[str, ...]:
+    """Everything known for which CreateTrainingJob would refuse jobs of this study, a line each.
+
+    It looks at the longest request of each instance type: what was to be looked up (image, role, bucket) must be there.
+    """
+    from tuner.request_rules import violations  # noqa: PLC0415 - with it comes botocore
+    from tuner.sagemaker_request import request_parameters  # noqa: PLC0415 - as above
+
+    lines = [
+        line for kind in spec.training.instance_types for line in violations(request_parameters(specimen(spec, kind)))
+    ]
+    return tuple(dict.fromkeys(lines))
+
+
+def specimen(spec: StudySpec, instance_type: str) -> JobRequest:
+    """A job of the study with the longest of everything that differs from trial to trial.
+
+    Values of a space that is a function are not known before it is asked.
+    """
+    longest = {} if isinstance(spec.space, SpaceFunction) else {param.name: _longest(param) for param in spec.space}
+    now, key, spot = datetime(2000, 1, 1, tzinfo=UTC), f"{spec.name}-{'x' * 6}", spec.capacity.policy == "spot"
+    study = Study(
+        id=0,
+        name=spec.name,
+        key=key,
+        owner="",
+        state=StudyState.RUNNING,
+        version=0,
+        spec="",
+        backend=spec.backend,
+        bundle_uri=f"{root(spec)}bundles/{'0' * 64}/",
+        local_dir="/" if spec.backend == "local" else None,
+        intent=Intent.RUN,
+        intent_at=now,
+        created_at=now,
+    )
+    trial = Trial(
+        number=99_999,
+        state=TrialState.PROPOSED,
+        version=0,
+        params=longest,
+        distributions="",
+        attrs={},
+        prefix=prefix(spec, key, 99_999),
+        bundle_uri=study.bundle_uri,
+        asked_seq=0,
+        created_at=now,
+    )
+    attempt = Attempt(
+        trial=trial.number,
+        number=999,
+        state=AttemptState.SUBMITTING,
+        version=0,
+        job_name=job_name(key, trial.number, 999),
+        digest=job_digest(spec, trial),
+        instance_type=instance_type,
+        instance_count=spec.training.instance_count,
+        spot=spot,
+        rate_microusd_per_h=0,
+        max_run_s=spec.training.max_run_s,
+        max_wait_s=spec.training.max_wait_s if spot else None,
+        reserved_microusd=0,
+        created_at=now,
+    )
+    return job_request(spec, study, trial, attempt)
+
+
+def _longest(param: Param) -> ParamValue:
+    """The value whose text is the longest that a sampler may draw."""
+    match param:
+        case CategoricalParam():
+            return max(param.choices, key=lambda choice: len(encoded(choice)))
+        case IntParam():
+            return max((param.low, param.high), key=lambda bound: len(encoded(bound)))
+        case FloatParam():
+            return _LONGEST_FLOAT

@@ -1,24 +1,35 @@
 """The worlds that an engine can be put into: which job service, which object store, which market.
 
-Only this module, its caller `study` and tests choose a world. Heavy imports (boto3, Optuna) stand inside functions, so
-that verbs that only read the store do not pay for them.
+A recorded study has a *place*: a state directory on this machine, or an account and region of AWS. Everything that
+touches its jobs or objects asks its place for them, and cannot tell which one it is.
+
+Rules: only this module, its callers and tests choose a world. Heavy imports (boto3, Optuna) stand inside functions, so
+that verbs that only read the store do not pay for them. A study's place on AWS never speaks to another account than
+the one recorded: there its jobs would seem deleted and its budget unspent.
 """
 
 import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tuner import workload
+from tuner.aws import Aws
 from tuner.clock import Clock
-from tuner.model import Json, Study
-from tuner.spec import StudySpec
+from tuner.model import Fact, Json, Study
+from tuner.spec import COST_METRIC, StudySpec, from_json
 from tuner.spec_records import LocalMarket
+from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
     from tuner.engine import Watcher, World
+    from tuner.jobs import JobService
     from tuner.objects import Objects
     from tuner.packaging import Bundle
     from tuner.proposals import Proposer
+    from tuner.rates import SharedCalls
     from tuner.sagemaker import SageMakerJobs
     from tuner.store import Store
 
@@ -43,19 +54,107 @@ def make_proposer(spec: StudySpec) -> "Proposer":
     )
 
 
-def job_service(study: Study, spec: StudySpec) -> "SageMakerJobs":
-    """The job service of a recorded study."""
-    from tuner.local.transport import make_client  # noqa: PLC0415 - boto3 is slow to import
-    from tuner.sagemaker import SageMakerJobs  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """A state directory: jobs are processes of this machine, `s3://` is a tree."""
 
-    return SageMakerJobs(make_client(local_dir(study), region=spec.region))
+    directory: Path
+    region: str
+
+    def verify(self) -> None:
+        """Raise UserError unless it is there: without it, every job would seem deleted and its work undone."""
+        if not self.directory.is_dir():
+            raise UserError(
+                f"the state directory {self.directory} is not there; where it was moved or copied to DIR: "
+                f"{LOCAL_DIR_VARIABLE}=DIR tuner resume",
+                Exit.REFUSED,
+            )
+
+    def jobs(self) -> "SageMakerJobs":
+        from tuner.local.transport import make_client  # noqa: PLC0415 - boto3 is slow to import
+        from tuner.sagemaker import SageMakerJobs  # noqa: PLC0415
+
+        return SageMakerJobs(make_client(self.directory, region=self.region))
+
+    def objects(self) -> "Objects":
+        from tuner.objects import DirectoryObjects  # noqa: PLC0415 - keeps `status` lean
+
+        return DirectoryObjects(self.directory / "s3")
 
 
-def object_store(directory: Path) -> "Objects":
-    """What `s3://` means for a local study: a tree in its state directory."""
-    from tuner.objects import DirectoryObjects  # noqa: PLC0415 - keeps `status` lean
+@dataclass(frozen=True, slots=True)
+class AwsPlace:
+    """An account and a region of AWS."""
 
-    return DirectoryObjects(directory / "s3")
+    account: str
+    aws: Aws
+
+    @property
+    def scope(self) -> str:
+        """What limits and facts of the account are recorded under."""
+        return f"{self.account}/{self.aws.region}"
+
+    def verify(self) -> None:
+        """Raise AwsError unless these credentials work and are the account's."""
+        self.aws.client("sts")
+
+    def jobs(self, *, next_page: Callable[[], None] = lambda: None) -> "SageMakerJobs":
+        from tuner.sagemaker import SageMakerJobs  # noqa: PLC0415 - as above
+
+        return SageMakerJobs(self.aws.lasting("sagemaker"), next_page=next_page)
+
+    def objects(self, *, patient: bool = True) -> "Objects":
+        """`patient` tries again by itself: for verbs. An engine has a next tick, and a lease that runs out."""
+        from tuner.objects import S3Objects  # noqa: PLC0415 - as above
+
+        return S3Objects(self.aws.lasting("s3", patient=patient))
+
+
+Place: TypeAlias = LocalPlace | AwsPlace
+
+
+def moved_to(study: Study) -> Path | None:
+    """Where a state directory went that is not where it was recorded: TUNER_LOCAL says it, and its jobs prove it."""
+    if study.local_dir is None or Path(study.local_dir).is_dir():
+        return None
+    here = default_local_dir()
+    return here if any(here.glob(f"jobs/{study.key}-*")) else None
+
+
+def place_of(study: Study) -> Place:
+    """Where a recorded study's jobs and objects are."""
+    return place(from_json(study.spec), None if study.local_dir is None else Path(study.local_dir))
+
+
+def place(spec: StudySpec, local_dir: Path | None) -> Place:
+    """The place of a study that may not be recorded yet; on AWS its study file is completed (`prepare`)."""
+    if local_dir is not None:
+        return LocalPlace(local_dir, spec.region)
+    account = spec.account
+    assert account is not None, "prepare gives every study of AWS a role, whose ARN names the account"
+    settings = spec.sagemaker
+    return AwsPlace(account, Aws(region=settings.region, profile=settings.profile, account=account))
+
+
+def jobs_in_turn(study: Study, store: "Store", clock: Clock) -> "JobService":
+    """The job service for a verb: it shares the account's calls with the engines, and waits for its turn."""
+    from tuner.rates import Patient, RateLimited  # noqa: PLC0415 - few verbs need it
+
+    where = place_of(study)
+    if isinstance(where, LocalPlace):
+        return where.jobs()
+    calls = _shared_calls(store, where.scope, clock, store.facts(where.scope))
+    return Patient(RateLimited(where.jobs(next_page=calls.page), calls), clock)
+
+
+def _shared_calls(store: "Store", scope: str, clock: Clock, facts: Iterable[Fact]) -> "SharedCalls":
+    """The account's calls. Raises UserError for a TUNER_CALLS that says nothing."""
+    from tuner.rates import SharedCalls, rates_within  # noqa: PLC0415 - only studies on AWS need it
+
+    try:
+        return SharedCalls(store, scope, clock, rates_within(facts))
+    except ValueError as error:
+        raise UserError(str(error), Exit.USAGE) from error
 
 
 def make_bundle(spec: StudySpec) -> "Bundle":
@@ -63,8 +162,8 @@ def make_bundle(spec: StudySpec) -> "Bundle":
     from tuner import packaging  # noqa: PLC0415 - keeps `status` lean
 
     training = spec.training
-    assert training.source_dir is not None, "refused until algorithms are built"
-    assert training.entry_point is not None, "refused until algorithms are built"
+    assert training.source_dir is not None, "an algorithm runs no code of ours"
+    assert training.entry_point is not None, "an algorithm runs no code of ours"
     return packaging.make_bundle(
         training.source_dir,
         training.entry_point,
@@ -74,36 +173,82 @@ def make_bundle(spec: StudySpec) -> "Bundle":
     )
 
 
-def upload_bundle(spec: StudySpec, directory: Path) -> str:
-    """Store that code, unless it is stored already; its address."""
+def check_code(spec: StudySpec) -> None:
+    """Raise BundleRefused for a source directory that cannot be packed. An algorithm runs no code of ours."""
+    if spec.training.algorithm is None:
+        make_bundle(spec)
+
+
+def upload_bundle(spec: StudySpec, objects: "Objects") -> str:
+    """Store that code, unless it is stored already; its address. Empty for an algorithm, which runs none of ours."""
     from tuner import packaging  # noqa: PLC0415
 
-    return packaging.upload(make_bundle(spec), object_store(directory), workload.root(spec))
-
-
-def local_dir(study: Study) -> Path:
-    assert study.local_dir is not None, f"study {study.name} is not a local one"
-    return Path(study.local_dir)
+    if spec.training.algorithm is not None:
+        return ""
+    return packaging.upload(make_bundle(spec), objects, workload.root(spec))
 
 
 def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher") -> "World":
-    """Everything that the engine of a local study is given; its market starts at the study's launch."""
+    """Everything that the engine of a recorded study is given; a local market starts at the study's launch."""
     from tuner.engine import World  # noqa: PLC0415 - imports Optuna
     from tuner.local.market import write_market  # noqa: PLC0415
     from tuner.progress import PrefixProgress  # noqa: PLC0415
 
-    directory = local_dir(study)
-    if spec.local is not None:
-        write_market(directory, study.key, _market(spec.local, study))
-    objects = object_store(directory)
-    return World(
+    where = place_of(study)
+    if isinstance(where, LocalPlace):
+        if spec.local is not None:
+            write_market(where.directory, study.key, _market(spec.local, study))
+        objects = where.objects()
+    else:
+        objects = where.objects(patient=False)
+    world = World(
         store=store,
         clock=clock,
-        jobs=job_service(study, spec),
+        jobs=where.jobs(),
         progress=lambda: PrefixProgress(objects),
         proposer=make_proposer,
         watcher=watcher,
     )
+    if isinstance(where, LocalPlace):
+        return world
+    world = _counted(world, where, study)
+    return world if spec.training.algorithm is None else _watched_by_cloudwatch(world, where, study, spec)
+
+
+def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
+    """The world of an engine that shares its account's calls with others, and hears of changes where it can."""
+    from tuner.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
+    from tuner.rates import RateLimited  # noqa: PLC0415
+    from tuner.signs import sync_delay_s  # noqa: PLC0415
+
+    known = world.store.facts(where.scope)
+    calls = _shared_calls(world.store, where.scope, world.clock, known)
+    return replace(
+        world,
+        jobs=RateLimited(where.jobs(next_page=calls.page), calls),
+        calls=calls,
+        hints=hints_for(world.store, where.scope, where.aws, study.key, world.clock),
+        sync_delay_s=sync_delay_s(known),
+    )
+
+
+def _watched_by_cloudwatch(world: "World", where: AwsPlace, study: Study, spec: StudySpec) -> "World":
+    """The world of an algorithm, whose jobs leave no metrics under their prefixes."""
+    from tuner.cloud_metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
+
+    def progress() -> CloudMetrics:
+        live = partial(world.store.live, study.id)
+        return CloudMetrics(
+            world.progress(), where.aws, world.jobs, live=live, metrics=_metrics(spec), clock=world.clock
+        )
+
+    return replace(world, progress=progress)
+
+
+def _metrics(spec: StudySpec) -> list[str]:
+    """What is looked for in CloudWatch: the objectives, and what the study file names beside them."""
+    names = [objective.metric for objective in spec.objectives] + [metric.name for metric in spec.training.metrics]
+    return [name for name in dict.fromkeys(names) if name != COST_METRIC]
 
 
 def _market(market: LocalMarket, study: Study) -> dict[str, Json]:

@@ -7,22 +7,26 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from tests.endtoend.conftest import Desk
 from tuner.local.billing import bill
 from tuner.prices import RateCard, cost_microusd
+from tuner.store import Store
 
 EPOCHS = 8
-ENGINES_SHARE, TORN_SHARE = 0.4, 0.3
+ENGINES_SHARE, POOL_SHARE, TORN_SHARE = 0.4, 0.1, 0.3
 TORN = {"torn_upload": True, "sync_interval_s": 0.2, "grace_s": 5.0, "saving_low": 0.3, "saving_high": 0.9}
 
 
 @dataclass
 class ChaosDesk(Desk):
     store: str = "sqlite:///tuner.db"
+    trials: int = 0
     engine: subprocess.Popen | None = None
     hit: dict[str, int] = field(default_factory=dict)  # by trial: how many steps it had saved
     torn: set[str] = field(default_factory=set)
@@ -32,17 +36,17 @@ class ChaosDesk(Desk):
         return {**super().environment, "TUNER_STORE": self.store}
 
     @property
-    def state_dir(self) -> Path:
-        return self.folder / ".tuner"
+    def database(self) -> Path:
+        return self.folder / self.store.removeprefix("sqlite:///")
 
-    def write_sweep(self, *, trials: int, parallel: int = 4, step_s: float = 0.4, **local) -> None:
+    def write_sweep(self, *, trials: int, parallel: int = 4, step_s: float = 0.25, **local) -> None:
+        self.trials = trials
         self.state_dir.mkdir()
         (self.state_dir / "settings.json").write_text(json.dumps(TORN | local))
         self.write_study(
             trials=trials,
             parallel=parallel,
-            training={"hyperparameters": {"epochs": EPOCHS, "step-s": step_s}},
-            local={"interruptions": {"every": "10s", "seed": 5, "down": "0.5s"}},
+            training={"hyperparameters": {"epochs": EPOCHS, "step-s": step_s, "gate": self.allow(EPOCHS)}},
         )
 
     def start_engine(self) -> None:
@@ -50,10 +54,22 @@ class ChaosDesk(Desk):
         verb = ("resume", "small") if self.has_study() else ("launch", "study.yaml")
         self.engine = self.start(*verb)
 
-    def end_engine(self, timeout_s: float = 240.0) -> None:
+    def end_engine(self, timeout_s: float = 270.0) -> None:
         assert self.engine is not None
         _, err = self.engine.communicate(timeout=timeout_s)
         assert self.engine.returncode == 0, err
+
+    def more_trials(self, more: int) -> None:
+        """For a sweep that was over before everything was destroyed."""
+        self.end_engine()
+        self.trials += more
+        done = self.run("set", "small", f"trials={self.trials}")
+        assert done.returncode == 0, done.stderr
+        self.start_engine()
+
+    def last_tick(self) -> datetime | None:
+        with closing(Store.open(f"sqlite:///{self.database}")) as store:
+            return store.study("small").last_tick_at
 
     def kill_everything(self) -> None:
         if self.engine is not None:
@@ -67,12 +83,13 @@ class ChaosDesk(Desk):
 
     # --- what is destroyed
 
-    def kill_engine(self) -> bool:
+    def kill_engine(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
         assert self.engine is not None
         if self.engine.poll() is not None:
             return False
         self.engine.kill()
         self.engine.communicate()
+        meanwhile()
         self.start_engine()
         return True
 
@@ -89,6 +106,15 @@ class ChaosDesk(Desk):
             os.kill(pid, signal.SIGKILL)
             return True
         return False
+
+    def take_pool(self) -> bool:
+        """Capacity, from every job at once; as above, only when each has saved a step since it was hit last."""
+        victims, running = self.victims(), supervisors(self.state_dir)
+        if not victims or {pid for pid, _, _ in victims} != running.keys():
+            return False
+        self.hit |= {trial: steps for _, trial, steps in victims}
+        self.take_capacity(down_s=0.5)
+        return True
 
     def victims(self) -> list[tuple[int, str, int]]:
         """Supervisors that may be killed: process id, trial, how many steps it has saved."""
@@ -122,11 +148,11 @@ class ChaosDesk(Desk):
 
     # --- what must be left
 
-    def all_is_well(self, trials: int) -> dict:
+    def all_is_well(self) -> dict:
         """Every trial ended well, each job belongs to one attempt, and three accounts of the money agree."""
         status, rows = self.json("status", "small"), self.json("trials", "small")
         assert status["state"] == "finished"
-        assert [row["number"] for row in rows] == list(range(trials))
+        assert [row["number"] for row in rows] == list(range(self.trials))
         assert {row["state"] for row in rows} == {"succeeded"}, [(row["state"], row["reason"]) for row in rows]
         for row in rows:
             assert (row["step"], row["value"]) == (EPOCHS, loss_of(row["params"]["lr"]))
@@ -187,13 +213,17 @@ def command_line(pid: int) -> str:
 
 def destroy(desk: ChaosDesk, kills: int, chance: random.Random) -> dict[str, int]:
     """Kill so many processes, engines and supervisors alike, and tear a checkpoint now and then."""
-    counts = {"engine": 0, "supervisor": 0, "torn": 0}
-    while counts["engine"] + counts["supervisor"] < kills and not desk.engine_ended:
-        time.sleep(chance.uniform(0.1, 1.5))
+    counts = {"engine": 0, "supervisor": 0, "pool": 0, "torn": 0}
+    while counts["engine"] + counts["supervisor"] < kills:
+        if desk.engine_ended:
+            desk.more_trials(4)
+        time.sleep(chance.uniform(0.1, 1.2))
         if chance.random() < ENGINES_SHARE:
             counts["engine"] += desk.kill_engine()
         else:
             counts["supervisor"] += desk.kill_supervisor(chance)
+        if chance.random() < POOL_SHARE:
+            counts["pool"] += desk.take_pool()
         if chance.random() < TORN_SHARE:
             counts["torn"] += desk.tear_newest_manifest(chance)
     return counts

@@ -1,6 +1,7 @@
 """The store's disk is full for a while: jobs go on, nothing is submitted, and when there is room again all is well."""
 
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,16 +23,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def steps(desk: ChaosDesk) -> int:
-    return sum(len(found) for found in desk.manifests().values())
-
-
 def sees_no_tick(desk: ChaosDesk) -> None:
-    """The engine waits; the store can still be read."""
-    time.sleep(1.0)
-    before = desk.json("status", "small")["engine"]["last_tick"]
-    time.sleep(2.0)
-    assert desk.json("status", "small")["engine"]["last_tick"] == before
+    """The engine waits, as soon as its tick under way is over; the store can still be read."""
+
+    def rests() -> bool:
+        before = desk.last_tick()
+        time.sleep(3.0)
+        return desk.last_tick() == before
+
+    desk.wait_until(rests, "no tick in three seconds")
+    assert desk.run("status", "small").returncode == 0
     assert not desk.engine_ended, "a full disk is waited out"
 
 
@@ -49,26 +50,32 @@ def fill(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_disk_without_room(desk: ChaosDesk, small_disk: Path) -> None:
-    desk.write_sweep(trials=6, parallel=3)
+    desk.write_sweep(trials=4, parallel=3)
     desk.store = f"sqlite:///{small_disk}/tuner.db"
     desk.start_engine()
-    desk.wait_until(lambda: steps(desk), "a step is saved")
+    desk.wait_until(lambda: desk.saved(1, trials=1), "a step is saved")
     ballast = fill(small_disk)
     sees_no_tick(desk)
     ballast.unlink()
     desk.end_engine()
-    desk.all_is_well(6)
+    desk.all_is_well()
 
 
 @pytest.mark.slow
 def test_a_file_that_may_not_grow(desk: ChaosDesk) -> None:
-    """The engine's limit on file sizes stands for the disk; it holds in mid-flight, and is lifted again."""
-    desk.write_sweep(trials=6, parallel=3)
+    """The engine's limit on file sizes stands for the disk; it holds in mid-flight; the engine hears Ctrl-C."""
+    desk.write_sweep(trials=4, parallel=3)
     desk.start_engine()
-    desk.wait_until(lambda: steps(desk), "a step is saved")
+    desk.wait_until(lambda: desk.saved(1, trials=1), "a step is saved")
     assert desk.engine is not None
-    old = resource.prlimit(desk.engine.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    full = desk.engine
+    resource.prlimit(desk.engine.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     sees_no_tick(desk)
-    resource.prlimit(desk.engine.pid, resource.RLIMIT_FSIZE, old)
+    full.send_signal(signal.SIGINT)
+    _, err = full.communicate(timeout=240)
+    assert full.returncode == 130, err
+    assert err.count("jobs go on, and so does the study when the store is there again") == 1
+    assert "tuner resume small" in err.splitlines()[-1]
+    desk.start_engine()
     desk.end_engine()
-    desk.all_is_well(6)
+    desk.all_is_well()

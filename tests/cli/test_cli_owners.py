@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cli_calls import Call
 
-from tuner import study
+from tuner import study, wishes
 from tuner.model import StudyState
 from tuner.verbs import Exit, Outcome
 
@@ -25,9 +25,10 @@ def done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return ["changed"]
 
-    for verb in ("resume", "request_stop", "request_cancel"):
-        monkeypatch.setattr(study, verb, drive)
-    monkeypatch.setattr(study, "request_set", change)
+    monkeypatch.setattr(study, "resume", drive)
+    for verb in ("request_stop", "request_cancel"):
+        monkeypatch.setattr(wishes, verb, drive)
+    monkeypatch.setattr(wishes, "request_set", change)
     monkeypatch.setattr("tuner.cli_print.final_summary", lambda *_: "summary")
     return names
 

@@ -13,7 +13,7 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_read, study
+from tuner import cli_read, looking
 from tuner.clock import VirtualClock
 from tuner.model import StudyState
 
@@ -127,6 +127,7 @@ def test_status_as_text(call: Call, folder: Path) -> None:
         "interruptions  1, 1 run resumed",
         "work lost      12.5s",
     ]
+    assert lines[9].startswith("pool           ml.g5.xlarge spot: ")
     assert lines[-1] == "store sqlite:///tuner.db"
 
 
@@ -182,12 +183,12 @@ def test_a_store_that_is_none_is_one_line_and_exit_4(call: Call, tmp_path: Path,
 
 
 def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "check", lambda name, store: [f"{name}: engine dead"])
+    monkeypatch.setattr(looking, "check", lambda name, store: [f"{name}: engine dead"])
     code, out, _ = call("status", "digits", "--check")
     assert code == 1
     assert "digits: problem: digits: engine dead" in out
     assert load(call("status", "digits", "--check", "--json").out)["problems"] == ["digits: engine dead"]
-    monkeypatch.setattr(study, "check", lambda name, store: [])
+    monkeypatch.setattr(looking, "check", lambda name, store: [])
     assert call("status", "--check").code == 0
 
 
@@ -227,7 +228,7 @@ def test_watch_on_paper_prints_changes_and_ends_with_the_study(
 
 
 def test_logs_show_control_characters(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
+    monkeypatch.setattr(looking, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
     assert call("logs", "digits", 0).out == "epoch=1\t0.5\nbad \\x1b[2J\n"
     doc = load(call("logs", "digits", 0, "--json").out)
     assert doc["text"] == "epoch=1\t0.5\r\nbad \x1b[2J\n"

@@ -12,7 +12,7 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_run, study, views
+from tuner import cli_run, looking, study, views, wishes
 from tuner.model import StudyState, TrialState
 from tuner.retention import Survey, Waste
 from tuner.spec import load
@@ -58,8 +58,9 @@ class Fake:
 def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(cli_store.spec_file(folder))
     monkeypatch.setattr(study, "plan", made.plan)
-    for verb in ("launch", "resume", "request_stop", "request_cancel"):
-        monkeypatch.setattr(study, verb, made.drive)
+    monkeypatch.setattr(study, "prepare", lambda plan, store: plan)
+    for module, verb in ((study, "launch"), (study, "resume"), (wishes, "request_stop"), (wishes, "request_cancel")):
+        monkeypatch.setattr(module, verb, made.drive)
     return made
 
 
@@ -173,7 +174,7 @@ def test_all_once(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_set_prints_what_was_changed(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "request_set", lambda name, store, given: [f"{name}: {each}" for each in given])
+    monkeypatch.setattr(wishes, "request_set", lambda name, store, given: [f"{name}: {each}" for each in given])
     assert call("set", "digits", "trials=3", "parallel=1").out == "digits: trials=3\ndigits: parallel=1\n"
 
 
@@ -182,14 +183,14 @@ def test_audit(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         job="k-1", trial=1, attempt=1, status="Completed", billed_usd=0.2, ledger_usd=0.1, difference="ledger differs"
     )
     wrong = Audit(lines=("k-1: ledger differs: run tuner resume",), rows=(row,))
-    monkeypatch.setattr(study, "audit", lambda name, store, stop_orphans: wrong)
+    monkeypatch.setattr(looking, "audit", lambda name, store, stop_orphans: wrong)
     code, out, _ = call("audit", "digits")
     assert code == 1
     assert "k-1: ledger differs: run tuner resume" in out
     doc = json.loads(call("audit", "digits", "--json").out)
     assert (doc["ok"], doc["attempts"][0]["ledger_usd"]) == (False, 0.1)
     stopped = Audit(lines=(), rows=(), stopped=(Orphan(job="k-\x1b9", text="ORPHAN"),))
-    monkeypatch.setattr(study, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
+    monkeypatch.setattr(looking, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
     code, _, err = call("audit", "digits", "--stop-orphans", "--force")
     assert (code, err) == (0, "stopping k-\\x1b9\n")
 
@@ -200,7 +201,7 @@ def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch
     )
     found = Survey(keep="best", waste=(waste,), total_bytes=6 << 30)
     asked = []
-    monkeypatch.setattr(study, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
+    monkeypatch.setattr(looking, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
     out = call("gc", "digits", "--dry-run").out
     assert "would delete 5.0 GiB ($0.1150 a month at S3's list price, simulated), since checkpoints.keep is best" in out
     assert "1.0 GiB stay" in out
@@ -208,7 +209,7 @@ def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch
     assert (doc["dry_run"], doc["size_bytes"], doc["trials"][0]["objects"]) == (False, 5 << 30, 7)
     assert doc["left_usd_per_month"] == pytest.approx(0.023)
     assert asked == [True, False]
-    monkeypatch.setattr(study, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
+    monkeypatch.setattr(looking, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
     assert call("gc", "digits", "--force").out.startswith(
         "digits: nothing to delete, checkpoints.keep is all; 10 B stay"
     )

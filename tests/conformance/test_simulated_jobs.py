@@ -34,6 +34,10 @@ class SimulatedWorld(World):
             self.clock, 7, scripts=script, outages=outages, settings=Settings(quota=quota, stop_grace_s=1.0)
         )
 
+    def lose_capacity(self, for_s: float) -> None:
+        self.cloud._capacity_goes(None)
+        self.cloud._push(self.cloud._now + for_s, lambda: self.cloud._capacity_comes(None), None, None)
+
     def entrypoint(self, work: str) -> tuple[str, ...]:
         return (work,)
 

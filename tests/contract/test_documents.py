@@ -3,8 +3,8 @@
 import pytest
 
 from tests.engine.sweeps import Sweep
-from tuner import study as verbs
 from tuner import views
+from tuner import wishes as verbs
 from tuner.jobs import JobRequest
 from tuner.model import Intent
 from tuner.simulator_parts import Script

@@ -1,15 +1,16 @@
 """Real processes: what `resume` repeats, what a study starts from, what nobody asked for, and what is kept."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from conftest import SCRIPT
+from conftest import SCRIPT, Desk
 
 from tuner import workload
 from tuner.spec import from_json
 from tuner.store import Store
-from tuner.worlds import job_service
+from tuner.worlds import place_of
 
 QUICK = {"trials": 3, "training": {"hyperparameters": {"epochs": 4, "step-s": 0.05}}}
 
@@ -82,6 +83,48 @@ def test_a_job_that_nobody_asked_for_is_told_and_ended_by_the_command_that_was_t
         lambda: {job["name"]: job["status"] for job in desk.json("local", "jobs")}[stray] == "Stopped", "it has ended"
     )
     assert "ORPHAN" not in desk.run("resume", "small").stderr
+    assert desk.run("audit", "small").returncode == 0
+
+
+def test_a_study_that_was_moved_goes_on_where_its_state_directory_is(desk, tmp_path_factory):
+    """As on another machine: the store and the state directory are copied, nothing else."""
+    desk.write_gated(allowed=2, epochs=4, trials=3, parallel=2)
+    engine = desk.start("launch", "study.yaml")
+    desk.wait_until(lambda: desk.saved(2, trials=2), "two steps are saved")
+    engine.kill()
+    engine.communicate()
+    desk.kill_everything()
+    there = MovedDesk(tmp_path_factory.mktemp("there"))
+    shutil.move(desk.state_dir, there.state_dir)
+    for file in desk.folder.glob("tuner.db*"):
+        shutil.move(file, there.folder)
+    for file in ("study.yaml", "train.py"):
+        (desk.folder / file).unlink()
+    desk.allow(4)
+    lost = Desk(there.folder).run("resume", "small")
+    assert lost.returncode == 4
+    assert f"the state directory {desk.state_dir} is not there" in lost.stderr
+    assert "TUNER_LOCAL=DIR tuner resume" in lost.stderr
+    done = there.run("resume", "small")
+    assert done.returncode == 0, done.stderr
+    assert f"{there.state_dir} has the study's jobs" in done.stderr
+    rows = there.json("trials", "small")
+    assert [row["state"] for row in rows] == ["succeeded"] * 3
+    assert [row["runs"][-1]["resumed_from_step"] for row in rows] == [2, 2, None]
+    for words in (("audit", "small"), ("status", "small", "--check")):  # from now on without being told
+        checked = Desk(there.folder).run(*words)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert not desk.state_dir.exists()
+
+
+class MovedDesk(Desk):
+    @property
+    def state_dir(self):
+        return self.folder / "state of old"
+
+    @property
+    def environment(self):
+        return {**super().environment, "TUNER_LOCAL": str(self.state_dir)}
 
 
 def make_stray(desk):
@@ -90,7 +133,7 @@ def make_stray(desk):
     try:
         study = store.study("small")
         spec = from_json(study.spec)
-        jobs = job_service(study, spec)
+        jobs = place_of(study).jobs()
         attempt = store.attempts(study.id)[0]
         request = stray_request(store, study, spec, attempt)
         jobs.create(request)

@@ -64,6 +64,7 @@ class Sweep:
     space: dict | None = None  # in place of the default one
     script: Callable[[JobRequest], Script] = lambda _request: Script(epochs=5, step_s=60.0)
     outages: list[Outage] = field(default_factory=list)
+    pools: dict[str | tuple[str, str], list[Outage]] | None = None  # with outages of their own
     settings: Settings | None = None
     faults: Faults | None = None
     seed: int = 1
@@ -82,6 +83,7 @@ class Sweep:
             self.seed,
             scripts=self.script,
             outages=self.outages,
+            pools=self.pools,
             settings=self.settings,
             faults=self.faults,
         )

@@ -41,7 +41,7 @@ class Told:
 @pytest.fixture
 def objects(tmp_path, monkeypatch):
     """The object store of the studies of this test."""
-    monkeypatch.setattr(worlds, "local_dir", lambda _study: tmp_path)
+    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
     return DirectoryObjects(tmp_path / "s3")
 
 
@@ -141,7 +141,7 @@ def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, object
     with pytest.raises(StorageUnavailable):
         take_up(sweep, RETRY)
     monkeypatch.undo()
-    monkeypatch.setattr(worlds, "local_dir", lambda _study: objects._root.parent)
+    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(objects._root.parent, "us-east-1"))
     take_up(sweep)  # without asking for it again
     new = sweep.trials()[4]
     assert len(list(objects.list(new.prefix))) == 2
@@ -240,6 +240,12 @@ def test_jobs_that_nobody_asked_for_are_reported_with_their_rate_and_what_ends_t
     sweep.cloud.stop(orphan.job)
     sweep.clock.wait(sweep.clock.now().replace(hour=2))
     assert orphans(sweep) == []
+    engine.tick()
+    whole = audit.audit(sweep.store.study_by_id(sweep.study.id), sweep.spec, sweep.store, sweep.cloud)
+    assert whole.ok, "what has ended is told, and fails no check for ever"
+    assert [row.note for row in whole.rows if row.job == stray] == [
+        "no attempt of ours asked for it; it has ended, and costs nothing more"
+    ]
 
 
 def test_a_job_with_our_name_and_another_digest_is_an_orphan(make_sweep):

@@ -170,3 +170,30 @@ def test_names_that_stay(tmp_path):
     )
     assert removed == 1
     assert [info.uri for info in objects.list("s3://bucket/")] == ["s3://bucket/study/1/a/x"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stays"),  # of the best trial, the failed one, the others
+    [("all", (1, 1, 1)), ("latest", (1, 1, 1)), ("best", (1, 1, 0)), ("none", (1, 1, 0))],
+)
+def test_which_outputs_stay(make_sweep, tmp_path, keep, stays):
+    sweep, objects = swept(make_sweep, tmp_path, keep)
+    root = retention.study_root(sweep.study)
+    models = {}
+    for attempt in sweep.attempts():
+        models[attempt.trial] = f"{root}outputs/{attempt.job_name}/output/model.tar.gz"
+        objects.write(models[attempt.trial], bytes(500))
+    strangers = [f"{root}outputs/somebody-00000-001/output/model.tar.gz", f"{root}outputs.txt"]
+    for uri in strangers:
+        objects.write(uri, b"x")
+    found = retention.sweep(sweep.store, sweep.study, objects, dry_run=False)
+    best = sweep.store.best(sweep.study.id, maximize=True)[0].number
+    left = {info.uri for info in objects.list(root)}
+    for number, uri in models.items():
+        expected = stays[0] if number == best else stays[1] if number == 1 else stays[2]
+        assert (uri in left) == bool(expected), number
+    assert {*strangers} <= left
+    others = [waste for waste in found.waste if waste.outputs]
+    assert len(others) == (0 if stays[2] else 2)
+    assert all(waste.size_bytes > 500 for waste in others)
+    assert retention.sweep(sweep.store, sweep.study, objects, dry_run=False).waste == ()

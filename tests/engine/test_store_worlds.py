@@ -16,7 +16,8 @@ from tests.postgres_server import OwnServer, Server
 from tuner.cli_live import QuietDisplay
 from tuner.engine import LEASE_S
 from tuner.model import StudyState
-from tuner.store import LeaseHeld, LeaseLost
+from tuner.store import LeaseHeld, LeaseLost, StoreUnreachable
+from tuner.verbs import EventLine
 from tuner.watch import DisplayWatcher
 
 STORY = {
@@ -147,6 +148,36 @@ def test_a_connection_that_is_cut_within_a_commit(
     assert broken(sweep) == []
 
 
+class Said(QuietDisplay):
+    """What a user would have read."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def event(self, line: EventLine) -> None:
+        self.texts.append(line.text)
+
+
+def test_whoever_waits_for_the_store_can_be_told_to_leave(
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(**STORY)
+    engine = sweep.engine()
+    wait, waits = sweep.clock.wait, []
+
+    def gone(*_: object, **__: object) -> None:
+        raise StoreUnreachable("gone for ever")
+
+    def note(*args: object, **more: object) -> None:
+        waits.append(args)
+        wait(*args, **more)
+
+    monkeypatch.setattr(sweep.store, "renew", gone)
+    monkeypatch.setattr(sweep.clock, "wait", note)
+    with pytest.raises(StoreUnreachable, match="gone for ever"):
+        engine.run(lambda: len(waits) == 3)
+
+
 def test_a_server_that_is_away_for_a_minute(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, postgres: Server, postgres_url: str, quiet: list
 ) -> None:
@@ -172,8 +203,8 @@ def test_a_server_that_is_away_for_a_minute(
             postgres.start()
 
     monkeypatch.setattr(sweep.clock, "wait", come_back)
-    engine = sweep.engine()
-    engine._world = replace(engine._world, watcher=DisplayWatcher(QuietDisplay(), sweep.store))
+    engine, said = sweep.engine(), Said()
+    engine._world = replace(engine._world, watcher=DisplayWatcher(said, sweep.store))
     sweep.crash_point = crash
     try:
         assert engine.run(lambda: False) is StudyState.FINISHED
@@ -181,6 +212,9 @@ def test_a_server_that_is_away_for_a_minute(
         if not postgres.running:
             postgres.start()
     assert len(away) >= 3
+    told = [text for text in said.texts if "store" in text]
+    assert told[1::2] == ["the store is there again"] * len(away)
+    assert ["jobs go on, and so does the study" in text for text in told[::2]] == [True] * len(away)
     assert outcome(sweep) == quiet
     assert broken(sweep) == []
 

@@ -47,12 +47,12 @@ def test_nothing_is_left_of_a_script_that_forks_daemonizes_and_ignores_sigterm(
     world.settings(private_opt_ml=private, grace_s=0.2)
     world.create(script=FORKING.replace("TOKEN", repr(token)))
     world.printed("forked")
-    world.until(lambda: left(token), lambda found: len(found) == 5)
+    first = world.until(lambda: left(token), lambda found: len(found) == 5)
     started_at = datetime.now(UTC).isoformat()
     market = {"started_at": started_at, "kind": "at", "at_s": [0.1], "down_s": 0.1}
     write_market(world.state_dir, "study-a", market)
     world.until(world.secondary, lambda seen: "Interrupted" in seen)
-    assert left(token) == []
+    assert not {*first} & {*left(token)}  # those of the second run may be there already
     world.printed("forked", run=2)
     world.until(lambda: left(token), lambda found: len(found) == 5)
     world.client.stop_training_job(TrainingJobName="job-1")

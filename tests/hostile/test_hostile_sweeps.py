@@ -178,7 +178,7 @@ def test_requirements_that_are_not_met_here_are_named(desk: Desk) -> None:
 def test_two_launches_of_one_name_at_once(desk: Desk) -> None:
     write(desk.folder, ECHO, training={"entry_point": "train.py", "environment": {"GREETING": "x"}})
     both = [desk.start("launch", "study.yaml") for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=270)[1] for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2], said
     assert "tuner resume hostile" in said[codes.index(2)]
@@ -201,7 +201,7 @@ def test_two_studies_in_one_store_and_one_state_directory_at_once(desk: Desk) ->
         )
         engines.append(desk.start("launch", str(file)))
     for engine in engines:
-        _, err = engine.communicate(timeout=120)
+        _, err = engine.communicate(timeout=270)
         assert engine.returncode == 0, err
     for name in ("one", "other"):
         assert sorted(row["value"] for row in desk.json("trials", name)) == [1, 2, 3, 4]
@@ -224,7 +224,7 @@ def test_a_state_directory_on_another_filesystem(desk: Desk, elsewhere: Path) ->
     environment = {**desk.environment, "TUNER_LOCAL": str(elsewhere / "state")}
     done = subprocess.run(
         [sys.executable, "-m", "tuner", "launch", "study.yaml"],
-        cwd=desk.folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=desk.folder, env=environment, capture_output=True, text=True, timeout=270, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert desk.run("audit", "hostile").returncode == 0
@@ -238,7 +238,7 @@ def test_launching_from_a_directory_that_cannot_be_written(desk: Desk, *, with_s
     store = ["--store", f"sqlite:///{desk.folder}/tuner.db"] if with_store else []
     done = subprocess.run(
         [sys.executable, "-m", "tuner", "launch", str(file), *store],
-        cwd="/proc", env=desk.environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd="/proc", env=desk.environment, capture_output=True, text=True, timeout=270, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
@@ -247,11 +247,11 @@ def test_launching_from_a_directory_that_cannot_be_written(desk: Desk, *, with_s
 
 
 # HOSTILE_STEPS=1000000 for the whole story: a minute of CPU
-STEPS = int(os.environ.get("HOSTILE_STEPS", "200000"))
+STEPS = int(os.environ.get("HOSTILE_STEPS", "100000"))
 
 
 @pytest.mark.slow
-def test_a_trial_that_reports_hundreds_of_thousands_of_steps_ends(desk: Desk) -> None:
+def test_a_trial_that_reports_a_hundred_thousand_steps_ends(desk: Desk) -> None:
     write(
         desk.folder,
         "import sys, time\n"

@@ -69,17 +69,17 @@ class LocalWorld:
     def secondary(self, name="job-1"):
         return [row["Status"] for row in self.describe(name)["SecondaryStatusTransitions"]]
 
-    def ended(self, name="job-1", within_s=30.0):
+    def ended(self, name="job-1", within_s=120.0):
         return self.until(lambda: self.describe(name), lambda seen: seen["TrainingJobStatus"] in ENDED, within_s)
 
-    def printed(self, text, name="job-1", run=1, within_s=30.0):
+    def printed(self, text, name="job-1", run=1, within_s=120.0):
         """Wait until the script has printed this."""
         log = self.state_dir / "jobs" / name / "logs" / f"{run}.log"
         self.until(lambda: log.read_text() if log.exists() else "", lambda seen: text in seen, within_s)
         return log.read_text()
 
     @staticmethod
-    def until(look, good, within_s=30.0):
+    def until(look, good, within_s=120.0):
         end_at = time.monotonic() + within_s
         while not good(seen := look()):
             assert time.monotonic() < end_at, f"still {seen!r}"

@@ -1,5 +1,6 @@
 """The revisions lead to exactly the tables that the code expects, beside tables that are not ours."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def definitions(engine: sa.Engine) -> set[tuple[str, str]]:
     """What the database says each table, constraint and index is, as clauses: their order is of no importance."""
     with engine.connect() as connection:
         found = connection.execute(sa.text(SQLITE if engine.dialect.name == "sqlite" else POSTGRESQL)).all()
-    clauses = {(name, line.strip().rstrip(",")) for name, sql in found for line in sql.splitlines()}
+    # SQLite writes a column that was added later onto the line of the one before
+    lines = [(name, line) for name, sql in found for line in re.split(r"\n|, (?=\w+ [A-Z])", sql)]
+    clauses = {(name, line.strip().rstrip(",")) for name, line in lines}
     return {(name, clause) for name, clause in clauses if name != VERSION_TABLE}
 
 

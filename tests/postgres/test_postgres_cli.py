@@ -59,7 +59,7 @@ def tuner(folder: Path, url: str, *words: str) -> "subprocess.Popen[str]":
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -100,7 +100,7 @@ def test_a_sweep_and_then_two_engines_at_once(folder: Path, store: Store) -> Non
 def _first_to_end(racers: "list[subprocess.Popen[str]]") -> "subprocess.Popen[str]":
     ends = [os.pidfd_open(racer.pid) for racer in racers]
     try:
-        readable, _, _ = select.select(ends, [], [], 60)
+        readable, _, _ = select.select(ends, [], [], 240)
         return racers[ends.index(readable[0])]
     finally:
         for end in ends:

@@ -171,14 +171,14 @@ def test_a_writer_that_sleeps_in_mid_transaction_is_taken_over(
 ) -> None:
     """It holds the study's row: the server ends it, the next engine goes on, and the sleeper's change is void."""
     desk = bench(store)
-    process = sleeper(asked_for(postgres_url, idle_in_transaction_session_timeout="500ms"))
+    process = sleeper(asked_for(postgres_url, idle_in_transaction_session_timeout="5s"))
     assert process.stdout
     assert process.stdout.readline() == "holds the lock\n"
     process.send_signal(signal.SIGSTOP)
     lease = store.acquire(desk.study.id, OTHER, now=later(61), period_s=60, gone=lambda _: False)
     store.commit(lease, Change(events=(event(1),)), now=later(61))
     process.send_signal(signal.SIGCONT)
-    said, _ = process.communicate("wake up\n", timeout=60)
+    said, _ = process.communicate("wake up\n", timeout=240)
     assert said.split() == ["StoreUnreachable", "LeaseLost"]
     assert (store.trial_count(desk.study.id), store.last_seq(desk.study.id)) == (0, 1)
     assert desk.reload().holder == OTHER

@@ -1,85 +1,30 @@
-"""The adapter alone: what it sends, how it reads answers, and which decision it makes of each refusal."""
+"""The adapter alone: how it reads answers, and which decision it makes of each refusal."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Mapping
+from datetime import UTC, timedelta
 
 import botocore.exceptions
 import botocore.parsers
 import botocore.session
 import pytest
-from botocore.config import Config
+from adapter import MODEL, NOON, OTHER_ZONE, SPOT, answering, described
 from botocore.stub import Stubber
 
 from tuner.jobs import (
     CapacityUnavailable,
-    Channel,
     CredentialsRefused,
     HistoryRow,
     JobError,
     JobNameTaken,
     JobNotFound,
-    JobRequest,
     JobStatus,
     JobSummary,
-    MetricDefinition,
     RequestRejected,
+    RoleNotReady,
     ServiceUnavailable,
     Throttled,
 )
-from tuner.sagemaker import SageMakerJobs, request_parameters
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-ARN = "arn:aws:sagemaker:us-east-1:000000000000:training-job/digits-00001-001"
-SPOT = JobRequest(
-    name="digits-00001-001",
-    hyperparameters={"lr": "0.1", "hidden": "64"},
-    environment={"TUNER_DIGEST": "d1", "TUNER_TRIAL": "1", "WANDB_API_KEY": "hunter2hunter2"},
-    entrypoint=("python3", "/opt/ml/input/data/code/tuner/bootstrap.py"),
-    image_uri="763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.5.1-gpu-py311",
-    channels=(Channel(name="code", uri="s3://b/code/"), Channel(name="train", uri="s3://b/data/", mode="FastFile")),
-    checkpoint_uri="s3://b/digits/00001/",
-    output_uri="s3://b/outputs/",
-    instance_type="ml.g5.xlarge",
-    instance_count=2,
-    volume_gb=30,
-    spot=True,
-    max_run_s=3600,
-    max_wait_s=14400,
-    role_arn="arn:aws:iam::000000000000:role/training",
-    tags={"tuner:study": "digits"},
-    metrics=(MetricDefinition(name="acc", regex="acc=([0-9.]+)"),),
-)
-BARE = replace(SPOT, entrypoint=(), channels=(), metrics=(), environment={}, hyperparameters={}, tags={})
-ON_DEMAND = replace(SPOT, spot=False, max_wait_s=None)
-OTHER_ZONE = timezone(timedelta(hours=9))
-
-
-@pytest.fixture(scope="module")
-def client() -> Any:
-    session = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
-    return session.create_client(
-        "sagemaker",
-        region_name="us-east-1",
-        aws_access_key_id="none",
-        aws_secret_access_key="none",
-        endpoint_url="http://nowhere.invalid",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
-
-
-@pytest.fixture
-def stub(client: Any) -> Iterator[Stubber]:
-    with Stubber(client) as stubber:
-        yield stubber
-
-
-def answering(**answers: Callable[..., Any]) -> SageMakerJobs:
-    """The adapter on a client whose operations are these functions."""
-    names = ("create_training_job", "describe_training_job", "list_training_jobs", "stop_training_job")
-    return SageMakerJobs(SimpleNamespace(**{name: answers.get(name) for name in names}))  # type: ignore[arg-type]
+from tuner.sagemaker import SageMakerJobs
 
 
 def call(jobs: SageMakerJobs, operation: str) -> object:
@@ -91,104 +36,52 @@ def call(jobs: SageMakerJobs, operation: str) -> object:
     }[operation]()
 
 
-# ---- requests
-
-
-@pytest.mark.parametrize("request_", [SPOT, BARE, ON_DEMAND])
-def test_every_request_passes_botocore_s_validation_and_gives_the_arn(stub: Stubber, request_: JobRequest) -> None:
-    stub.add_response("create_training_job", {"TrainingJobArn": ARN}, request_parameters(request_))
-    jobs = SageMakerJobs(stub.client)
-    assert jobs.create(request_) == ARN
-    assert jobs.calls == {"CreateTrainingJob": 1}
-
-
-def test_a_spot_request_says_all_that_it_was_given() -> None:
-    assert request_parameters(SPOT) == {
-        "TrainingJobName": "digits-00001-001",
-        "HyperParameters": {"lr": "0.1", "hidden": "64"},
-        "Environment": {"TUNER_DIGEST": "d1", "TUNER_TRIAL": "1", "WANDB_API_KEY": "hunter2hunter2"},
-        "AlgorithmSpecification": {
-            "TrainingImage": SPOT.image_uri,
-            "TrainingInputMode": "File",
-            "ContainerEntrypoint": ["python3", "/opt/ml/input/data/code/tuner/bootstrap.py"],
-            "MetricDefinitions": [{"Name": "acc", "Regex": "acc=([0-9.]+)"}],
-        },
-        "InputDataConfig": [
-            {
-                "ChannelName": name,
-                "DataSource": {
-                    "S3DataSource": {
-                        "S3DataType": "S3Prefix",
-                        "S3Uri": uri,
-                        "S3DataDistributionType": "FullyReplicated",
-                    }
-                },
-                "InputMode": mode,
-            }
-            for name, uri, mode in (("code", "s3://b/code/", "File"), ("train", "s3://b/data/", "FastFile"))
-        ],
-        "OutputDataConfig": {"S3OutputPath": "s3://b/outputs/"},
-        "CheckpointConfig": {"S3Uri": "s3://b/digits/00001/", "LocalPath": "/opt/ml/checkpoints"},
-        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 30},
-        "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 14400},
-        "EnableManagedSpotTraining": True,
-        "RoleArn": SPOT.role_arn,
-        "Tags": [{"Key": "tuner:study", "Value": "digits"}],
-    }
-
-
-def test_on_demand_has_no_max_wait_and_empty_lists_are_left_out() -> None:
-    assert request_parameters(ON_DEMAND)["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
-    assert request_parameters(ON_DEMAND)["EnableManagedSpotTraining"] is False
-    assert "InputDataConfig" not in request_parameters(BARE)
-    assert request_parameters(BARE)["AlgorithmSpecification"].keys() == {"TrainingImage", "TrainingInputMode"}
-
-
-def test_a_spot_request_without_max_wait_is_a_bug_of_ours() -> None:
-    with pytest.raises(AssertionError):
-        request_parameters(replace(SPOT, max_wait_s=None))
-
-
 # ---- refusals: one row for each text of SageMaker's that a decision hangs on
 
+QUOTA = (
+    "The account-level service limit 'ml.g5.2xlarge for training job usage' is 0 Instances, with current utilization "
+    "of 0 Instances and a request delta of 1 Instances. Please use AWS Service Quotas to request an increase for this "
+    "quota. If AWS Service Quotas is not available, contact AWS support to request an increase for this quota."
+)
+CREATE, DESCRIBE, LIST, STOP = "create_training_job", "describe_training_job", "list_training_jobs", "stop_training_job"
+INVALID = "ValidationException"
 REFUSALS: list[tuple[str, str, str, int, type[JobError]]] = [
-    (
-        "create_training_job",
-        "ResourceLimitExceeded",
-        "The account-level service limit 'ml.g5.2xlarge for training job usage' is 0 Instances, with …",
-        400,
-        CapacityUnavailable,
+    (CREATE, "ResourceLimitExceeded", QUOTA, 400, CapacityUnavailable),
+    (CREATE, "ResourceLimitExceeded", "something else of yours is used up", 400, CapacityUnavailable),
+    (CREATE, "ResourceInUse", "Training job names must be unique within an AWS account and region", 400, JobNameTaken),
+    (CREATE, "ResourceNotFound", "no such thing", 400, RequestRejected),
+    (CREATE, INVALID, "Invalid MaxWaitTimeInSeconds. It is only …", 400, RequestRejected),
+    (CREATE, INVALID, "Requested image … not found.", 400, RequestRejected),
+    (CREATE, INVALID, "Could not assume role arn:aws:iam::1:role/x. Please ensure …", 400, RoleNotReady),
+    (CREATE, INVALID, "Unable to assume role", 400, RoleNotReady),
+    (CREATE, "AccessDeniedException", "not authorized to perform: iam:PassRole", 400, CredentialsRefused),
+    (DESCRIBE, INVALID, "Requested resource not found.", 400, JobNotFound),
+    (DESCRIBE, "ResourceNotFound", "", 400, JobNotFound),
+    (STOP, INVALID, "Requested resource not found.", 400, JobNotFound),
+    *(
+        (operation, code, text, 400, kind)
+        for operation in (CREATE, DESCRIBE, LIST, STOP)
+        for code, text, kind in (
+            ("ThrottlingException", "Rate exceeded", Throttled),
+            ("ExpiredTokenException", "The security token included in the request is expired", CredentialsRefused),
+            ("UnrecognizedClientException", "The security token … is invalid", CredentialsRefused),
+            ("AccessDeniedException", "User … is not authorized to perform …", CredentialsRefused),
+            ("ValidationException", "something that was never seen", RequestRejected),
+        )
     ),
-    ("create_training_job", "ResourceInUse", "Training job names must be unique within an account", 400, JobNameTaken),
-    ("create_training_job", "ResourceNotFound", "no such thing", 400, RequestRejected),
-    ("create_training_job", "ThrottlingException", "Rate exceeded", 400, Throttled),
-    ("create_training_job", "ValidationException", "Invalid MaxWaitTimeInSeconds. It is only …", 400, RequestRejected),
-    ("create_training_job", "ValidationException", "Requested image … not found.", 400, RequestRejected),
-    ("create_training_job", "ValidationException", "Could not assume role arn:… .", 400, CredentialsRefused),
-    ("create_training_job", "ExpiredTokenException", "The security token is expired", 400, CredentialsRefused),
-    ("create_training_job", "UnrecognizedClientException", "The security token is invalid", 400, CredentialsRefused),
-    (
-        "create_training_job",
-        "AccessDeniedException",
-        "not authorized to perform: iam:PassRole",
-        400,
-        CredentialsRefused,
+    # what nobody has seen is kept whole and judged by its status
+    (CREATE, "InternalFailure", "", 500, ServiceUnavailable),
+    (CREATE, "ServiceUnavailable", "", 503, ServiceUnavailable),
+    *(
+        (CREATE, "NeverSeen", "of this kind, with all its words", status, kind)
+        for status, kind in (
+            (502, ServiceUnavailable),
+            (429, Throttled),
+            (403, CredentialsRefused),
+            (401, CredentialsRefused),
+            (400, RequestRejected),
+        )
     ),
-    ("create_training_job", "InternalFailure", "", 500, ServiceUnavailable),
-    ("create_training_job", "ServiceUnavailable", "", 503, ServiceUnavailable),
-    ("create_training_job", "NeverSeen", "", 502, ServiceUnavailable),
-    ("create_training_job", "NeverSeen", "", 429, Throttled),
-    ("create_training_job", "NeverSeen", "", 403, CredentialsRefused),
-    ("create_training_job", "NeverSeen", "", 400, RequestRejected),
-    ("describe_training_job", "ValidationException", "Requested resource not found.", 400, JobNotFound),
-    ("describe_training_job", "ResourceNotFound", "", 400, JobNotFound),
-    ("describe_training_job", "ThrottlingException", "Rate exceeded", 400, Throttled),
-    ("describe_training_job", "AccessDeniedException", "", 400, CredentialsRefused),
-    ("list_training_jobs", "ThrottlingException", "Rate exceeded", 400, Throttled),
-    ("list_training_jobs", "ExpiredTokenException", "", 400, CredentialsRefused),
-    ("stop_training_job", "ValidationException", "Requested resource not found.", 400, JobNotFound),
-    ("stop_training_job", "AccessDeniedException", "", 400, CredentialsRefused),
-    ("stop_training_job", "ThrottlingException", "Rate exceeded", 400, Throttled),
 ]
 
 
@@ -243,9 +136,39 @@ def test_transport_faults(error: Exception, kind: type[JobError], operation: str
     assert type(error).__name__ in str(caught.value)
 
 
-def test_a_request_that_the_sdk_refuses_to_send_is_rejected(client: Any) -> None:
-    with pytest.raises(RequestRejected, match="RoleArn"):
-        SageMakerJobs(client).create(replace(SPOT, role_arn="short"))
+def test_what_the_sdk_refuses_to_send_is_rejected() -> None:
+    def fail(**_: object) -> None:
+        raise botocore.exceptions.ParamValidationError(report="Unknown parameter in input: NotYet")
+
+    with pytest.raises(RequestRejected, match="NotYet"):
+        call(answering(create_training_job=fail), "create_training_job")
+
+
+# ---- quotas
+
+
+def quota(of: str, limit: str) -> str:
+    used = f"with current utilization of {limit} Instances and a request delta of 1 Instances."
+    return f"The account-level service limit '{of}' is {limit} Instances, {used}"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "used"),
+    [
+        (QUOTA, 0, 0),
+        (quota("ml.g5.xlarge for spot training job usage", "12"), 12, 12),
+        (quota("ml.p4d.24xlarge for training job usage", "1,000"), 1000, 1000),
+        (quota("ml.m5.large for spot training job usage", "1").replace("Instances", "Instance"), 1, 1),
+        # not of one type: whether another type would be refused is not said
+        (quota("Total number of instances across training jobs", "20"), None, None),
+        ("in words that nobody has seen", None, None),
+    ],
+)
+def test_a_quota_s_limit_is_read_as_a_hint(stub: Stubber, text: str, limit: int | None, used: int | None) -> None:
+    stub.add_client_error("create_training_job", "ResourceLimitExceeded", text, 400)
+    with pytest.raises(CapacityUnavailable) as caught:
+        SageMakerJobs(stub.client).create(SPOT)
+    assert (caught.value.limit, caught.value.used) == (limit, used)
 
 
 def test_a_bug_is_not_an_operating_error() -> None:
@@ -271,20 +194,6 @@ def test_secrets_that_sagemaker_echoes_are_not_repeated(stub: Stubber) -> None:
 # ---- answers
 
 
-def described(**changes: object) -> Mapping[str, object]:
-    reply = {
-        "TrainingJobName": SPOT.name,
-        "TrainingJobArn": ARN,
-        "ModelArtifacts": {},
-        "TrainingJobStatus": "InProgress",
-        "SecondaryStatus": "Training",
-        "StoppingCondition": {},
-        "CreationTime": NOON.astimezone(OTHER_ZONE),
-        **changes,
-    }
-    return {key: value for key, value in reply.items() if value is not None}
-
-
 def test_an_answer_becomes_an_observation(stub: Stubber) -> None:
     minute = timedelta(minutes=1)
     rows = [
@@ -299,7 +208,7 @@ def test_an_answer_becomes_an_observation(stub: Stubber) -> None:
         Environment={"TUNER_DIGEST": "d1"},
         TrainingTimeInSeconds=500,
         BillableTimeInSeconds=100,
-        ModelArtifacts={"S3ModelArtifacts": "s3://b/outputs/x/output/model.tar.gz"},
+        ModelArtifacts=MODEL,
     )
     stub.add_response("describe_training_job", reply, {"TrainingJobName": SPOT.name})
     seen = SageMakerJobs(stub.client).describe(SPOT.name)

@@ -1,28 +1,33 @@
-"""`python -m tests.simulation --seeds N [--first-seed K]`: a soak; exit 1 if any seed fails."""
+"""`python -m tests.simulation --seeds N [--first-seed K] [--store postgres]`: a soak; exit 1 if any seed fails."""
 
 import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 
+from tests import postgres_server
 from tests.simulation import coverage
 from tests.simulation.soak import Outcome, run
+from tests.simulation.world import new_store, postgres_stores
+from tuner.store import Store
 
 # One seed in so many is told twice: the second telling must be the first, to the last event.
 TWICE_EVERY = 10
 
 
-def soak(seeds: range) -> tuple[list[str], list[Outcome]]:
+def soak(seeds: range, stores: Callable[[], Store], flags: str) -> tuple[list[str], list[Outcome]]:
     """One line per failing seed, and how each story went."""
     lines, outcomes = [], []
     for seed in seeds:
-        outcome = run(seed)
+        outcome = run(seed, stores)
         outcomes.append(outcome)
         broken = outcome.broken
-        if broken is None and seed % TWICE_EVERY == 0 and run(seed).digest != outcome.digest:
+        if broken is None and seed % TWICE_EVERY == 0 and run(seed, stores).digest != outcome.digest:
             broken = "same_seed_same_events: told twice, it went differently"
         if broken is not None:
-            lines.append(f"seed {seed}: {broken} -- python -m tests.simulation --first-seed {seed} --seeds 1")
+            lines.append(f"seed {seed}: {broken} -- python -m tests.simulation --first-seed {seed} --seeds 1{flags}")
             print(lines[-1], flush=True)
     return lines, outcomes
 
@@ -31,9 +36,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many stories")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="where the rows are")
     chosen = parser.parse_args()
+    if chosen.store == "sqlite":
+        return report(chosen, new_store, "")
+    with closing(postgres_server.server()) as server:
+        return report(chosen, postgres_stores(server), " --store postgres")
+
+
+def report(chosen: argparse.Namespace, stores: Callable[[], Store], flags: str) -> int:
     began_s = time.process_time()
-    lines, outcomes = soak(range(chosen.first_seed, chosen.first_seed + chosen.seeds))
+    lines, outcomes = soak(range(chosen.first_seed, chosen.first_seed + chosen.seeds), stores, flags)
     cpu_s = time.process_time() - began_s
     missing = coverage.report(outcomes)
     ends: Counter[str] = sum((outcome.ends for outcome in outcomes), Counter())

@@ -8,6 +8,7 @@ is no entry here: it is drawn with the scenario, and counted by `standing`.
 import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.simulation.world import answer_lost
@@ -21,7 +22,7 @@ from tuner.jobs import (
     Throttled,
     job_name,
 )
-from tuner.model import Intent
+from tuner.model import Intent, StopReason
 from tuner.simulator_parts import Faults, SimulatedJob
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def _lost_then_rejected(soak: "Soak", _rng: random.Random) -> None:
     """What is refused the second time was accepted the first."""
     soak.refusals.plan("lost:create then rejected", "create", answer_lost("create"), lost=True)
     soak.refusals.plan("lost:create then rejected", "create", RequestRejected("create: refused by the simulation"))
+
+
+def _lost_then_at_quota(soak: "Soak", _rng: random.Random) -> None:
+    """The job exists, and uses up the quota for which the second call is refused."""
+    soak.refusals.plan("lost:create then at quota", "create", answer_lost("create"), lost=True)
+    full = CapacityUnavailable("create: refused by the simulation", limit=1)
+    soak.refusals.plan("lost:create then at quota", "create", full)
 
 
 def _lists(kind: str) -> _Fault:
@@ -271,6 +279,7 @@ def _menu() -> Iterator[tuple[str, _Fault]]:
             yield kind, _refusal(kind, call, error)
     yield "lost:create", _lost("lost:create", "create")
     yield "lost:create then rejected", _lost_then_rejected
+    yield "lost:create then at quota", _lost_then_at_quota
     yield "lost:stop", _lost("lost:stop", "stop")
     yield "list:lags", _lists("list:lags")
     yield "list:repeats", _lists("list:repeats")
@@ -317,6 +326,7 @@ STANDING = (
     "drought:long",
     "drought:often",
     "drought:trace",
+    "drought:one pool",
     "script:torn",
     "script:sync stops",
     "script:hangs",
@@ -334,7 +344,12 @@ STANDING = (
     "switch:starting_after_interruption=False",
     "switch:starting_after_interruption=True",
     "switch:quota",
+    "switch:quota of one type",
+    "switch:no quota for one type",
     "switch:on-demand",
+    "pool:on demand after losses",
+    "pool:moved",
+    "pool:rerouted",
     "limit:out_of_budget",
     "limit:past_deadline",
     "limit:budget nearly used up",
@@ -348,18 +363,37 @@ def standing(soak: "Soak") -> Iterator[str]:
         yield from _of_script(job)
         if any("Insufficient capacity" in row.message for row in job.history) and soak.scenario.drought:
             yield soak.scenario.drought
-        if not job.request.spot:
-            yield "switch:on-demand"
+            if job.request.instance_type in soak.scenario.pools:
+                yield "drought:one pool"
     if any(job.runs > 1 for job in jobs):
         yield f"switch:max_run_per_run={settings.max_run_per_run}"
         yield f"switch:starting_after_interruption={settings.starting_after_interruption}"
-    if settings.quota is not None and any(a.refusals for a in soak.store.attempts(soak.study.id)):
-        yield "switch:quota"
+    yield from _of_pools(soak)
     yield from soak.limits
     if soak.scenario.background.refused:
         yield "port:refused"
     if soak.scenario.background.lost:
         yield "port:lost"
+
+
+def _of_pools(soak: "Soak") -> Iterator[str]:
+    spec, attempts = soak.spec(), soak.store.attempts(soak.study.id)
+    refused = {attempt.instance_type for attempt in attempts if attempt.refusals}
+    refused |= {kind for kind, _ in soak.invariants.rerouted}
+    told = soak.scenario.settings
+    met = {
+        "switch:quota": told.quota is not None and bool(refused),
+        "switch:quota of one type": any(told.quotas.get(each) for each in refused),
+        "switch:no quota for one type": any(told.quotas.get(each) == 0 for each in refused),
+        "switch:on-demand": spec.capacity.policy == "on-demand" and bool(attempts),
+        "pool:on demand after losses": spec.capacity.policy == "spot" and not all(each.spot for each in attempts),
+        "pool:moved": any(
+            before.stop_reason is StopReason.MOVE and after.spot and before.trial == after.trial
+            for before, after in pairwise(attempts)
+        ),
+        "pool:rerouted": bool(soak.invariants.rerouted),
+    }
+    return (kind for kind, yes in met.items() if yes)
 
 
 def _of_script(job: SimulatedJob) -> Iterator[str]:

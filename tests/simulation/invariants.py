@@ -1,7 +1,8 @@
 """The nine invariants of a sweep, each a named checker that trusts nothing but the cloud's own books.
 
 1 events_replay_to_rows; 2 every_job_is_an_attempt, intent_before_money, one_live_job_per_trial; 3 terminal_stays,
-view_is_the_rows; 4 submission_keeps_the_limits, reservation_covers, spend_keeps_the_budget; 5 ledger_is_the_bill;
+view_is_the_rows; 4 submission_keeps_the_limits, spend_and_reservations_fit,
+reservation_covers, quota_is_kept, on_demand_is_allowed, max_run_is_kept, spend_keeps_the_budget; 5 ledger_is_the_bill;
 6 one_prefix_per_trial, and in `endings` runs_are_proven; 7 time_runs_forward; 8 in `endings` everything_ends;
 9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`).
 
@@ -11,8 +12,8 @@ and stop; what was checked is not checked again, as far as it cannot change. The
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from optuna.trial import TrialState as Seen
 from tests.simulation.broken import Broken
 from tuner.decide import read_rows
 from tuner.jobs import DIGEST_VARIABLE, JobRequest
+from tuner.memory import RUNS_FOR_NOTHING_MAX
 from tuner.model import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.prices import cost_microusd
 from tuner.spec import StudySpec, from_json
@@ -52,6 +54,7 @@ class Invariants:
         self._finals: dict[tuple[int, int], int] = {}
         self._happened: dict[tuple[int | None, int | None], datetime] = {}
         self.transitions: Counter[tuple[str, str, str]] = Counter()
+        self.rerouted: set[tuple[str, str]] = set()  # from which instance type to which
 
     # --- at the moment of a call
 
@@ -65,6 +68,27 @@ class Invariants:
             raise Broken("intent_before_money", f"{request.name} is created, recorded {len(found)} times as live")
         if found[0].digest != request.environment[DIGEST_VARIABLE]:
             raise Broken("intent_before_money", f"{request.name} is created with another digest than recorded")
+        row, asked = found[0], (request.instance_type, request.spot, request.max_wait_s)
+        if asked != (row.instance_type, row.spot, row.max_wait_s):
+            raise Broken("intent_before_money", f"{request.name} is created as {asked}, recorded as {row.pool}")
+        for line in self._quota_is_kept(process, request):
+            raise Broken("quota_is_kept", line)
+
+    def _quota_is_kept(self, process: "Process", request: JobRequest) -> Iterator[str]:
+        """4: a quota that was told, and recorded, in the last minutes is not tried again while our own jobs fill it."""
+        soak, kind = self._soak, (request.instance_type, request.spot)
+        study = soak.store.study_by_id(soak.study.id)
+        limits = {(limit[0], limit[1]): limit for limit in study.attrs.get("tuner:limits", [])}
+        if kind not in limits or not limits[kind][2]:
+            return
+        # an engine's tick begins before its calls, and clocks jump
+        if datetime.fromisoformat(limits[kind][3]) + timedelta(minutes=20) < soak.clock.now() + soak.skew:
+            return
+        known = {a.job_name for a in soak.store.attempts(study.id) if a.live and a.arn is not None} | process.answered
+        live = [job for job in soak.jobs.values() if job.name in known and not job.status.final]
+        full = sum((job.request.instance_type, job.request.spot) == kind for job in live)
+        if full >= limits[kind][2]:
+            yield f"{request.name} is the {full + 1}th of {kind}, of which {limits[kind][2]} are allowed"
 
     def stopping(self, process: "Process", name: str) -> None:
         if process.fenced:
@@ -79,15 +103,24 @@ class Invariants:
         self._commits += 1
         if process.fenced:
             raise Broken("one_writer", "a fenced engine wrote to the store")
-        if change.new_attempts:
-            for line in self._submission_keeps_the_limits(change, now):
-                raise Broken("submission_keeps_the_limits", line)
-            for line in self._reservation_covers(change):
-                raise Broken("reservation_covers", line)
+        moved = [after for before, after in change.attempts if before.pool != after.pool]
+        self.rerouted |= {(a.instance_type, b.instance_type) for a, b in change.attempts if a.pool != b.pool}
+        findings = {
+            "submission_keeps_the_limits": self._submission_keeps_the_limits(change, now),
+            "spend_and_reservations_fit": self._spend_and_reservations_fit([*change.new_attempts, *moved]),
+            "reservation_covers": self._reservation_covers([*change.new_attempts, *moved]),
+            "on_demand_is_allowed": self._on_demand_is_allowed(change.new_attempts),
+        }
+        if change.new_attempts or moved:
+            for name, lines in findings.items():
+                for line in lines:
+                    raise Broken(name, line)
 
     def _submission_keeps_the_limits(self, change: Change, now: datetime) -> Iterator[str]:
-        """4: nothing new beyond `parallel`, the budget, the deadline or the user's wish."""
+        """4: nothing new beyond `parallel`, the deadline or the user's wish."""
         soak = self._soak
+        if not change.new_attempts:
+            return
         study = soak.store.study_by_id(soak.study.id)
         spec, attempts = parsed(study.spec), soak.store.attempts(study.id)
         names = [attempt.job_name for attempt in change.new_attempts]
@@ -95,20 +128,40 @@ class Invariants:
         self._parallel_max = max(self._parallel_max, len(live))
         if len(live) > spec.parallel:
             yield f"{names} make {len(live)} in flight, {spec.parallel} are allowed"
-        bound = sum(a.spend_microusd or 0 for a in attempts) + sum(a.reserved_microusd for a in live)
-        if spec.budget.microusd is not None and bound > spec.budget.microusd:
-            yield f"{names} make {bound} spent and reserved of {spec.budget.microusd}"
         if study.intent is not Intent.RUN:
             yield f"{names} are submitted though the user said {study.intent}"
         deadline_s = spec.budget.deadline_s
         if deadline_s is not None and (now - study.created_at).total_seconds() >= deadline_s:
             yield f"{names} are submitted past the deadline"
 
-    def _reservation_covers(self, change: Change) -> Iterator[str]:
+    def _spend_and_reservations_fit(self, made: list[Attempt]) -> Iterator[str]:
+        """4: with what was made, or given to another pool, now."""
+        soak = self._soak
+        attempts, limit = soak.store.attempts(soak.study.id), self._spec().budget.microusd
+        bound = sum(a.spend_microusd or 0 for a in attempts) + sum(a.reserved_microusd for a in attempts if a.live)
+        if limit is not None and bound > limit:
+            yield f"{[a.job_name for a in made]} make {bound} spent and reserved of {limit}"
+
+    def _on_demand_is_allowed(self, made: Sequence[Attempt]) -> Iterator[str]:
+        """4: on demand from the first, or after so many losses, or after three runs for nothing; and then for good."""
+        soak, rules = self._soak, self._spec().capacity
+        for attempt in made:
+            earlier = soak.store.attempts(soak.study.id, trial=attempt.trial)[: attempt.number - 1]
+            lost = sum(a.interruptions + (a.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT)) for a in earlier)
+            after, restarts = rules.on_demand_after_losses, sum(a.restarts for a in earlier)
+            if rules.policy == "on-demand":
+                due = may = True
+            else:
+                due = after is not None and (lost >= after or not all(a.spot for a in earlier))
+                may = due or (after is not None and lost + restarts >= RUNS_FOR_NOTHING_MAX)
+            if (attempt.spot and due) or not (attempt.spot or may):
+                yield f"{attempt.job_name} is {attempt.pool}, its trial lost {lost} of {after} before"
+
+    def _reservation_covers(self, made: list[Attempt]) -> Iterator[str]:
         """4: an attempt reserves all that its job may bill."""
         settings = self._spec().settings
         extra_s = settings.poll_interval_s + settings.stop_within_s + settings.stop_grace_s
-        for attempt in change.new_attempts:
+        for attempt in made:
             seconds = attempt.max_run_s + extra_s + settings.upload_allowance_s
             due = seconds * attempt.instance_count * attempt.rate_microusd_per_h / 3600
             if attempt.reserved_microusd < due:
@@ -134,6 +187,7 @@ class Invariants:
             "time_runs_forward": self._time_runs_forward(fresh),
             "every_job_is_an_attempt": self._every_job_is_an_attempt(attempts),
             "terminal_stays": self._terminal_stays(trials),
+            "max_run_is_kept": self._max_run_is_kept(attempts),
             "spend_keeps_the_budget": self._spend_keeps_the_budget(attempts),
             "ledger_is_the_bill": self._ledger_is_the_bill(attempts),
             "one_prefix_per_trial": self._one_prefix_per_trial(trials, attempts),
@@ -216,6 +270,8 @@ class Invariants:
             if attempt.arn is not None and attempt.job_name not in soak.jobs:
                 yield f"{attempt.job_name} is recorded as submitted, and was never created"
             job = soak.jobs.get(attempt.job_name)
+            if job is not None and attempt.arn is not None and job.request.instance_type != attempt.instance_type:
+                yield f"{attempt.job_name} is recorded on {attempt.pool}, its job is on {job.request.instance_type}"
             if job is not None and not attempt.live and not job.status.final and attempt.end is not AttemptEnd.FOREIGN:
                 yield f"{attempt.job_name} is recorded as ended, and is {job.secondary}"
 
@@ -227,7 +283,7 @@ class Invariants:
         """3: not even a reason or a value of an ended trial changes."""
         for trial in trials:
             was = self._ended.get(trial.number)
-            if was is not None and was != trial:
+            if was is not None and repr(was) != repr(trial):  # a NaN equals nothing, not even what it was
                 yield f"trial {trial.number} had ended as {was}, and is {trial}"
             if trial.state.terminal:
                 self._ended[trial.number] = trial
@@ -256,17 +312,24 @@ class Invariants:
             if found != (state, dict(trial.params), reported, value):
                 yield f"trial {trial.number} is {(state, dict(trial.params), reported, value)}, the view shows {found}"
 
+    def _max_run_is_kept(self, attempts: list[Attempt]) -> Iterator[str]:
+        """4: what is seen to have used up its `max_run` is stopped, whichever way the service counts."""
+        for attempt in attempts:
+            if attempt.run_s > attempt.max_run_s and attempt.state not in (AttemptState.STOPPING, AttemptState.ENDED):
+                yield f"{attempt.job_name} has run for {attempt.run_s} s of {attempt.max_run_s}, and is {attempt.state}"
+
     def _spend_keeps_the_budget(self, attempts: list[Attempt]) -> Iterator[str]:
         """4: what the cloud has billed so far, under the stated reading of MaxRuntime; else a ceiling.
 
-        If an interruption sets the count for MaxRuntime back, MaxWait bounds an attempt alone. What has ended is known,
-        so only those in flight at once can be dearer than they reserved.
+        If an interruption sets the count for MaxRuntime back, the engine itself ends a job in time; while it is away
+        MaxWait bounds an attempt alone. What has ended is known, so only those in flight at once can be dearer than
+        they reserved.
         """
         soak, spec = self._soak, self._spec()
         limit = spec.budget.microusd
         if limit is None:
             return
-        if soak.cloud.settings.max_run_per_run:
+        if soak.cloud.settings.max_run_per_run and soak.was_away:
             settings = spec.settings
             longest_s = spec.training.max_wait_s + settings.stop_grace_s + settings.upload_allowance_s
             limit += self._parallel_max * math.ceil(longest_s * max(soak.rates.values()) / 3600)

@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import decide, engine, memory, observe, proposals, store_rows, tables, unit, workload
+from tuner import capacity, decide, engine, memory, observe, proposals, store_rows, tables, unit, workload
 from tuner.dispatch import Dispatcher
 from tuner.engine import Engine
 from tuner.model import AttemptEnd, Lease
@@ -73,6 +73,41 @@ def _parallel_by_one_too_many():
 
 def _one_fewer(self) -> int:
     return sum(work.attempt is not None for work in self.live.values()) - 1
+
+
+def _keeps_the_reservation_of_the_first_type():
+    return mock.patch.object(
+        memory.Memory, "allowance_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
+    )
+
+
+def _lets_jobs_run_on():
+    """Where the service counts each run anew, nobody ends them before `max_wait` does."""
+    return mock.patch.object(observe, "_has_run_out", return_value=False)
+
+
+# --- pools
+
+
+def _ignores_quotas():
+    return mock.patch.object(capacity.Scene, "has_room", return_value=True)
+
+
+def _changes_the_type_of_a_job_that_may_exist():
+    return mock.patch.object(Dispatcher, "_certainly_none", return_value=True)
+
+
+def _stays_on_spot():
+    return mock.patch.object(capacity, "goes_on_demand", lambda _attempts, policy, **_: not policy.spot)
+
+
+def _goes_on_demand_unasked():
+    original = capacity.goes_on_demand
+
+    def goes(attempts, policy, **known):
+        return capacity.losses(attempts) > 1 or original(attempts, policy, **known)
+
+    return mock.patch.object(capacity, "goes_on_demand", goes)
 
 
 # --- the name rule
@@ -278,6 +313,12 @@ MUTATIONS = (
     Mutation("budget reservation", "nothing is reserved", _reserves_nothing),
     Mutation("budget reservation", "what is in flight is forgotten", _forgets_what_is_in_flight),
     Mutation("budget reservation", "only max_run is reserved", _reserves_less),
+    Mutation("budget reservation", "another type keeps the first one's", _keeps_the_reservation_of_the_first_type),
+    Mutation("max_run over all runs", "jobs run on", _lets_jobs_run_on),
+    Mutation("quota", "a known one is ignored", _ignores_quotas),
+    Mutation("quota", "a job that may exist is given to another type", _changes_the_type_of_a_job_that_may_exist),
+    Mutation("on_demand_after", "it stays on spot", _stays_on_spot),
+    Mutation("on_demand_after", "it goes without leave", _goes_on_demand_unasked),
     Mutation("parallel", "one too many", _parallel_by_one_too_many),
     Mutation("name rule", "a new name for each call", _random_names),
     Mutation("name rule", "acts before it records", _acts_before_it_records),

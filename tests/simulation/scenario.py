@@ -41,6 +41,7 @@ class Scenario:
     background: Faults
     outages: tuple[Outage, ...]
     drought: str | None  # how they came about
+    pools: dict[str, tuple[Outage, ...]]  # instance types with outages of their own
     planned: tuple[Planned, ...]
     safety_s: float  # faults come until then
     raises_limits: bool  # what the user does about a limit, once faults are over
@@ -57,19 +58,23 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
     grid = rng.random() < 0.15
     safety_s = rng.choice((1800.0, 3600.0, 5400.0))
     drought, outages = _outages(rng, safety_s)
+    study = _study(rng, grid=grid)
+    types = study["training"]["instance_types"]
     return Scenario(
         seed=seed,
-        study=_study(rng, grid=grid),
+        study=study,
         space=_GRID if grid else None,
         settings=Settings(
             saving=rng.choice((0.0, 0.35, 0.65)),
             quota=rng.choice((None, None, 1, 2)),
+            quotas={rng.choice(types): rng.choice((0, 1, 2))} if rng.random() < 0.25 else {},
             max_run_per_run=rng.random() < 0.25,
             starting_after_interruption=rng.random() < 0.5,
         ),
         background=_background(rng),
         outages=outages,
         drought=drought,
+        pools={each: _outages(rng, safety_s)[1] for each in types} if rng.random() < 0.35 else {},
         planned=_planned(rng, safety_s, menu),
         safety_s=safety_s,
         raises_limits=rng.random() < 0.5,
@@ -148,6 +153,8 @@ def _study(rng: random.Random, *, grid: bool) -> dict:
         "capacity": {"policy": "spot" if spot else "on-demand", "max_faults": rng.randint(0, 3)},
         "settings": {"poll": rng.choice(("30s", "1m", "2m"))},
     }
+    if spot and rng.random() < 0.3:
+        study["capacity"]["on_demand_after"] = {"losses": rng.randint(1, 4)}
     pruner = _pruner(rng)
     if pruner is not None:
         study["search"]["pruner"] = pruner

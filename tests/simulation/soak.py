@@ -27,7 +27,7 @@ from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import SimulatedJob
 from tuner.spec import SpecError, StudySpec, apply_set, to_json
 from tuner.spec_parse import parse
-from tuner.store import LeaseHeld, LeaseLost, StoreUnreachable
+from tuner.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
 from tuner.unit import UnitOfWork
 from tuner.worlds import make_proposer
 
@@ -35,6 +35,20 @@ from tuner.worlds import make_proposer
 _CALM_DAYS = 20
 _TICKS_MAX = 6000
 _RESTS_MAX = 6
+# Kinds of faults that keep an engine from seeing jobs or from stopping them.
+_AWAY = (
+    "death",
+    "suspended",
+    "late",
+    "second",
+    "store",
+    "clock",
+    "list",
+    "lost",
+    "api:list",
+    "api:describe",
+    "api:stop",
+)
 
 
 @dataclass
@@ -47,6 +61,7 @@ class Process:
     fenced: bool = False  # another has taken the study over
     died: bool = False
     ticks: int = 0
+    answered: set[str] = field(default_factory=set)  # jobs that it was told in this tick were created
     soak: "Soak | None" = None
 
     def committed(self, events: tuple[Event, ...]) -> None:
@@ -55,7 +70,11 @@ class Process:
     def ticked(self, study: Study, memory: object) -> None:
         """Watcher: a tick is over."""
         self.ticks += 1
+        self.answered.clear()
         self.soak.ticked(self)
+
+    def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
+        """Watcher: it is the story that takes the store away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +90,9 @@ class Outcome:
     ticks: int
 
 
-def run(seed: int) -> Outcome:
-    """Tell the story of `seed` once."""
-    soak = Soak(scenario(seed, tuple(faults.MENU)))
+def run(seed: int, stores: Callable[[], Store] = new_store) -> Outcome:
+    """Tell the story of `seed` once, with a store that is made for it and closed after it."""
+    soak = Soak(scenario(seed, tuple(faults.MENU)), stores)
     broken = None
     try:
         soak.story()
@@ -98,6 +117,7 @@ def _where(error: BaseException) -> str:
 @dataclass
 class Soak:
     scenario: Scenario
+    stores: Callable[[], Store] = new_store
     hits: Counter[str] = field(default_factory=Counter)
     skew: timedelta = timedelta(0)
     store_down_until: datetime = START
@@ -121,6 +141,7 @@ class Soak:
             told.seed,
             scripts=told.scripts,
             outages=told.outages,
+            pools=told.pools,
             settings=told.settings,
             faults=told.background,
         )
@@ -129,7 +150,7 @@ class Soak:
         self.armed: list[list] = []  # point, kind, passages to skip
         self.traps: list[tuple[str, str, str]] = []
         self.rng = random.Random(f"soak:{told.seed}")
-        self.store = new_store()
+        self.store = self.stores()
         self.study = self.store.create_study(self._new_study())
         card = RateCard(self.spec().prices)
         types = self.spec().training.instance_types
@@ -195,6 +216,9 @@ class Soak:
         self.calm = True
         self.diary.clear()
         self.cloud.calm()
+        # somebody asked for a quota where there was none
+        quotas = {kind: max(1, quota) for kind, quota in self.cloud.settings.quotas.items()}
+        self.cloud.settings = replace(self.cloud.settings, quotas=quotas)
         self.refusals.clear()
         self.armed.clear()
         for kind, name, status in self.traps:
@@ -357,11 +381,12 @@ class Soak:
         alive = self.current
         # virtual time jumps over idle polls, at each of which the engine would have renewed
         alive.engine._renew()
+        skew = self.skew
         self._sleep(self.rng.uniform(0, alive.engine.memory.policy.poll_s))
         if self.current is not alive or alive.fenced or self.clock.now() < self.store_down_until:
             return
         # a clock that is set forward lets a lease run out early: then it is a take-over, and the fence has to hold
-        expired = alive.engine.lease.expires_at <= self.clock.now() + self.skew
+        expired = self.skew > skew and alive.engine.lease.expires_at <= self.clock.now() + self.skew
         other = self._start(self.rng.choice(("here", "elsewhere")))
         self.hit("second engine")
         if other is None:
@@ -440,6 +465,13 @@ class Soak:
         self.hit("user:resume")
 
     # --- what is looked at
+
+    @property
+    def was_away(self) -> bool:
+        """Whether an engine could not see or stop jobs for a while."""
+        told = self.scenario.background
+        blind = bool(told.refused or told.lost or told.lagging)
+        return blind or any(count and kind.startswith(_AWAY) for kind, count in self.hits.items())
 
     @property
     def jobs(self) -> dict[str, SimulatedJob]:

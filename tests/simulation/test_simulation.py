@@ -5,9 +5,11 @@ import pytest
 from tests.simulation import coverage
 from tests.simulation.mutations import MUTATIONS, find
 from tests.simulation.soak import run
+from tests.simulation.world import postgres_stores
 
 SHARES = 4
 SEEDS_PER_SHARE = 5
+POSTGRES_SEEDS = (1, 2)
 # Rules whose loss shows within a few seeds; `python -m tests.simulation.mutations` tries them all.
 QUICK = (
     "nothing is reserved",
@@ -24,6 +26,15 @@ def test_no_seed_breaks_an_invariant(share):
     first = share * SEEDS_PER_SHARE
     outcomes = [run(seed) for seed in range(first, first + SEEDS_PER_SHARE)]
     assert [(outcome.seed, outcome.broken) for outcome in outcomes if outcome.broken is not None] == []
+
+
+def test_no_seed_breaks_an_invariant_on_postgresql(postgres):
+    """The same stories to the last event: what is recorded depends on no database."""
+    stores = postgres_stores(postgres)
+    for seed in POSTGRES_SEEDS:
+        outcome = run(seed, stores)
+        assert outcome.broken is None, f"seed {seed}"
+        assert outcome.digest == run(seed).digest
 
 
 def test_the_same_seed_tells_the_same_story():

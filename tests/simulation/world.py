@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tests.postgres_server import Server
 from tests.simulation.broken import Broken
 from tuner import store_schema
 from tuner.clock import VirtualClock
@@ -103,6 +104,7 @@ class Port:
         soak.refusals.meet(soak, "create", after=False)
         arn = soak.cloud.create(request)
         soak.refusals.meet(soak, "create", after=True)
+        self._process.answered.add(request.name)
         return arn
 
     def describe(self, name: str):
@@ -202,3 +204,18 @@ def new_store() -> Store:
 @cache
 def _template() -> Store:
     return Store.open("sqlite://")
+
+
+def postgres_stores(server: Server) -> Callable[[], Store]:
+    """Makes stores on PostgreSQL, one at a time: what the one before left behind is dropped."""
+    template = server.make()
+    Store.open(template).close()
+    made: list[str] = []
+
+    def make() -> Store:
+        while made:
+            server.drop(made.pop())
+        made.append(server.make(template))
+        return Store.open(made[-1])
+
+    return make

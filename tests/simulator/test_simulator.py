@@ -527,3 +527,53 @@ def chaos(seed: int, *, torn: bool, ignores: bool, per_run: bool) -> SimulatedCl
     for name in cloud.jobs:
         finish(cloud, name)
     return cloud
+
+
+# --- pools
+
+
+def of_type(kind: str, name: str, **changes) -> JobRequest:
+    return replace(REQUEST, name=name, checkpoint_uri=f"s3://b/{name}/", instance_type=kind, **changes)
+
+
+def pools(outages: dict, chosen: Settings | None = None) -> SimulatedCloud:
+    settings = chosen or Settings(starting_after_interruption=False)
+    return SimulatedCloud(
+        VirtualClock(START),
+        1,
+        scripts=lambda _request: SCRIPT,
+        outages=[(70.0, 75.0)],
+        pools=outages,
+        settings=settings,
+    )
+
+
+def test_each_pool_has_outages_of_its_own() -> None:
+    cloud = pools({"ml.a.large": [(80.0, 500.0)], ("ml.b.large", "subnet-2"): []})
+    cloud.create(of_type("ml.a.large", "a"))
+    cloud.create(of_type("ml.b.large", "b1", subnets=("subnet-1",), security_groups=("sg",)))
+    cloud.create(of_type("ml.b.large", "b2", subnets=("subnet-2",), security_groups=("sg",)))
+    go(cloud, 400)
+    lost = {
+        name: [(r.started_at - START).seconds for r in job.history if r.status == "Interrupted"]
+        for name, job in cloud.jobs.items()
+    }
+    assert lost == {"a": [80], "b1": [70], "b2": []}
+    assert [cloud.jobs[name].status for name in ("a", "b1", "b2")] == [
+        JobStatus.IN_PROGRESS,
+        JobStatus.COMPLETED,
+        JobStatus.COMPLETED,
+    ]
+    finish(cloud, "a")
+
+
+def test_a_type_may_have_a_quota_of_its_own_and_its_refusal_names_it() -> None:
+    cloud = pools({}, Settings(quota=1, quotas={"ml.a.large": 0}))
+    with pytest.raises(CapacityUnavailable, match="is 0 Instances") as refused:
+        cloud.create(of_type("ml.a.large", "a"))
+    assert refused.value.limit == 0
+    cloud.create(of_type("ml.b.large", "b"))
+    with pytest.raises(CapacityUnavailable) as refused:
+        cloud.create(of_type("ml.b.large", "c"))
+    assert refused.value.limit == 1
+    cloud.create(of_type("ml.b.large", "d", spot=False, max_wait_s=None))

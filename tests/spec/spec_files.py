@@ -40,7 +40,7 @@ training:
   launcher: torchrun
   entrypoint: image
   framework: {name: pytorch, version: 2.5.1, python: py311}
-  inputs: {train: s3://bucket/data/, test: {uri: file://., mode: FastFile}}
+  inputs: {train: s3://bucket/data/, test: {uri: s3://bucket/test/, mode: FastFile}}
   max_run: 1h
   max_wait: 4h
   stall_after: 1h30m
@@ -50,7 +50,7 @@ budget: {usd: 60, per_trial_usd: 2.00, deadline: 12h}
 checkpoints: {root: s3://bucket/tuner, keep: best}
 prices: {ml.g5.xlarge: 1.41}
 tags: {cost-center: ml-42}
-backend: local
+backend: sagemaker
 sagemaker:
   region: eu-west-1
   role: tuner

@@ -70,10 +70,15 @@ def test_the_training_section_is_understood(whole: StudySpec, tmp_path: Path):
     assert training.framework == Framework("pytorch", "2.5.1", "py311")
     assert training.inputs == (
         Input("train", "s3://bucket/data/", "File"),
-        Input("test", f"file://{tmp_path}", "FastFile"),
+        Input("test", "s3://bucket/test/", "FastFile"),
     )
     assert (training.max_run_s, training.max_wait_s, training.stall_after_s) == (3600, 14_400, 5400)
     assert training.retry_on == (RetryRule(75, None), RetryRule(None, "NCCL|ECC"))
+
+
+def test_a_local_channel_is_a_folder_beside_the_file(tmp_path: Path):
+    spec = spec_of(tmp_path, training="{entry_point: train.py, inputs: {test: {uri: file://., mode: FastFile}}}")
+    assert spec.training.inputs == (Input("test", f"file://{tmp_path}", "FastFile"),)
 
 
 def test_defaults_are_filled_in(tmp_path: Path):
@@ -183,10 +188,10 @@ def test_odd_settings_are_warned_of(tmp_path: Path):
 def test_the_budget_must_pay_for_a_first_attempt_to_the_micro_dollar(tmp_path: Path):
     # (3600 + 1 + 300 + 120 + 300) s x 2 x $1.00/h
     training, prices = "{entry_point: train.py, instance_count: 2, instance_types: [ml.g5.xlarge]}", "{ml.g5.xlarge: 1}"
-    spec = spec_of(tmp_path, training=training, prices=prices, budget="{usd: 2.400556}")
-    assert spec.reservation_s == 4321
+    blocks = {"training": training, "prices": prices, "backend": "sagemaker", "settings": "{poll: 1s}"}
+    assert spec_of(tmp_path, **blocks, budget="{usd: 2.400556}").reservation_s == 4321
     with pytest.raises(ValueError, match=r"budget\.usd"):
-        spec_of(tmp_path, training=training, prices=prices, budget="{usd: 2.400555}")
+        spec_of(tmp_path, **blocks, budget="{usd: 2.400555}")
 
 
 @pytest.mark.parametrize(("allowed", "fits"), [("0.80", "35m59s"), ("0.205", "17s"), ("0.05", None)])

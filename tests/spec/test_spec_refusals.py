@@ -383,7 +383,6 @@ def test_a_bad_live_change_is_refused(tmp_path: Path, assignment: str, says: str
 UNBUILT = [
     ("search.pruner.name: Promotion", {"search": "{pruner: {name: Promotion}}"}),
     ("capacity.policy: auto", {"capacity": "{policy: auto}"}),
-    ("capacity.on_demand_after", {"capacity": "{on_demand_after: {losses: 3}}"}),
 ]
 
 

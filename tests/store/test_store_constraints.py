@@ -73,6 +73,7 @@ SQL = {
     "ck_tuner_events_seq_from_one": "UPDATE tuner_events SET seq = 0",
     "ck_tuner_events_attempt_has_trial": "UPDATE tuner_events SET attempt = 1",
     "ck_tuner_requests_verb": "UPDATE tuner_requests SET verb = 'drop'",
+    "ck_tuner_buckets_tokens_not_negative": "INSERT INTO tuner_buckets VALUES ('1/r', 'Stop', -1, '2026-01-01')",
 }
 
 

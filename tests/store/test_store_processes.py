@@ -38,7 +38,7 @@ def race(program: str, *arguments: tuple[str, ...]) -> list[str]:
             assert racer.stdin
             racer.stdin.close()
         said = [r.stdout.read().strip() for r in racers if r.stdout]
-        assert [r.wait(60) for r in racers] == [0] * len(arguments)
+        assert [r.wait(240) for r in racers] == [0] * len(arguments)
     return said
 
 
@@ -145,7 +145,7 @@ for version in itertools.count(1):
 def test_killed_within_a_change_leaves_nothing_of_it(desk: Bench, die_in: str) -> None:
     desk.write(new_trials=(trial(0), trial(1)))
     with running(WRITER, (desk.store.url, die_in)) as [writer]:
-        assert writer.wait(60) == -signal.SIGKILL
+        assert writer.wait(240) == -signal.SIGKILL
     assert [t.version for t in desk.store.trials(desk.study.id)] == [4, 4]
     assert [(p.trial, p.step) for p in desk.store.points(desk.study.id)] == [(t, s) for t in (0, 1) for s in (1, 2, 3)]
     assert desk.store.last_seq(desk.study.id) == 6
@@ -159,7 +159,7 @@ def test_killed_at_any_moment_leaves_whole_changes(desk: Bench) -> None:
         while desk.store.last_seq(desk.study.id) < 100:
             assert writer.poll() is None
         writer.kill()
-        writer.wait(60)
+        writer.wait(240)
     desk.store.renew(desk.lease, now=NOW, period_s=60)  # waits for a server that has not yet heard of the death
     first, second = desk.store.trials(desk.study.id)
     changes = first.version - 1

@@ -307,7 +307,9 @@ for _ in range(20):
         os._exit(0)
     os.wait()
 end = time.monotonic() + 120
-while len([pid for pid in os.listdir("/proc") if pid.isdigit()]) > 2 and time.monotonic() < end:
+while os.getppid() == 1 and time.monotonic() < end:  # else these are the processes of the whole machine
+    if len([pid for pid in os.listdir("/proc") if pid.isdigit()]) == 2:
+        break
     time.sleep(0.05)
 states = [open(f"/proc/{pid}/stat").read().split()[2] for pid in os.listdir("/proc") if pid.isdigit()]
 print("zombies", states.count("Z"), "processes", len(states))

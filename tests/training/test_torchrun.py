@@ -67,7 +67,7 @@ def test_a_stop_reaches_every_process(two_processes: Container) -> None:
     two_processes.until(lambda: two_processes.log.count("waiting") == 2, process)
     running = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=240) != 0
     assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
 
 
@@ -94,6 +94,6 @@ def test_two_hosts_train_together(two_processes: Container, second: Container, f
         container.resources = {"current_host": host, "hosts": hosts}
         container.environment = {"MODE": "go", "MASTER_PORT": str(free_port), "GLOO_SOCKET_IFNAME": "lo"}
         processes.append(container.start())
-    assert [process.wait(timeout=120) for process in processes] == [0, 0], two_processes.log + second.log
+    assert [process.wait(timeout=240) for process in processes] == [0, 0], two_processes.log + second.log
     assert totals(two_processes.log) == ["1.0 processes=2.0", "2.0 processes=2.0"]
     assert totals(second.log) == []

@@ -289,10 +289,3 @@ def test_missing_polls_changes_nothing(statuses, data):
 def test_an_allowance_covers_all_that_may_pass_before_the_bill_ends():
     seconds = 3600 + 30 + 300 + 120 + 300
     assert decide.allowance_microusd(3600, 1_000_000, policy()) == -(-seconds * 1_000_000 // 3600)
-
-
-def test_the_next_instance_type_is_tried_when_capacity_ended_an_attempt():
-    ends = [attempt(end=end) for end in (E.SERVICE_FAULT, E.MAX_WAIT, E.STOPPED)]
-    assert decide.instance_choice(ends[:1], policy()) == 0
-    assert decide.instance_choice(ends, policy()) == 1
-    assert decide.instance_choice([*ends, attempt(end=E.CAPACITY)], policy()) == 0

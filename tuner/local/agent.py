@@ -11,14 +11,13 @@ cannot be stored is tried again at the next look.
 """
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tuner.local.tree import Tree, open_regular
+from tuner.local.tree import Objects, open_regular
 
 _UPLOADING, _UPLOADED, _IGNORE = ".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore"
 MARKERS = (_UPLOADING, _UPLOADED, _IGNORE)
@@ -30,8 +29,8 @@ _Stamp = tuple[int, int, int]
 class Agent:
     """Keeps the objects under one prefix equal to the files of one folder."""
 
-    def __init__(self, tree: Tree, uri: str, folder: Path, *, markers: bool) -> None:
-        self._tree = tree
+    def __init__(self, objects: Objects, uri: str, folder: Path, *, markers: bool) -> None:
+        self._objects = objects
         self._uri = uri
         self._folder = folder
         self._markers = markers
@@ -40,11 +39,8 @@ class Agent:
 
     def download(self) -> None:
         """Fill the folder with what is under the prefix."""
-        for name, source in self._tree.under(self._uri):
-            target = self._folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            self._known[name] = _stamp(target.stat())
+        for name in self._objects.fetch(self._uri, self._folder):
+            self._known[name] = _stamp((self._folder / name).stat())
 
     def sync(self) -> None:
         """Upload what is new or changed, delete what is gone."""
@@ -64,14 +60,14 @@ class Agent:
         if pending:
             newest = max(pending, key=lambda name: found[name][1])
             with suppress(OSError), open_regular(self._folder / newest) as file:
-                self._tree.put_bytes(file.read(found[newest][2] // 2), self._address(newest))
+                self._objects.put_bytes(file.read(found[newest][2] // 2), self._address(newest))
 
     def _upload(self, name: str, stamp: _Stamp) -> bool:
         """False if the file is there, and the store does not take it now."""
         source = self._folder / name
         self._mark(source, _UPLOADING)
         try:
-            self._tree.put(source, self._address(name))
+            self._objects.put(source, self._address(name))
             self._mark(source, _UPLOADED)
         except FileNotFoundError:  # the script removed it meanwhile; the next look deletes the object, if there is one
             pass
@@ -84,7 +80,7 @@ class Agent:
 
     def _forget(self, name: str) -> None:
         with suppress(OSError):  # a folder of that name may be there by now
-            self._tree.delete(self._address(name))
+            self._objects.delete(self._address(name))
         self._unmark(self._folder / name, _UPLOADED)
         del self._known[name]
 

@@ -54,6 +54,19 @@ def training_seconds(rows: Sequence[Row]) -> int | None:
     return max(1, round(_total(segments))) if segments else None
 
 
+def elapsed_seconds(rows: Sequence[Row]) -> int | None:
+    """The same read the other way: from the first run's beginning to the last one's end."""
+    segments = up_segments(rows, rows[-1].at)
+    return max(1, round(segments[-1][1] - segments[0][0])) if segments else None
+
+
+def shown_seconds(rows: Sequence[Row], record: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """TrainingTimeInSeconds and BillableTimeInSeconds, as the job's settings read them."""
+    up_s = training_seconds(rows)
+    is_elapsed = record["settings"].get("training_time") == "elapsed"
+    return elapsed_seconds(rows) if is_elapsed else up_s, billable_seconds(up_s, record["saving"])
+
+
 def billable_seconds(training_s: int | None, saving: float) -> int | None:
     """BillableTimeInSeconds of that training time."""
     return None if training_s is None else max(1, round(training_s * (1.0 - saving)))
@@ -80,11 +93,11 @@ def bill(state_dir: Path, job_name: str) -> Bill:
     job = open_job(state_dir, job_name)
     if job is None:
         raise KeyError(job_name)
-    training_s = training_seconds(job.rows())
+    training_s, billable_s = shown_seconds(job.rows(), job.record)
     resources = job.request["ResourceConfig"]
     return Bill(
         training_s=training_s,
-        billable_s=billable_seconds(training_s, job.record["saving"]),
+        billable_s=billable_s,
         instance_count=resources["InstanceCount"],
         instance_type=resources["InstanceType"],
     )

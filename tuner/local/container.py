@@ -21,9 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 from tuner.local.agent import Agent
 from tuner.local.jobdir import JobDir
-from tuner.local.namespace import OPT_ML
+from tuner.local.namespace import OPT_ML, OwnTmp
 from tuner.local.processes import MARK
-from tuner.local.tree import Tree, open_regular
+from tuner.local.tree import Objects, Tree, open_regular
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -36,8 +36,8 @@ _PASSED = frozenset({"PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PA
 DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints/"
 
 
-class DownloadFailed(Exception):  # noqa: N818 - named for what happened
-    """The inputs cannot be brought in: the job fails, by its own request's fault. The message is its reason."""
+class TransferFailed(Exception):  # noqa: N818 - named for what happened
+    """Data cannot be brought in or out: the job fails, by its own request's fault. The message is its reason."""
 
 
 def host_environment() -> dict[str, str]:
@@ -54,7 +54,7 @@ class Container:
 
     def __init__(self, job: JobDir, *, private: bool) -> None:
         self._job = job
-        self._tree = Tree(job.state_dir)
+        self._objects = _objects(job)
         self.root: Path = OPT_ML if private else job.ml  # as the script sees it
 
     def command(self) -> list[str]:
@@ -77,6 +77,16 @@ class Container:
             MARK: str(self._job.path),
         }
 
+    def own_tmp(self) -> OwnTmp | None:
+        """What stands at /tmp, where that is asked for: of the real one, only what this Python and its job need."""
+        if not self._job.record["settings"].get("private_tmp"):
+            return None
+        given = self._job.record["environment"]
+        named = (word for key in ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV") for word in given.get(key, "").split(":"))
+        paths = [Path(word) for word in (*named, self._job.record["python"], sys.prefix, sys.base_prefix) if word]
+        kept = [self._job.path, *(path for path in paths if path.is_absolute())]
+        return OwnTmp(self._job.tmp, (*kept, *(path.resolve() for path in kept)))
+
     def fresh_disk(self) -> None:
         """Empty folders and the configuration files."""
         for folder in (self._job.ml, self._job.tmp):
@@ -95,26 +105,24 @@ class Container:
         return bool(self._job.request.get("InputDataConfig") or self._job.request.get("CheckpointConfig"))
 
     def download(self) -> None:
-        """Bring the channels in. Raises `DownloadFailed`."""
+        """Bring the channels in. Raises `TransferFailed`."""
         for channel in self._job.request.get("InputDataConfig", []):
             uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
             target = self._job.ml / "input/data" / channel["ChannelName"]
             if uri.startswith("file://"):
                 self._bring_folder(Path(unquote(urlsplit(uri).path)), target)
-            elif not self._bring_objects(uri, target):
-                raise DownloadFailed(
+            elif not self._fetch(uri, target):
+                raise TransferFailed(
                     f'ClientError: Data download failed:No S3 objects found under S3 URL "{uri}" given in input data '
                     "source. Please ensure that the bucket exists in the selected region, that objects exist under "
                     "that S3 prefix."
                 )
 
-    def _bring_objects(self, uri: str, target: Path) -> int:
-        count = 0
-        for name, source in self._tree.under(uri):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / name)
-            count += 1
-        return count
+    def _fetch(self, uri: str, target: Path) -> list[str]:
+        try:
+            return self._objects.fetch(uri, target)
+        except PermissionError as error:
+            raise TransferFailed(f"ClientError: Data download failed:{uri}: {error}") from error
 
     def _bring_folder(self, source: Path, target: Path) -> None:
         try:
@@ -124,7 +132,7 @@ class Container:
                 target.mkdir()
                 shutil.copyfile(source, target / source.name)
         except (OSError, shutil.Error) as error:
-            raise DownloadFailed(f"ClientError: Data download failed:{source} cannot be read: {error}") from error
+            raise TransferFailed(f"ClientError: Data download failed:{source} cannot be read: {error}") from error
 
     def agent(self) -> Agent | None:
         """The checkpoint agent, its folder ready; None for a job without checkpoints."""
@@ -133,10 +141,17 @@ class Container:
             return None
         folder = self._job.ml / Path(config.get("LocalPath", DEFAULT_CHECKPOINTS)).relative_to(OPT_ML)
         folder.mkdir(parents=True, exist_ok=True)
-        return Agent(self._tree, config["S3Uri"], folder, markers=self._job.record["settings"]["upload_markers"])
+        return Agent(self._objects, config["S3Uri"], folder, markers=self._job.record["settings"]["upload_markers"])
+
+    def restore(self, agent: Agent) -> None:
+        """Fill the agent's folder. Raises `TransferFailed`."""
+        try:
+            agent.download()
+        except PermissionError as error:
+            raise TransferFailed(f"ClientError: Data download failed:checkpoints: {error}") from error
 
     def upload(self) -> str | None:
-        """Put the artifacts into S3; where the model went, None if there is none."""
+        """Put the artifacts into S3; where the model went, None if there is none. Raises `TransferFailed`."""
         base = f"{self._job.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self._job.name}/output"
         self._pack(self._job.ml / "output/data", f"{base}/output.tar.gz")
         return self._pack(self._job.ml / "model", f"{base}/model.tar.gz")
@@ -148,7 +163,10 @@ class Container:
         with tarfile.open(archive, "w:gz") as tar:
             for entry in sorted(folder.iterdir()):
                 tar.add(entry, arcname=entry.name, filter=_ordinary)
-        self._tree.put(archive, uri)
+        try:
+            self._objects.put(archive, uri)
+        except PermissionError as error:
+            raise TransferFailed(f"ClientError: Artifact upload failed:{uri}: {error}") from error
         archive.unlink()
         return uri
 
@@ -191,6 +209,14 @@ class Container:
         if word == str(OPT_ML) or word.startswith(f"{OPT_ML}/"):
             return str(self.root) + word.removeprefix(str(OPT_ML))
         return word
+
+
+def _objects(job: JobDir) -> Objects:
+    if job.record.get("s3_endpoint") is None:
+        return Tree(job.state_dir)
+    from tuner.local.bucket import Bucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not
+
+    return Bucket(job.state_dir, job.record["region"])
 
 
 def _ordinary(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -8,7 +8,7 @@ recomputes them from the other rows.
 
 from collections.abc import Collection
 
-from tuner.local.billing import billable_seconds, training_seconds
+from tuner.local.billing import shown_seconds
 from tuner.local.jobdir import JobDir, Row
 
 INTERNAL_ERROR = "InternalServerError: We encountered an internal error. Please try again."
@@ -28,8 +28,7 @@ def end_job(
     """Enter an end. False if the job is not in `after`, or has ended."""
     rows = job.rows()
     at = max(at, rows[-1].at)
-    training_s = training_seconds([*rows, Row(status, at)])
-    billable_s = billable_seconds(training_s, job.record["saving"])
+    training_s, billable_s = shown_seconds([*rows, Row(status, at)], job.record)
     facts = {"training_s": training_s, "billable_s": billable_s, "artifacts": artifacts, "reason": reason}
     message = (
         reason

@@ -177,7 +177,9 @@ def create_job(state_dir: Path, name: str, record: Mapping[str, Any], tags: list
     building = new_temporary(state_dir, "create")
     building.mkdir(mode=0o700)
     (building / "logs").mkdir()
-    (building / "job.json").write_text(json.dumps(record), encoding="utf-8")
+    # a job's environment may hold secrets, and the folder may have been made by somebody else's umask
+    with os.fdopen(os.open(building / "job.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(json.dumps(record))
     (building / "tags.json").write_text(json.dumps(tags), encoding="utf-8")
     first = {"status": "Starting", "at": record["created_at"], "message": "Starting the training job."}
     (building / "history.jsonl").write_text(json.dumps(first) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 OPT_ML = Path("/opt/ml")
+TMP = Path("/tmp")  # noqa: S108 - not written to, but replaced for the job
 
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x1000, 0x4000, 1 << 18, 2, 4, 8
@@ -68,12 +69,20 @@ def find_isolation(folder: Path) -> Isolation:
     return Isolation(0, refusal)
 
 
-def start(isolation: Isolation, ml: Path, then: Callable[[], object]) -> int:
+@dataclass(frozen=True, slots=True)
+class OwnTmp:
+    """A folder that stands at /tmp for a job. Of the real one only the entries that lead to `kept` are seen."""
+
+    folder: Path
+    kept: tuple[Path, ...]
+
+
+def start(isolation: Isolation, ml: Path, then: Callable[[], object], *, tmp: OwnTmp | None = None) -> int:
     """A child process, set apart, that does `then` and dies with this process. Returns its id here."""
     life = _life_line()
     pid = _clone(isolation.flags) if isolation.is_private else os.fork()
     if pid == 0:
-        _be_child(isolation, ml, life, then)
+        _be_child(isolation, ml, life, then, tmp)
     return pid
 
 
@@ -115,14 +124,16 @@ def _clone(flags: int) -> int:
     return _check(pid)
 
 
-def _be_child(isolation: Isolation, ml: Path, pipe: tuple[int, int], then: Callable[[], object]) -> NoReturn:
+def _be_child(
+    isolation: Isolation, ml: Path, pipe: tuple[int, int], then: Callable[[], object], tmp: OwnTmp | None
+) -> NoReturn:
     try:
         os.close(pipe[1])
         _check(_libc.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0))))
         if select.select([pipe[0]], [], [], 0)[0]:  # end of file: the parent died before it could be tied to us
             os._exit(_SETUP_FAILED)
         if isolation.is_private:
-            _set_apart(isolation.flags, ml)
+            _set_apart(isolation.flags, ml, tmp)
         then()
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - nothing may return into the supervisor's code
@@ -131,13 +142,15 @@ def _be_child(isolation: Isolation, ml: Path, pipe: tuple[int, int], then: Calla
         os._exit(_SETUP_FAILED)
 
 
-def _set_apart(flags: int, ml: Path) -> None:
+def _set_apart(flags: int, ml: Path, tmp: OwnTmp | None) -> None:
     if flags & _NEWUSER:
         _map_user_to_itself()
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     if not OPT_ML.is_dir():
         _rebuild_opt(ml.parent)
     _mount(str(ml), str(OPT_ML), None, _MS_BIND | _MS_REC)
+    if tmp is not None:
+        _replace_tmp(tmp)
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
@@ -166,6 +179,21 @@ def _rebuild_opt(place: Path) -> None:
         _mount(entry.path, str(target), None, _MS_BIND | _MS_REC)
     (new / "ml").mkdir()
     _mount(str(new), "/opt", None, _MS_BIND | _MS_REC)
+
+
+def _replace_tmp(tmp: OwnTmp) -> None:
+    """Bind the entries of /tmp that are needed (a Python may be installed there) into the folder, and it to /tmp."""
+    inside = (path.relative_to(TMP).parts for path in tmp.kept if path.is_relative_to(TMP))
+    for name in sorted({parts[0] for parts in inside if parts}):
+        target = tmp.folder / name
+        if (TMP / name).is_dir():
+            target.mkdir(exist_ok=True)
+        elif (TMP / name).exists():
+            target.touch()
+        else:
+            continue
+        _mount(str(TMP / name), str(target), None, _MS_BIND | _MS_REC)
+    _mount(str(tmp.folder), str(TMP), None, _MS_BIND | _MS_REC)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int) -> None:

@@ -23,13 +23,20 @@ _ROUND_S = 0.002
 _ROUNDS = 5000
 
 
-def start_supervisor(job: Path, lock: int) -> int:
-    """Start the supervisor of a job in a session of its own, and hand the lock over to it. Returns its process id."""
+def start_supervisor(job: Path, lock: int, s3_endpoint: str | None) -> int:
+    """Start the supervisor of a job in a session of its own, and hand the lock over to it. Returns its process id.
+
+    One with an endpoint for S3 has the interpreter's packages, and this process's settings and credentials for AWS.
+    """
     log = str(job / "supervisor.log")
     environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+    if s3_endpoint is not None:
+        environment |= {key: value for key, value in os.environ.items() if key.startswith("AWS_") or key == "HOME"}
+        environment["AWS_ENDPOINT_URL_S3"] = s3_endpoint
     environment[MARK] = str(job)
     high = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, LOCK_DESCRIPTOR + 1)  # never one of those opened below
-    argv = [sys.executable, "-X", "utf8", "-I", "-S", str(Path(__file__).with_name("supervisor.py")), str(job)]
+    options = ["-X", "utf8", "-I", *(["-S"] if s3_endpoint is None else [])]
+    argv = [sys.executable, *options, str(Path(__file__).with_name("supervisor.py")), str(job)]
     try:
         return os.posix_spawn(
             sys.executable,

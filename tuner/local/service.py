@@ -25,6 +25,7 @@ from tuner.clock import Clock, SystemClock
 from tuner.local import views
 from tuner.local.container import host_environment
 from tuner.local.ending import bury
+from tuner.local.faults import AnswerLost, Faults
 from tuner.local.jobdir import ENDS, JobDir, Row, create_job, job_names, new_temporary, open_job
 from tuner.local.listing import list_page, turn_page
 from tuner.local.processes import end_all_of, start_supervisor
@@ -53,11 +54,20 @@ class _Seen:
 class LocalSageMaker:
     """The service over one state directory; any number of them, in any processes, may share it."""
 
-    def __init__(self, state_dir: Path, *, region: str = "us-east-1", clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        region: str = "us-east-1",
+        clock: Clock | None = None,
+        s3_endpoint: str | None = None,
+    ) -> None:
         self.state_dir = state_dir.absolute()
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._region = region
+        self.region = region
         self._clock = clock or SystemClock()
+        self._s3_endpoint = s3_endpoint
+        self._faults = Faults()
         self._seen: dict[str, _Seen] = {}
         self._children: set[int] = set()
         self._operations: dict[str, Callable[[Params], Params]] = {
@@ -72,11 +82,16 @@ class LocalSageMaker:
         }
 
     def handle(self, operation: str, params: Params) -> tuple[int, Params]:
-        """Answer a request as the service would: HTTP status and JSON body."""
+        """Answer a request as the service would: HTTP status and JSON body. Raises `AnswerLost`."""
+        is_lost = False
         try:
-            return 200, self._answer(operation, params)
+            is_lost = self._faults.meet(self._settings())
+            answer = 200, self._answer(operation, params)
         except Refused as refusal:
-            return 400, {"__type": refusal.code, "message": refusal.message}
+            answer = 400, {"__type": refusal.code, "message": refusal.message}
+        if is_lost:
+            raise AnswerLost(operation)
+        return answer
 
     def _answer(self, operation: str, params: Params) -> Params:
         if operation not in self._operations:
@@ -94,13 +109,13 @@ class LocalSageMaker:
         self._sweep_temporaries()
         with self._creating():
             if open_job(self.state_dir, name) is not None:
-                raise _name_taken(name)
+                raise _name_taken(name, settings)
             self._check_quota(params, settings)
             record = self._record(params, settings)
             try:
                 job, lock = create_job(self.state_dir, name, record, params.get("Tags", []))
             except FileExistsError:
-                raise _name_taken(name) from None
+                raise _name_taken(name, settings) from None
         self._attend(job, lock)
         return {"TrainingJobArn": record["arn"]}
 
@@ -108,7 +123,7 @@ class LocalSageMaker:
         seen = self._look(params["TrainingJobName"])
         if seen is None:
             raise invalid(_UNKNOWN)
-        return views.description(seen.job, seen.rows)
+        return views.description(seen.job, seen.rows, self._now())
 
     def list_training_jobs(self, params: Params) -> Params:
         shown = [seen.summary for seen in self._all(self._settings().list_lag_s)]
@@ -221,7 +236,7 @@ class LocalSageMaker:
             os.close(lock)
 
     def _attend(self, job: JobDir, lock: int) -> None:
-        self._children.add(start_supervisor(job.path, lock))
+        self._children.add(start_supervisor(job.path, lock, job.record.get("s3_endpoint")))
         for child in list(self._children):  # reap those that have ended: a zombie is litter
             with suppress(ChildProcessError):
                 if os.waitpid(child, os.WNOHANG)[0] == 0:
@@ -235,8 +250,8 @@ class LocalSageMaker:
         tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
         return {
             "format": 1,
-            "arn": f"arn:aws:sagemaker:{self._region}:{ACCOUNT}:training-job/{name}",
-            "region": self._region,
+            "arn": f"arn:aws:sagemaker:{self.region}:{ACCOUNT}:training-job/{name}",
+            "region": self.region,
             "created_at": self._now(),
             "request": {key: value for key, value in params.items() if key != "Tags"},
             "study_key": tags.get(STUDY_TAG),
@@ -244,6 +259,7 @@ class LocalSageMaker:
             "saving": _saving(name, settings) if params.get("EnableManagedSpotTraining") else 0.0,
             "python": sys.executable,
             "environment": host_environment(),
+            "s3_endpoint": self._s3_endpoint,
         }
 
     def _check_quota(self, params: Params, settings: Settings) -> None:
@@ -319,7 +335,9 @@ def _as_of(seen: _Seen, moment: float) -> _Seen | None:
     return _Seen(seen.stamp, seen.job, rows, views.summary(seen.job, rows)) if rows else None
 
 
-def _name_taken(name: str) -> Refused:
+def _name_taken(name: str, settings: Settings) -> Refused:
+    if settings.name_taken == "bare":
+        return Refused("ResourceInUse", "Resource is in use.")
     return Refused(
         "ResourceInUse",
         "Training job names must be unique within an AWS account and region, and a training job with this name "

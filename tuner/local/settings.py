@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tuner.local.market import parse_market
+
 
 class BadSettings(ValueError):  # noqa: N818 - named for what it says to the reader of the message
     """A `settings.json` that cannot be used; the message names the key."""
@@ -41,6 +43,12 @@ class Settings:
     interruption_notice_s: float = 0.0
     # Whether MaxRuntimeInSeconds bounds all runs of a job together, or each of them. AWS does not say.
     max_runtime: Literal["all_runs", "each_run"] = "all_runs"
+    # Whether TrainingTimeInSeconds counts the time between two runs; billed it is not. AWS does not say.
+    training_time: Literal["up", "elapsed"] = "up"
+    # Whether Describe shows the seconds of a job that runs. AWS does not say.
+    billable_mid_run: bool = False
+    # Whether ResourceInUse explains itself. AWS does not say in which words.
+    name_taken: Literal["explained", "bare"] = "explained"
     # What StopTrainingJob says of a job that is stopping already. AWS does not say.
     stop_again: Literal["accept", "reject"] = "accept"
     # How much later than Describe the other two see a change.
@@ -51,8 +59,21 @@ class Settings:
     on_demand_quota: Mapping[str, int] = field(default_factory=dict)
     # Calls per second by operation, {"ListTrainingJobs": 2}; an operation that is not named is unlimited.
     rates: Mapping[str, float] = field(default_factory=dict)
-    # Whether jobs get a private /opt/ml where the kernel allows it.
+    # Whether jobs get a private /opt/ml where the kernel allows it, and with it an empty /tmp of their own.
     private_opt_ml: bool = True
+    private_tmp: bool = False
+    # Spot capacity for jobs of studies that have no market of their own, as the JSON of a market's file; {}: always.
+    market: Mapping[str, object] = field(default_factory=dict)
+    # Faults of the service: which share of all calls is throttled, or carried out with the answer lost; and whether
+    # every caller's credentials have expired.
+    throttled_share: float = 0.0
+    lost_share: float = 0.0
+    credentials_expired: bool = False
+    fault_seed: int = 0
+    # Events of a served service: for which changes, and which share comes twice, or later than what follows.
+    events_of: Literal["every_change", "status_change"] = "every_change"
+    events_twice_share: float = 0.0
+    events_late_share: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -83,6 +104,8 @@ def read_settings(state_dir: Path) -> Settings:
 def _checked(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - any JSON value comes in
     if get_origin(hint) is Literal:
         good = value in get_args(hint)
+    elif key == "market":
+        return _checked_market(value)
     elif get_args(hint):  # the mappings
         good = isinstance(value, dict) and all(_is_amount(amount) for amount in value.values())
     elif hint is bool:
@@ -91,6 +114,15 @@ def _checked(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - any JSON
         good = _is_amount(value) and (hint is float or isinstance(value, int))
     if not good:
         raise BadSettings(f"local settings: {key} cannot be {value!r}; expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _checked_market(value: Any) -> Any:  # noqa: ANN401 - as above
+    try:
+        if value != {}:
+            parse_market(value)
+    except ValueError as error:
+        raise BadSettings(f"local settings: {error}") from error
     return value
 
 

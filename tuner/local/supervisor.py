@@ -1,7 +1,8 @@
 """The process that looks after one job: it waits for capacity, runs the script, syncs, interrupts, stops, and ends.
 
-It is started by path, with the standard library alone (`python -I -S supervisor.py JOB_DIR`, 10 MB), in a session of
-its own, and outlives whoever created the job. It was handed the job's lock and holds it until it dies; that it died
+It is started by path, with the standard library alone (`python -I -S supervisor.py JOB_DIR`, 10 MB; with the
+interpreter's packages where `s3://` is an endpoint and not a folder), in a session of its own, and outlives whoever
+created the job. It was handed the job's lock and holds it until it dies; that it died
 is the death of the instance, and whoever looks next deals with it (`service.py`).
 
 Rules: it is the only one to move its job on, but for Stopping, which StopTrainingJob writes; each move says which
@@ -25,8 +26,8 @@ if __name__ == "__main__":  # run by path: make the package importable, which ne
 from tuner.local import namespace
 from tuner.local.agent import Agent
 from tuner.local.billing import limit_at, limits_of
-from tuner.local.container import Container, DownloadFailed
-from tuner.local.ending import INTERNAL_ERROR, end_job, end_stopped, interrupt
+from tuner.local.container import Container, TransferFailed
+from tuner.local.ending import INTERNAL_ERROR, UP, end_job, end_stopped, interrupt
 from tuner.local.jobdir import ENDS, JobDir, Row
 from tuner.local.market import Market, market_path, parse_market
 from tuner.local.processes import LOCK_DESCRIPTOR, end_descendants
@@ -134,15 +135,15 @@ class Run:
                 self._job.append("Downloading", time.time(), "Downloading input data", after=["Starting"])
                 self._container.download()
             if self._agent is not None:
-                self._agent.download()
+                self._container.restore(self._agent)
             message = "Training image download completed. Training in progress."
             if self._job.append("Training", time.time(), message, after=["Starting", "Downloading"]):
                 self._train()
             else:
                 self._stop()
-        except DownloadFailed as error:
-            if not end_job(self._job, "Failed", time.time(), after=["Downloading"], reason=str(error)[:1024]):
-                self._stop()
+        except TransferFailed as error:
+            if not end_job(self._job, "Failed", time.time(), after=UP, reason=str(error)[:1024]):
+                end_stopped(self._job, time.time())
         finally:
             end_descendants()
             self._container.remove_disk()
@@ -180,6 +181,7 @@ class Run:
             self._isolation,
             self._job.ml,
             lambda: namespace.execute(command, environment, log, self._container.root),
+            tmp=self._container.own_tmp(),
         )
 
     def _sync_if_due(self) -> None:
@@ -243,13 +245,14 @@ class Run:
 
 
 class _MarketFile:
-    """The market of the job's study, read again whenever its file changes; always up for jobs without one."""
+    """The market of the job's study, read again whenever its file changes; without one that of the job's settings."""
 
     def __init__(self, job: JobDir) -> None:
-        key = job.record["study_key"]
+        key, own = job.record["study_key"], job.record["settings"].get("market")
         self._path = market_path(job.state_dir, key) if job.is_spot and key else None
+        self._without_file = parse_market(own) if job.is_spot and own else None
         self._stamp: tuple[int, int] | None = None
-        self._market: Market | None = None
+        self._market: Market | None = self._without_file
 
     def up(self, at: float) -> bool:
         market = self._current()
@@ -267,7 +270,9 @@ class _MarketFile:
         stamp = (status.st_ino, status.st_mtime_ns) if status else None
         if stamp != self._stamp:
             self._stamp = stamp
-            self._market = parse_market(json.loads(self._path.read_text())) if self._path and stamp else None
+            self._market = self._without_file
+            if self._path and stamp:
+                self._market = parse_market(json.loads(self._path.read_text()))
         return self._market
 
 

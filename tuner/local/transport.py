@@ -18,9 +18,11 @@ import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
+from botocore.exceptions import ConnectionClosedError
 
+from tuner.local.faults import AnswerLost
 from tuner.local.service import LocalSageMaker
-from tuner.local.validate import aws_session
+from tuner.request_rules import aws_session
 
 _ENDPOINT = "https://sagemaker.local.invalid"
 
@@ -45,7 +47,10 @@ def attach(client: Any, service: LocalSageMaker) -> None:  # noqa: ANN401 - as a
 
     def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
         operation = _text(request.headers["X-Amz-Target"]).rpartition(".")[2]
-        status, body = service.handle(operation, json.loads(_text(request.body)))
+        try:
+            status, body = service.handle(operation, json.loads(_text(request.body)))
+        except AnswerLost as lost:
+            raise ConnectionClosedError(endpoint_url=request.url) from lost
         headers = HTTPHeaders()
         headers["content-type"] = "application/x-amz-json-1.1"
         headers["x-amzn-requestid"] = "local"

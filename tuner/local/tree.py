@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from tuner.local.jobdir import new_temporary
 
@@ -52,6 +52,25 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+class Objects(Protocol):
+    """What a job's instance needs of `s3://`, whatever that is. OSError and ValueError where it cannot be had."""
+
+    def fetch(self, uri: str, folder: Path) -> list[str]:
+        """Copy every object whose address begins with `uri` into a folder; their names there.
+
+        A name is what follows the prefix; for an object that is exactly `uri`, its last name.
+        """
+        ...
+
+    def put(self, source: Path, uri: str) -> None:
+        """Store a file. Raises FileNotFoundError where the source is gone, or is no regular file."""
+        ...
+
+    def put_bytes(self, data: bytes, uri: str) -> None: ...
+
+    def delete(self, uri: str) -> None: ...
+
+
 class Tree:
     """The objects of a state directory."""
 
@@ -75,8 +94,16 @@ class Tree:
             if key.startswith(prefix):
                 yield key[len(prefix) :].lstrip("/") or path.name, path
 
+    def fetch(self, uri: str, folder: Path) -> list[str]:
+        names = []
+        for name, source in self.under(uri):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            names.append(name)
+        return names
+
     def put(self, source: Path, uri: str) -> None:
-        """Store a file. Raises FileNotFoundError where the source is gone, or is no regular file."""
         with open_regular(source) as file:
             self._put(file, uri)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from tuner.local.billing import up_segments
+from tuner.local.billing import shown_seconds, up_segments
 from tuner.local.jobdir import ENDS, JobDir, Row
 
 _STATUS = {"MaxRuntimeExceeded": "Stopped", "MaxWaitTimeExceeded": "Stopped"}
@@ -38,8 +38,8 @@ def summary(job: JobDir, rows: Sequence[Row]) -> dict[str, Any]:
     return shown
 
 
-def description(job: JobDir, rows: Sequence[Row]) -> dict[str, Any]:
-    """The answer of DescribeTrainingJob."""
+def description(job: JobDir, rows: Sequence[Row], now: float | None = None) -> dict[str, Any]:
+    """The answer of DescribeTrainingJob; with `now`, the seconds of a running job where its settings show them."""
     last = rows[-1]
     shown = {key: value for key, value in job.request.items() if key not in _NOT_SHOWN}
     shown.setdefault("EnableManagedSpotTraining", False)
@@ -51,6 +51,9 @@ def description(job: JobDir, rows: Sequence[Row]) -> dict[str, Any]:
     ]
     if segments := up_segments(rows, last.at):
         shown["TrainingStartTime"] = segments[0][0]
+    if now is not None and last.status not in ENDS and job.record["settings"].get("billable_mid_run"):
+        training_s, billable_s = shown_seconds([*rows, Row("", max(now, last.at))], job.record)
+        return shown | _ending({"training_s": training_s, "billable_s": billable_s})
     return shown | _ending(last.facts)
 
 

@@ -1,0 +1,176 @@
+"""An AWS account on this machine: moto where it is right, the local SageMaker for jobs, canned answers for the rest."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.loaders
+import botocore.session
+import pytest
+from botocore.awsrequest import AWSResponse
+
+from tuner.aws import Aws
+from tuner.local.service import LocalSageMaker
+from tuner.local.transport import attach
+from tuner.objects import DirectoryObjects
+from tuner.worlds import AwsPlace
+
+ACCOUNT = "123456789012"  # moto's
+REGION = "us-east-1"
+BUCKET = "team-bucket"
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/train:1"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
+_TRUST = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+
+
+_LOADER = botocore.loaders.create_loader()
+
+
+@dataclass
+class Account:
+    """What the tests change about it, and what was asked of it."""
+
+    state_dir: Path
+    quotas: dict[str, float] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    caller: str = ACCOUNT  # whose the credentials are
+    refuse: dict[str, tuple[str, str]] = field(default_factory=dict)  # by operation: code and text of its refusal
+
+    def role(self, name: str, *statements: Any) -> str:
+        """Make a role; SageMaker may assume it unless other statements are given."""
+        document = {"Version": "2012-10-17", "Statement": list(statements or [_TRUST])}
+        made = boto3.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(document))
+        return str(made["Role"]["Arn"])
+
+    def aws(self) -> Aws:
+        return Aws(region=REGION)
+
+
+def manifest() -> str:
+    config = {"mediaType": "application/vnd.docker.container.image.v1+json", "size": 1, "digest": f"sha256:{'0' * 64}"}
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    return json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})
+
+
+def wire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every client of ours what moto lacks. Objects of recorded studies lie where the local jobs see them."""
+    original = Aws._client
+
+    def client(self: Aws, service: str, **given: Any) -> Any:
+        known = len(self._clients)
+        made = original(self, service, **given)
+        if len(self._clients) > known:
+            if service == "sagemaker":
+                attach(made, _Jobs(account))
+            else:
+                made.meta.events.register_first("before-send", lambda **sent: _answer(account, sent))
+        return made
+
+    monkeypatch.setattr(Aws, "_client", client)
+    monkeypatch.setattr(Aws, "session", property(_session_of))
+    monkeypatch.setattr(AwsPlace, "objects", lambda *_, **__: DirectoryObjects(account.state_dir / "s3"))
+
+
+def session() -> boto3.session.Session:
+    """One that reads the models of the services once for all tests."""
+    inner = botocore.session.get_session()
+    inner.register_component("data_loader", _LOADER)
+    return boto3.session.Session(botocore_session=inner)
+
+
+def _session_of(aws: Aws) -> boto3.session.Session:
+    aws._opened = aws._opened or session()
+    return aws._opened
+
+
+class _Jobs(LocalSageMaker):
+    """The local service, but for what a test refuses."""
+
+    def __init__(self, account: Account) -> None:
+        super().__init__(account.state_dir, region=REGION)
+        self._account = account
+
+    def handle(self, operation: str, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self._account.calls.append(operation)
+        if operation in self._account.refuse:
+            code, text = self._account.refuse[operation]
+            return 400, {"__type": code, "message": text}
+        return super().handle(operation, parameters)
+
+
+def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
+    """Answer instead of moto: what a test refuses, quotas, no prices. None: whoever is next."""
+    operation = sent["event_name"].rpartition(".")[2]
+    account.calls.append(operation)
+    if operation in account.refuse:
+        code, text = account.refuse[operation]
+        if "Action=" in str(sent["request"].body):  # the older services speak XML
+            return _response(
+                sent["request"].url, 400, f"<R><Error><Code>{code}</Code><Message>{text}</Message></Error></R>"
+            )
+        return _response(sent["request"].url, 400, {"__type": code, "message": text})
+    if operation == "GetCallerIdentity":
+        arn = f"arn:aws:iam::{account.caller}:user/moto"
+        result = (
+            f"<GetCallerIdentityResult><Arn>{arn}</Arn><Account>{account.caller}</Account></GetCallerIdentityResult>"
+        )
+        return _response(sent["request"].url, 200, f"<R>{result}</R>")
+    if operation == "ListServiceQuotas":
+        quotas = [{"QuotaName": name, "Value": value} for name, value in account.quotas.items()]
+        return _response(sent["request"].url, 200, {"Quotas": quotas})
+    if operation == "GetProducts":
+        return _response(sent["request"].url, 200, {"PriceList": []})
+    return None
+
+
+def _response(url: str, status: int, body: dict[str, Any] | str) -> AWSResponse:
+    class Raw:
+        def stream(self, **_: object) -> Iterator[bytes]:
+            yield (body if isinstance(body, str) else json.dumps(body)).encode()
+
+    return AWSResponse(url, status, {"content-type": "application/x-amz-json-1.1"}, Raw())
+
+
+STUDY = f"""\
+name: cloud
+objective: {{metric: score, direction: maximize}}
+space: {{lr: {{type: float, low: 0.0, high: 1.0}}}}
+search: {{sampler: {{name: RandomSampler, seed: 1}}}}
+trials: 2
+parallel: 2
+training:
+  entry_point: train.py
+  instance_types: [ml.m5.large]
+  image_uri: {IMAGE}
+  max_run: 10m
+checkpoints: {{root: s3://{BUCKET}/tuner/}}
+sagemaker: {{region: {REGION}, role: {ROLE}}}
+settings: {{poll: 0.2s}}
+backend: sagemaker
+"""
+SCRIPT = """\
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+from tuner.training import report
+
+report(1, score=parser.parse_args().lr)
+print("trained")
+"""
+
+
+def study_file(folder: Path, *changes: tuple[str, str]) -> Path:
+    """A study on AWS that lacks nothing, with parts of its text replaced."""
+    text = STUDY
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(SCRIPT)
+    file = folder / "study.yaml"
+    file.write_text(text)
+    return file

@@ -1,0 +1,275 @@
+"""Progress of built-in algorithms from CloudWatch, against moto's: steps, batches, last values, new readers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import pytest
+from aws_account import Account
+
+from tuner.clock import VirtualClock
+from tuner.cloud_metrics import NAMESPACE, CloudMetrics
+from tuner.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
+from tuner.model import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
+
+START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
+
+
+def trial(number: int) -> Trial:
+    return Trial(
+        number=number,
+        state=TrialState.RUNNING,
+        version=0,
+        params={},
+        distributions="{}",
+        attrs={},
+        prefix=f"s3://bucket/k/{number:05d}/",
+        bundle_uri="",
+        asked_seq=1,
+        created_at=START,
+    )
+
+
+def attempt(of: int, number: int = 1, **changes: Any) -> Attempt:
+    given: dict[str, Any] = {
+        "trial": of,
+        "number": number,
+        "state": AttemptState.TRAINING,
+        "version": 0,
+        "job_name": f"k-{of:05d}-{number:03d}",
+        "arn": "arn",
+        "digest": "d",
+        "instance_type": "ml.m5.large",
+        "instance_count": 1,
+        "spot": True,
+        "rate_microusd_per_h": 1,
+        "max_run_s": 1,
+        "max_wait_s": 1,
+        "reserved_microusd": 1,
+        "created_at": START,
+        "submitted_at": START,
+    }
+    return Attempt(**given | changes)
+
+
+class NothingBeside:
+    """No checkpoints under any prefix."""
+
+    def read(self, prefix: str) -> ProgressReport:
+        return ProgressReport(checkpoint_step=7)
+
+    def forget(self, prefix: str) -> None:
+        pass
+
+
+@dataclass
+class Cloud:
+    """What the rows, the job service and CloudWatch know."""
+
+    account: Account
+    rows: list[tuple[Trial, Sequence[Attempt], object]] = field(default_factory=list)
+    final: dict[str, Mapping[str, float] | JobError] = field(default_factory=dict)
+    clock: VirtualClock = field(default_factory=lambda: VirtualClock(START))
+
+    def describe(self, name: str) -> Observation:
+        found = self.final[name]
+        if isinstance(found, JobError):
+            raise found
+        return Observation(
+            name=name,
+            arn="arn",
+            status=JobStatus.COMPLETED,
+            secondary="Completed",
+            history=(),
+            created_at=START,
+            modified_at=START,
+            final_metrics=found,
+        )
+
+    def put(self, job: str, minute: float, value: float, metric: str = "score") -> None:
+        data = {
+            "MetricName": metric,
+            "Dimensions": [{"Name": "TrainingJobName", "Value": job}],
+            "Timestamp": START + timedelta(minutes=minute),
+            "Value": value,
+        }
+        boto3.client("cloudwatch").put_metric_data(Namespace=NAMESPACE, MetricData=[data])
+
+    def end(self, of: int, number: int = 1) -> None:
+        for place, (each, attempts, runs) in enumerate(self.rows):
+            if each.number == of:
+                ended = [
+                    replace(one, state=AttemptState.ENDED, ended_at=self.clock.now()) if one.number == number else one
+                    for one in attempts
+                ]
+                self.rows[place] = (each, ended, runs)
+
+    def reader(self, *metrics: str) -> CloudMetrics:
+        return CloudMetrics(
+            NothingBeside(),
+            self.account.aws(),
+            self,  # type: ignore[arg-type]
+            live=lambda: self.rows,
+            metrics=metrics or ("score",),
+            clock=self.clock,
+        )
+
+    def pass_minutes(self, minutes: float) -> None:
+        self.clock.jump(timedelta(minutes=minutes))
+
+
+@pytest.fixture
+def cloud(account: Account) -> Cloud:
+    return Cloud(account, rows=[(trial(1), [attempt(1)], None)])
+
+
+def steps(points: Sequence[MetricPoint]) -> list[tuple[int | None, float]]:
+    return [(point.step, point.value) for point in points]
+
+
+def read(reader: CloudMetrics, number: int = 1) -> list[tuple[int | None, float]]:
+    return steps(reader.read(trial(number).prefix).points)
+
+
+def test_the_nth_minute_with_a_value_is_step_n(cloud: Cloud) -> None:
+    for minute, value in ((1, 0.1), (4, 0.2), (7.2, 0.3), (7.6, 0.5)):
+        cloud.put("k-00001-001", minute, value)
+    reader = cloud.reader()
+    cloud.pass_minutes(20)
+    report = reader.read(trial(1).prefix)
+    assert steps(report.points) == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.4))]
+    assert {point.name for point in report.points} == {"score"}
+    assert report.points[0].at == START + timedelta(minutes=1)
+    assert report.checkpoint_step == 7, "checkpoints are looked for under the prefix"
+
+
+def test_one_look_a_minute_whatever_is_read(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    assert read(reader) == [(1, 0.1)]
+    cloud.put("k-00001-001", 2, 0.2)
+    for _ in range(5):
+        cloud.pass_minutes(0.1)
+        assert read(reader) == []
+    assert cloud.account.calls.count("GetMetricData") == 1
+    cloud.pass_minutes(1)
+    assert read(reader) == [(2, 0.2)]
+    assert cloud.account.calls.count("GetMetricData") == 2
+
+
+def test_a_minute_is_read_once_it_is_settled(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    reader = cloud.reader()
+    cloud.pass_minutes(2)
+    assert read(reader) == []
+    cloud.pass_minutes(2)
+    assert read(reader) == [(1, 0.1)]
+
+
+def test_many_jobs_share_a_call(cloud: Cloud) -> None:
+    cloud.rows = [(trial(number), [attempt(number)], None) for number in range(300)]
+    for number in (0, 299):
+        cloud.put(f"k-{number:05d}-001", 1, float(number))
+    reader = cloud.reader("score", "loss")
+    cloud.pass_minutes(10)
+    assert read(reader, 0) == [(1, 0.0)]
+    assert read(reader, 299) == [(1, 299.0)]
+    assert read(reader, 5) == []
+    assert cloud.account.calls.count("GetMetricData") == 2, "600 queries, 500 to a call"
+
+
+def test_the_last_value_is_exact_and_only_then_everything_is_read(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.put("k-00001-001", 2, 0.2)
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    report = reader.read(trial(1).prefix)
+    assert steps(report.points) == [(1, 0.1), (2, 0.2)]
+    assert report.more, "the job has not ended"
+
+    cloud.end(1)
+    cloud.final["k-00001-001"] = {"score": 0.25, "other": 9.0}
+    cloud.pass_minutes(0.1)
+    report = reader.read(trial(1).prefix)
+    assert steps(report.points) == [(2, 0.25)]
+    assert not report.more
+    assert reader.read(trial(1).prefix).points == ()
+
+
+def test_a_job_too_short_for_a_minute_has_its_last_value(cloud: Cloud) -> None:
+    cloud.end(1)
+    cloud.final["k-00001-001"] = {"score": 0.5}
+    report = cloud.reader().read(trial(1).prefix)
+    assert steps(report.points) == [(1, 0.5)]
+    assert not report.more
+
+
+def test_steps_go_on_over_attempts(cloud: Cloud) -> None:
+    cloud.rows = [(trial(1), [attempt(1), attempt(1, 2)], None)]
+    cloud.end(1, 1)
+    cloud.final["k-00001-001"] = {"score": 0.2}
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.put("k-00001-001", 2, 0.2)
+    cloud.put("k-00001-002", 30, 0.3)
+    reader = cloud.reader()
+    cloud.pass_minutes(40)
+    report = reader.read(trial(1).prefix)
+    assert [(point.attempt, point.step, point.value) for point in report.points] == [
+        (1, 1, 0.1),
+        (1, 2, 0.2),
+        (1, 2, 0.2),
+        (2, 3, 0.3),
+    ]
+    assert report.more
+
+
+def test_a_new_reader_says_the_same_again(cloud: Cloud) -> None:
+    for minute in range(1, 5):
+        cloud.put("k-00001-001", minute, minute / 10)
+    first = cloud.reader()
+    cloud.pass_minutes(4)
+    told = read(first)
+    cloud.pass_minutes(6)
+    told += read(first)
+    assert read(cloud.reader()) == told == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+
+
+def test_a_description_that_does_not_come_is_asked_for_again(cloud: Cloud) -> None:
+    cloud.end(1)
+    cloud.final["k-00001-001"] = ServiceUnavailable("later")
+    reader = cloud.reader()
+    assert reader.read(trial(1).prefix).more
+    cloud.final["k-00001-001"] = {"score": 0.5}
+    report = reader.read(trial(1).prefix)
+    assert (steps(report.points), report.more) == ([(1, 0.5)], False)
+
+
+def test_a_deleted_job_leaves_what_cloudwatch_kept(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.end(1)
+    cloud.final["k-00001-001"] = JobNotFound("deleted")
+    cloud.pass_minutes(10)
+    report = cloud.reader().read(trial(1).prefix)
+    assert (steps(report.points), report.more) == ([(1, 0.1)], False)
+
+
+def test_a_refusal_is_trouble_and_nothing_is_lost(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    cloud.account.refuse["GetMetricData"] = ("Throttling", "Rate exceeded")
+    with pytest.raises(OSError, match="Rate exceeded"):
+        reader.read(trial(1).prefix)
+    cloud.account.refuse.clear()
+    assert read(reader) == [(1, 0.1)]
+
+
+def test_a_trial_that_was_forgotten_leaves_nothing(cloud: Cloud) -> None:
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    read(reader)
+    reader.forget(trial(1).prefix)
+    assert (reader._views, reader._seen) == ({}, {})

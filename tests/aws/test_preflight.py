@@ -1,0 +1,146 @@
+"""What keeps jobs from running on AWS is found before any is created, with its remedy."""
+
+import json
+from pathlib import Path
+
+import boto3
+import pytest
+from aws_account import ACCOUNT, BUCKET, IMAGE, ROLE, Account, study_file
+
+from tuner import preflight
+from tuner.spec import load
+from tuner.verbs import Finding
+
+QUOTA = "ml.m5.large for spot training job usage"
+
+
+def found(account: Account, folder: Path, *changes: tuple[str, str]) -> list[Finding]:
+    return preflight.examine(account.aws(), load(study_file(folder, *changes)))
+
+
+def errors(findings: list[Finding]) -> list[str]:
+    return [f"{each.what}: {each.remedy}" for each in findings if each.level == "error"]
+
+
+def warnings(findings: list[Finding]) -> list[str]:
+    return [each.what for each in findings if each.level == "warn"]
+
+
+def test_an_account_that_lacks_nothing_is_said_to(account: Account, tmp_path: Path) -> None:
+    account.quotas = {QUOTA: 4}
+    findings = found(account, tmp_path)
+    assert {each.level for each in findings} == {"ok"}
+    text = "\n".join(each.what for each in findings)
+    for part in (f"account {ACCOUNT}", "role jobs", f"bucket {BUCKET}", f"{QUOTA}: 4", f"image {IMAGE}"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (ROLE, "nobody", f"there is no role nobody in account {ACCOUNT}"),
+        (ROLE, "arn:aws:iam::999999999999:role/jobs", "belongs to account 999999999999"),
+        (ROLE, "arn:aws:s3:::jobs", "is not the ARN of a role"),
+        (f"s3://{BUCKET}/", "s3://nobodys-bucket/", "there is no bucket nobodys-bucket"),
+        ("ml.m5.large", "ml.m5.lrge", "ml.m5.lrge is not an instance type of training jobs: did you mean ml.m5.large?"),
+        (IMAGE, IMAGE.replace(":1", ":2"), "is not there (ImageNotFound)"),
+        (IMAGE, IMAGE.replace("/train:", "/nothing:"), "is not there (RepositoryNotFound)"),
+        (f"  image_uri: {IMAGE}\n", "", "no image"),
+        (f", role: {ROLE}", "", "no execution role"),
+    ],
+)
+def test_what_keeps_every_job_from_running_is_an_error(
+    account: Account, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    told = errors(found(account, tmp_path, (old, new)))
+    assert any(said in line for line in told), told
+    assert all(line.rpartition(": ")[2] for line in told), "each with its remedy"
+
+
+def test_a_role_that_trusts_others_only_is_an_error(account: Account, tmp_path: Path) -> None:
+    lambda_only = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    denied = {"Effect": "Deny", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    arn = account.role("untrusting", lambda_only, denied)
+    [told] = errors(found(account, tmp_path, (ROLE, arn)))
+    assert "does not let sagemaker.amazonaws.com assume it" in told
+
+
+def test_a_role_with_a_path_is_looked_up_by_its_name(account: Account, tmp_path: Path) -> None:
+    boto3.client("iam").create_role(
+        RoleName="deep",
+        Path="/service-role/",
+        AssumeRolePolicyDocument=json.dumps(
+            {
+                "Statement": {
+                    "Effect": "Allow",
+                    "Principal": {"Service": ["ec2.amazonaws.com", "sagemaker.amazonaws.com"]},
+                    "Action": ["sts:AssumeRole"],
+                }
+            }
+        ),
+    )
+    arn = f"arn:aws:iam::{ACCOUNT}:role/service-role/deep"
+    assert errors(found(account, tmp_path, (ROLE, arn))) == []
+
+
+def test_a_bucket_in_another_region_is_an_error(account: Account, tmp_path: Path) -> None:
+    boto3.client("s3", region_name="eu-west-1").create_bucket(
+        Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    [told] = errors(found(account, tmp_path, (f"s3://{BUCKET}/", "s3://far-away/")))
+    assert "bucket far-away lies in eu-west-1, the jobs run in us-east-1" in told
+
+
+def test_without_a_root_the_default_bucket_has_to_be_there(account: Account, tmp_path: Path) -> None:
+    nameless = (f"checkpoints: {{root: s3://{BUCKET}/tuner/}}\n", "")
+    [told] = errors(found(account, tmp_path, nameless))
+    assert f"aws s3 mb s3://sagemaker-us-east-1-{ACCOUNT} --region us-east-1" in told
+    boto3.client("s3").create_bucket(Bucket=f"sagemaker-us-east-1-{ACCOUNT}")
+    assert errors(found(account, tmp_path, nameless)) == []
+
+
+def test_a_quota_of_zero_for_every_listed_type_is_an_error(account: Account, tmp_path: Path) -> None:
+    account.quotas = {QUOTA: 0, "ml.m5.large for training job usage": 20}
+    [told] = errors(found(account, tmp_path))
+    assert "no listed type may run 1 instances" in told
+    assert "servicequotas" in told
+
+    other = "ml.c5.xlarge for spot training job usage"
+    account.quotas[other] = 1
+    findings = found(account, tmp_path, ("[ml.m5.large]", "[ml.m5.large, ml.c5.xlarge]"))
+    assert errors(findings) == []
+    assert [line for line in warnings(findings) if "quota" in line] == [
+        f"quota {QUOTA}: 0, and a job needs 1",
+        f"quota {other}: 1, so 1 of 2 trials at a time",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "what"),
+    [("ListServiceQuotas", "quotas"), ("GetRole", "role jobs"), ("DescribeImages", f"image {IMAGE}")],
+)
+def test_what_may_not_be_asked_stops_nobody(account: Account, tmp_path: Path, operation: str, what: str) -> None:
+    account.refuse[operation] = ("AccessDeniedException", "no right to")
+    findings = found(account, tmp_path)
+    assert errors(findings) == []
+    assert any(line.startswith(f"{what}: could not be looked at") for line in warnings(findings))
+
+
+def test_without_credentials_there_is_one_error_and_no_other_call(account: Account, tmp_path: Path) -> None:
+    account.refuse["GetCallerIdentity"] = ("ExpiredToken", "The security token included in the request is expired")
+    findings = found(account, tmp_path)
+    assert len(findings) == 1
+    assert "aws sso login" in findings[0].remedy
+    assert set(account.calls) == {"GetCallerIdentity"}
+
+
+def test_an_image_of_another_registry_is_said_to_be_unknown(account: Account, tmp_path: Path) -> None:
+    findings = found(account, tmp_path, (IMAGE, "docker.io/library/python:3.11"))
+    assert errors(findings) == []
+    assert any("was not looked for" in line for line in warnings(findings))
+
+
+def test_an_unknown_price_promises_no_budget(account: Account, tmp_path: Path) -> None:
+    [told] = errors(found(account, tmp_path, ("ml.m5.large", "ml.trn2.48xlarge")))
+    assert "no budget can be promised" in told
+    assert "prices: {ml.trn2.48xlarge:" in told

@@ -1,0 +1,219 @@
+"""The one job that finds out how an account is, on the local SageMaker, whose switches turn its answers."""
+
+import ast
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from importlib import resources
+
+import pytest
+
+from tests.aws.aws_account import ACCOUNT, REGION, study_file
+from tuner import cli, cli_doctor, first_dollar, prepare, worlds
+from tuner.aws import AwsError
+from tuner.clock import SystemClock
+from tuner.first_dollar import CEILING_USD, Pace, plan, smallest
+from tuner.jobs import HistoryRow, JobStatus, Observation
+from tuner.local.processes import end_all_of
+from tuner.objects import DirectoryObjects
+from tuner.prices import Rate
+from tuner.spec import load
+from tuner.store import Store
+from tuner.verbs import UserError
+
+QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}
+PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0)
+QUOTA = "ml.m5.large for spot training job usage"
+SCOPE = f"{ACCOUNT}/{REGION}"
+
+
+@pytest.fixture
+def cloud(account, monkeypatch):
+    """The account with quick jobs; its quota shows calls per second, too."""
+    account.state_dir.mkdir(exist_ok=True)
+    account.quotas = {QUOTA: 4, "Rate of CreateTrainingJob requests": 5, "Rate of ListTrainingJobs requests": 2}
+    monkeypatch.setattr(cli_doctor, "_PACE", PACE)
+    set_up(account)
+    yield account
+    for folder in (account.state_dir / "jobs").glob("*"):
+        end_all_of(folder)
+
+
+def set_up(account, **changes):
+    (account.state_dir / "settings.json").write_text(json.dumps(QUICK | changes))
+
+
+@pytest.fixture
+def store(sqlite_url, monkeypatch):
+    monkeypatch.setenv("TUNER_STORE", sqlite_url)
+    opened = Store.open(sqlite_url)
+    yield opened
+    opened.close()
+
+
+def ready(account, folder):
+    spec = smallest(load(study_file(folder)))
+    return prepare.prepare(spec, account.aws(), None, SystemClock().now())
+
+
+def planned(account, folder, seed=1):
+    found = ready(account, folder)
+    return plan(found.spec, found.rates, random.Random(seed))
+
+
+def run(account, folder, store, say=lambda _: None):
+    """Facts by name."""
+    asked = planned(account, folder)
+    place = worlds.place(asked.spec, None)
+    facts = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
+    assert {fact.scope for fact in facts} == {SCOPE}
+    return {fact.name: fact.value for fact in facts}
+
+
+def test_the_whole_of_it(cloud, tmp_path, store, capsys):
+    code = cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    facts = json.loads(out)["facts"]
+    assert facts["probe.sigterm"].items() >= {"received": True, "synced": True, "in_model": True}.items()
+    assert facts["probe.sync_delay_s"]["files"] >= PACE.beats
+    assert facts["probe.sync_delay_s"]["max"] >= facts["probe.sync_delay_s"]["median"] >= -1
+    assert facts["probe.billable_mid_run"] is False
+    assert "ResourceInUse" in facts["probe.name_taken"]
+    # on a machine that is slow enough the job has ended before it is asked again
+    assert facts["probe.stop_again"] == "accepted" or "is in status" in facts["probe.stop_again"]
+    assert facts["probe.interruptions"] == 0
+    assert facts["probe.rates"] == {"CreateTrainingJob": 5, "ListTrainingJobs": 2}
+    assert [text.partition(":")[0] for text in facts["probe.statuses"]][:1] == ["Starting"]
+    assert 0 <= facts["probe.cost_usd"] < float(CEILING_USD)
+    assert "it costs at most $0.0384" in err
+    assert {fact.name: fact.value for fact in store.facts(SCOPE)} == facts
+    assert all(fact.source.startswith("doctor --first-dollar (tuner-first-dollar-") for fact in store.facts(SCOPE))
+    left = [path for path in (cloud.state_dir / "s3").rglob("*") if path.is_file()]
+    assert left == [], "everything that it wrote is deleted"
+
+
+def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, store):
+    set_up(cloud, stop_again="reject", sync_interval_s=2.0)
+    facts = run(cloud, tmp_path, store)
+    assert facts["probe.stop_again"] != "accepted"
+    assert facts["probe.sync_delay_s"]["max"] > 0.5
+
+
+def at(seconds):
+    return datetime(2026, 11, 23, 12, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
+    asked = planned(cloud, tmp_path)
+    rows = [("Starting", 0, 60), ("Training", 60, 100), ("Interrupted", 100, 130), ("Starting", 130, 160)]
+    rows += [("Training", 160, 200), ("Stopping", 200, 210)]
+    seen = first_dollar.Seen(
+        last=Observation(
+            name=asked.name,
+            arn="arn",
+            status=JobStatus.STOPPED,
+            secondary="Stopped",
+            history=tuple(
+                HistoryRow(status=status, started_at=at(start), ended_at=at(end), message="words")
+                for status, start, end in rows
+            ),
+            created_at=at(0),
+            modified_at=at(210),
+            training_s=150,
+            billable_s=45,
+        ),
+        trained=True,
+        described={"Starting": at(5), "Training": at(65), "Stopped": at(215)},
+        listed={"Starting": at(5), "Training": at(72.5)},
+    )
+    found = dict(first_dollar._findings(asked, seen, DirectoryObjects(tmp_path / "s3")))
+    assert found["interruptions"] == 1
+    assert found["times_s"] == {"training": 150, "billable": 45, "up": 90}  # AWS counts the gap here: it can be seen
+    assert found["list_lag_s"] == 7.5
+    assert found["cost_usd"] == pytest.approx(45 * 0.1152 / 3600, abs=1e-6)
+    assert found["statuses"][2] == "Interrupted: words"
+    assert found["sync_delay_s"] is None, "nothing was uploaded: nothing is known"
+    assert found["sigterm"] is None, "nobody stopped it"
+
+
+def test_the_ceiling_is_kept_in_dear_regions_by_waiting_less(cloud, tmp_path):
+    spec = ready(cloud, tmp_path).spec
+    for usd_per_hour in ("0.1152", "0.1285", "0.16", "0.2"):
+        made = plan(spec, {"ml.m5.large": Rate(Decimal(usd_per_hour), "price list", "")}, random.Random(1))
+        assert made.ceiling_microusd < CEILING_USD * 1_000_000
+        assert made.max_wait_s >= 420
+    with pytest.raises(UserError, match="cannot be kept below"):
+        plan(spec, {"ml.m5.large": Rate(Decimal("0.3"), "price list", "")}, random.Random(1))
+
+
+def test_the_request_says_what_the_ceiling_counts_on(cloud, tmp_path):
+    asked = planned(cloud, tmp_path)
+    request = first_dollar._request(asked, "s3://b/code/", PACE)
+    assert (request.spot, request.instance_type, request.instance_count) == (True, "ml.m5.large", 1)
+    assert request.max_wait_s == asked.max_wait_s >= request.max_run_s
+    assert request.checkpoint_uri.startswith(asked.base)
+    assert request.output_uri.startswith(asked.base)
+    assert request.name.startswith("tuner-first-dollar-")
+
+
+def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
+    """Ctrl-C in the middle: nobody is left running, nothing is recorded, nothing stays in the bucket."""
+    asked = planned(cloud, tmp_path)
+    place = worlds.place(asked.spec, None)
+
+    def interrupt(line):
+        if line.endswith("Training"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first_dollar.run(asked, place, store, SystemClock(), say=interrupt, pace=PACE)
+    assert place.jobs().describe(asked.name).status.value in ("Stopping", "Stopped")
+    assert store.facts(SCOPE) == []
+
+
+def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, store, monkeypatch):
+    def refuse(_aws, _wanted):
+        raise AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
+
+    asked = planned(cloud, tmp_path)
+    monkeypatch.setattr(first_dollar.preflight, "read_quotas", refuse)
+    facts = first_dollar.run(asked, worlds.place(asked.spec, None), store, SystemClock(), say=lambda _: None, pace=PACE)
+    assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--first-dollar", "-y"], 2, "needs a study FILE"),
+        (["LOCAL", "--first-dollar", "-y"], 2, "runs on this machine"),
+        (["FILE", "--first-dollar"], 2, "no terminal to ask on: pass -y"),
+        (["FILE", "--first-dollar", "--policy"], 2, "not allowed with"),
+    ],
+)
+def test_it_is_not_run_by_accident(cloud, tmp_path, store, capsys, words, code, said):  # noqa: PLR0917 - a table
+    files = {
+        "FILE": str(study_file(tmp_path)),
+        "LOCAL": str(study_file(tmp_path / "local", ("backend: sagemaker", "backend: local"))),
+    }
+    assert cli.main(["doctor", *(files.get(word, word) for word in words)]) == code
+    assert said in capsys.readouterr().err
+    assert "CreateTrainingJob" not in cloud.calls
+    assert not (cloud.state_dir / "jobs").exists()
+
+
+def test_a_quota_of_zero_is_refused_before_anything_is_created(cloud, tmp_path, store, capsys):
+    cloud.quotas[QUOTA] = 0
+    assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"]) == 4
+    assert "no job of this study can start" in capsys.readouterr().err
+    assert not (cloud.state_dir / "jobs").exists()
+
+
+def test_the_script_travels_into_old_containers():
+    """Standard library alone, in the syntax of Python 3.8."""
+    source = resources.files("tuner").joinpath("first_dollar_probe.py").read_text()
+    tree = ast.parse(source, feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"argparse", "json", "os", "signal", "sys", "time", "pathlib"}

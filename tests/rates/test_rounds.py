@@ -1,0 +1,164 @@
+"""Which jobs are described, and when lists are made: pure."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.rates.records import attempt, summary
+from tuner.rounds import STALE_POLLS, Hint, Rounds, stale_s
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+POLL_S = 30.0
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def live(*names: str):
+    return {name: attempt(name, NOW) for name in names}
+
+
+def order(rounds: Rounds, jobs, now: datetime = NOW) -> tuple[list[str], list[str]]:
+    return rounds.order(jobs, now, POLL_S)
+
+
+def test_what_a_list_shows_as_changed_is_due_until_it_was_described() -> None:
+    rounds, jobs = Rounds(), live("a", "b")
+    rounds.listed([summary("a", later(1)), summary("b", later(1))], jobs, later(5))
+    for _ in range(3):
+        assert order(rounds, jobs, later(5)) == (["a", "b"], [])
+        assert rounds.behind
+    rounds.described("a", later(1))
+    assert order(rounds, jobs, later(5)) == (["b"], [])
+    rounds.described("b", later(1))
+    assert order(rounds, jobs, later(5)) == ([], [])
+    assert not rounds.behind
+
+
+def test_a_list_that_lags_or_repeats_itself_is_no_news() -> None:
+    rounds, jobs = Rounds(), live("a")
+    rounds.described("a", later(10))
+    rounds.listed([summary("a", later(10)), summary("a", later(3))], jobs, later(20))
+    assert order(rounds, jobs) == ([], [])
+    rounds.listed([summary("a", later(11))], jobs, later(20))
+    assert order(rounds, jobs) == (["a"], [])
+
+
+def test_jobs_that_are_not_live_are_of_no_interest() -> None:
+    rounds, jobs = Rounds(), live("a")
+    rounds.listed([summary("gone", later(1))], jobs, later(5))
+    rounds.hinted([Hint("foreign")], jobs)
+    assert not rounds.behind
+    rounds.hinted([Hint("a")], jobs)
+    assert order(rounds, {}) == ([], [])  # it ended meanwhile
+    assert not rounds.behind
+
+
+def test_the_one_whose_last_try_is_longest_ago_comes_first() -> None:
+    """Also among those that cannot be described: each try sends a job to the end of the queue."""
+    rounds = Rounds()
+    jobs = {name: replace(attempt(name, NOW), observed_at=later(n)) for n, name in enumerate("cab")}
+    rounds.hinted([Hint(name) for name in "abc"], jobs)
+    served = []
+    for turn in range(6):
+        first = order(rounds, jobs)[0][0]
+        rounds.asked(first, later(100 + turn))
+        served.append(first)
+    assert served == ["c", "a", "b", "c", "a", "b"]
+
+
+def test_a_job_that_nothing_is_heard_of_is_described_all_the_same() -> None:
+    rounds, jobs = Rounds(), live("a", "b")
+    quiet_s = STALE_POLLS * POLL_S
+    assert order(rounds, jobs, later(quiet_s)) == ([], [])
+    assert order(rounds, jobs, later(quiet_s + 1)) == ([], ["a", "b"])
+    rounds.asked("a", later(quiet_s))
+    assert order(rounds, jobs, later(quiet_s + 1)) == ([], ["b"])
+
+
+def test_many_jobs_wait_longer_for_it() -> None:
+    assert stale_s(1, POLL_S) == stale_s(150, POLL_S) == 300.0
+    assert stale_s(1000, POLL_S) == pytest.approx(2000.0)
+
+
+def test_a_change_that_was_described_already_is_no_hint() -> None:
+    rounds, jobs = Rounds(), live("a")
+    rounds.described("a", later(10))
+    rounds.hinted([Hint("a", later(10)), Hint("a", later(4))], jobs)
+    assert order(rounds, jobs) == ([], [])
+    rounds.hinted([Hint("a", later(10.5))], jobs)
+    assert order(rounds, jobs) == (["a"], [])
+    rounds.described("a", later(10.5))
+    rounds.hinted([Hint("a")], jobs)  # when, it does not say
+    assert order(rounds, jobs) == (["a"], [])
+
+
+# --- how often lists are made
+
+
+def test_without_hints_a_list_is_always_due() -> None:
+    rounds, jobs = Rounds(), live("a")
+    for seconds in range(5):
+        assert rounds.list_due(later(seconds), hints=False)
+        rounds.listed([], jobs, later(seconds))
+
+
+def gaps(rounds: Rounds, tell, rounds_made: int) -> list[int]:
+    """The polls between lists, when `tell(seconds)` happens before each poll."""
+    made, last, seconds = [], 0, 0
+    while len(made) < rounds_made:
+        shown = tell(seconds)
+        if rounds.list_due(later(seconds), hints=True):
+            rounds.listed(shown, live("a"), later(seconds))
+            for each in shown:
+                rounds.described(each.name, each.modified_at)
+            made.append(seconds - last)
+            last = seconds
+        seconds += 30
+    return made
+
+
+def test_lists_that_bring_nothing_become_rarer_but_never_stop() -> None:
+    assert gaps(Rounds(), lambda _: [], 7) == [0, 60, 120, 240, 300, 300, 300]
+
+
+def test_lists_that_bring_what_hints_did_not_tell_are_made_at_every_poll() -> None:
+    def changes_every_poll(seconds: int):
+        return [summary("a", later(seconds - 5))]
+
+    assert gaps(Rounds(), changes_every_poll, 5) == [0, 30, 30, 30, 30]
+
+
+def test_lists_that_bring_what_hints_told_stay_rare() -> None:
+    rounds = Rounds()
+
+    def hinted_changes(seconds: int):
+        rounds.hinted([Hint("a", later(seconds - 5))], live("a"))
+        return [summary("a", later(seconds - 5))]
+
+    assert gaps(rounds, hinted_changes, 6) == [0, 60, 120, 240, 300, 300]
+
+
+def test_a_hint_that_is_on_its_way_is_not_missed() -> None:
+    """The list was faster by some seconds: no reason to list more often; a minute later it would be one."""
+    for late_s, made in ((20, [60, 120, 240]), (90, [60, 30, 30])):
+        rounds, jobs = Rounds(), live("a", "b")
+        rounds.listed([], jobs, NOW)
+        at, seen = 0, []
+        for _ in range(3):
+            step = next(s for s in range(30, 900, 30) if rounds.list_due(later(at + s), hints=True))
+            at += step
+            seen.append(step)
+            rounds.hinted([Hint("a", later(at - 1))], jobs)
+            rounds.listed([summary("b", later(at - late_s))], jobs, later(at))
+            rounds.described("a", later(at))
+            rounds.described("b", later(at - late_s))
+        assert seen == made
+
+
+def test_a_clock_that_was_set_back_keeps_no_list_waiting() -> None:
+    rounds = Rounds()
+    rounds.listed([], live("a"), later(7200))
+    assert rounds.list_due(NOW, hints=True)

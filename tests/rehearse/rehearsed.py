@@ -1,0 +1,145 @@
+"""Training scripts with one defect each, and a study around them. Each is the good one with a few lines replaced.
+
+No script races with who looks at it, on however slow a machine. Most never end, so that none is over too early. From
+its ninth step on a script that is to be interrupted waits for that, after one step at least, until it has been
+interrupted as often as it is going to be; it knows by the records of starts that come back with its checkpoints.
+"""
+
+import textwrap
+from pathlib import Path
+
+STEPS, INTERRUPTIONS = 10, 2
+ENDS = "LAST = 10\n"
+
+BEFORE = """
+    import json, os, random, signal, subprocess, sys, time
+    from pathlib import Path
+
+    FOLDER = Path(os.environ["TUNER_CHECKPOINT_DIR"])
+    FILE, OLDER = FOLDER / "state.json", FOLDER / "older.json"
+    FRESH = {"epoch": 0, "w": 1.0, "v": 0.0}
+
+    def load():
+        for file in (FILE, OLDER):
+            try:
+                return json.loads(file.read_text())
+            except (OSError, ValueError):
+                pass
+        return dict(FRESH)
+
+    def save(state):
+        unfinished = FOLDER / "state.json.sagemaker-ignore"
+        unfinished.write_text(json.dumps(state))
+        if FILE.exists():
+            FILE.replace(OLDER)
+        unfinished.replace(FILE)
+
+    def train(state):
+        state["epoch"] += 1
+        state["v"] = 0.9 * state["v"] - 0.05 * state["w"]
+        state["w"] += state["v"]
+
+    def report(state):
+        print(f"epoch={state['epoch']} loss={state['w'] ** 2}", flush=True)
+
+    def wait_to_be_interrupted(state):
+        starts = len(list((FOLDER / "runs").glob("*.json")))
+        if "-interrupted-" in os.environ["TRAINING_JOB_NAME"] and state["epoch"] >= 9 and starts <= 2:
+            time.sleep(600)
+
+    LAST = 10 ** 6
+"""
+
+AFTER = """
+    state = load()
+    while state["epoch"] < LAST:
+        time.sleep(0.05)
+        train(state)
+        report(state)
+        save(state)
+        wait_to_be_interrupted(state)
+"""
+
+GOOD = ""
+FORGETS_TO_LOAD = "load = lambda: dict(FRESH)"
+RESETS_THE_OPTIMIZER = """
+    load_all = load
+    load = lambda: load_all() | {"v": 0.0}
+"""
+SEEDED_BY_THE_CLOCK = """
+    random.seed(time.time_ns())
+    def train(state):
+        state["epoch"] += 1
+        state["w"] *= random.uniform(0.8, 1.0)
+"""
+NEVER_SAVES = ENDS + "save = lambda state: None"
+SAVES_AT_ITS_END = """
+    LAST = 10
+    save_now = save
+    save = lambda state: save_now(state) if state["epoch"] == 10 else None
+"""
+ONE_FILE = """
+    def load():
+        return json.loads(FILE.read_text()) if FILE.exists() else dict(FRESH)
+    def save(state):
+        unfinished = FOLDER / "state.json.sagemaker-ignore"
+        unfinished.write_text(json.dumps(state))
+        unfinished.replace(FILE)
+"""
+WRITES_IN_PLACE = """
+    def load():
+        return json.loads(FILE.read_text()) if FILE.exists() else dict(FRESH)
+    def save(state):
+        FILE.write_text(json.dumps(state))
+"""
+ELSEWHERE = """
+    LAST = 10
+    FILE = OLDER = Path("state.json")
+    def save(state):
+        FILE.write_text(json.dumps(state))
+"""
+HALF_ELSEWHERE_AND_NEEDED = """
+    load_all, save_all = load, save
+    def load():
+        state = load_all()
+        if state["epoch"]:
+            state["v"] = json.loads(Path("momentum.json").read_text())
+        return state
+    def save(state):
+        Path("momentum.json").write_text(json.dumps(state["v"]))
+        save_all(state)
+"""
+HALF_ELSEWHERE_AND_FORGOTTEN = HALF_ELSEWHERE_AND_NEEDED.replace(
+    'if state["epoch"]:', 'state["v"] = 0.0\n        if Path("momentum.json").exists():'
+)
+IN_TMP_AND_NEEDED = HALF_ELSEWHERE_AND_NEEDED.replace("momentum.json", "/tmp/momentum-of-a-rehearsed-script.json")
+FAILS_AT_ONCE = "raise SystemExit('no GPU was found')"
+SAYS_NOTHING = ENDS + "report = lambda state: None"
+WITHOUT_STEPS = ENDS + "report = lambda state: print('loss=1.5', flush=True)"
+SAYS_SOMETHING_ELSE = ENDS + (
+    "report = lambda state: print(f'[tuner {time.time():.3f}] step={state[\"epoch\"]} accuracy=0.5', flush=True)"
+)
+FORKS_AND_IGNORES_SIGTERM = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "3600.125"], start_new_session=True)
+"""
+
+STUDY = """
+    name: rehearsed
+    objective: {metric: loss, direction: minimize}
+    space: {lr: {type: float, low: 0.1, high: 0.2}}
+    trials: 1
+    training:
+      entry_point: train.py
+      instance_types: [ml.g5.xlarge]
+      metrics: [{name: loss, regex: 'loss=([-+0-9.eEnaif]+)', step_regex: 'epoch=([0-9]+)'}]
+"""
+
+
+def write_study(folder: Path, defect: str, study: str = STUDY) -> Path:
+    """A study file and its script; the defect replaces what was defined before it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "train.py").write_text("".join(textwrap.dedent(part) for part in (BEFORE, defect, "\n", AFTER)))
+    file = folder / "study.yaml"
+    file.write_text(textwrap.dedent(study))
+    return file

@@ -1,0 +1,117 @@
+"""What a rehearsal finds in scripts with one defect each, run, killed, stopped and resumed for real."""
+
+import json
+from pathlib import Path
+
+import pytest
+import rehearsed as scripts
+
+from tuner.local.namespace import find_isolation
+
+FIT = {
+    "runs": "passed",
+    "saves": "passed",
+    "resumes": "passed",
+    "same curve": "passed",
+    "nothing outside": "passed",
+    "torn file": "passed",
+    "stops": "passed",
+}
+UNSAVED = {"runs": "passed", "saves": "failed"}
+# Script, the checks of the verdict, and words that its findings must hold.
+FINDINGS = {
+    "good": (scripts.GOOD, FIT, ["bit for bit"]),
+    "forgets to load": (
+        scripts.FORGETS_TO_LOAD,
+        {"runs": "passed", "saves": "passed", "resumes": "failed"},
+        ["began again at step 1", "load the newest checkpoint"],
+    ),
+    "resets the optimizer": (
+        scripts.RESETS_THE_OPTIMIZER,
+        FIT | {"same curve": "failed"},
+        ["departs at step", "optimizer"],
+    ),
+    "seeded by the clock": (
+        scripts.SEEDED_BY_THE_CLOCK,
+        FIT | {"same curve": "could not tell"},
+        ["two runs without interruptions differ in loss", "seed"],
+    ),
+    "never saves": (scripts.NEVER_SAVES, UNSAVED, ["nothing was saved in 10 steps", "save to /opt/ml/checkpoints"]),
+    "saves at its end": (scripts.SAVES_AT_ITS_END, UNSAVED, ["saves only at its end, after step 10"]),
+    "one file": (scripts.ONE_FILE, FIT | {"torn file": "warning"}, ["state.json", "by a rename"]),
+    "writes in place": (scripts.WRITES_IN_PLACE, FIT | {"torn file": "failed"}, ["JSONDecodeError", "rename"]),
+    "elsewhere": (scripts.ELSEWHERE, UNSAVED, ["it wrote /opt/ml/code/state.json"]),
+    "half elsewhere and needed": (
+        scripts.HALF_ELSEWHERE_AND_NEEDED,
+        {"runs": "passed", "saves": "passed", "resumes": "failed"},
+        ["it fails, which it did not before", "FileNotFoundError", "momentum.json", "it wrote /opt/ml/code/momentum"],
+    ),
+    "half elsewhere and forgotten": (
+        scripts.HALF_ELSEWHERE_AND_FORGOTTEN,
+        FIT | {"same curve": "failed", "nothing outside": "could not tell"},
+        ["departs at step", "it wrote /opt/ml/code/momentum.json"],
+    ),
+    "fails at once": (scripts.FAILS_AT_ONCE, {"runs": "failed"}, ["no GPU was found"]),
+    "says nothing": (scripts.SAYS_NOTHING, {"runs": "failed"}, ["no loss was reported", "tuner.training.report"]),
+    "says something else": (scripts.SAYS_SOMETHING_ELSE, {"runs": "failed"}, ["only accuracy"]),
+    "without steps": (scripts.WITHOUT_STEPS, {"runs": "could not tell"}, ["without a step", "step_regex"]),
+    "forks and ignores SIGTERM": (scripts.FORKS_AND_IGNORES_SIGTERM, FIT | {"stops": "warning"}, ["up to 120s more"]),
+}
+
+
+def rehearse(call, file):
+    options = () if "LAST = 10\n" in file.with_name("train.py").read_text() else ("--steps", scripts.STEPS)
+    code, out, err = call("rehearse", file, "--interruptions", scripts.INTERRUPTIONS, "--json", *options)
+    assert code in (0, 1), err
+    return code, json.loads(out)
+
+
+def judged(document):
+    return {check["name"]: check["result"] for check in document["checks"]}
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_a_rehearsal_finds_what_is_wrong_with_a_script_and_says_so(name, folder, call, grace):
+    grace(2.0 if "SIGTERM" in name else 120.0)
+    defect, expected, words = FINDINGS[name]
+    code, document = rehearse(call, scripts.write_study(folder, defect))
+    text = " ".join(check["text"] + " " + check["remedy"] for check in document["checks"])
+    assert judged(document) == expected | _on_this_machine(expected, folder), text
+    for word in words:
+        assert word in text
+    fit = expected.get("resumes") == "passed" and "failed" not in expected.values()
+    assert (code, document["fit"]) == (0 if fit else 1, fit)
+    assert nothing_is_left(folder)
+
+
+def test_what_a_script_leaves_in_tmp_is_gone_and_never_reaches_the_real_one(folder, call):
+    if not find_isolation(folder).is_private:
+        pytest.skip("jobs have no /tmp of their own here")
+    code, document = rehearse(call, scripts.write_study(folder, scripts.IN_TMP_AND_NEEDED))
+    failed = next(check for check in document["checks"] if check["name"] == "resumes")
+    assert (code, failed["result"]) == (1, "failed")
+    assert "it wrote /tmp/momentum-of-a-rehearsed-script.json" in failed["remedy"]
+    assert not Path("/tmp/momentum-of-a-rehearsed-script.json").exists()
+
+
+def _on_this_machine(expected, folder):
+    """Where the kernel gives jobs no /tmp of their own, nothing can be said of it."""
+    if expected.get("nothing outside") == "passed" and not find_isolation(folder).is_private:
+        return {"nothing outside": "could not tell"}
+    return {}
+
+
+def nothing_is_left(folder: Path) -> bool:
+    """No directory beside the study's own files, and no process that runs in one or belongs to a job there."""
+    assert sorted(path.name for path in folder.iterdir()) == ["study.yaml", "train.py"]
+    assert [path.name for path in folder.parent.iterdir() if path.name != "opt"] == [folder.name]
+    return not [line for line in _command_lines() if str(folder.parent) in line or "3600.125" in line]
+
+
+def _command_lines():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                yield (entry / "cmdline").read_text() + (entry / "environ").read_text()
+            except OSError:
+                continue

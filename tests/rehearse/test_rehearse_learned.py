@@ -1,0 +1,55 @@
+"""Rates that a store has learned: of jobs on AWS only, and of enough hours."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from tuner import cli_rehearse
+from tuner.model import Intent, Pool, PoolTotals, Study, StudyState
+from tuner.store import Store
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LOCAL = Study(
+    id=0,
+    name="here",
+    key="here-bcdfgh",
+    owner="ann",
+    state=StudyState.FINISHED,
+    version=0,
+    spec="{}",
+    backend="local",
+    bundle_uri="s3://b/code/",
+    local_dir=None,
+    intent=Intent.RUN,
+    intent_at=NOW,
+    created_at=NOW,
+)
+
+
+def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url, monkeypatch):
+    store = Store.open(sqlite_url)
+    store.create_study(LOCAL)
+    cloud = store.create_study(replace(LOCAL, name="there", key="there-bcdfgh", backend="sagemaker"))
+    store.close()
+    asked = []
+
+    def pool_totals(self, studies, **_):
+        asked.append(list(studies))
+        hours = 3600.0
+        return {
+            Pool("ml.g5.xlarge", spot=True, zone="a"): PoolTotals(interruptions=30, up_s=60 * hours),
+            Pool("ml.g5.xlarge", spot=True, zone="b"): PoolTotals(interruptions=20, up_s=40 * hours),
+            Pool("ml.g5.xlarge", spot=False): PoolTotals(up_s=1000 * hours),
+            Pool("ml.m5.large", spot=True): PoolTotals(interruptions=9, up_s=9 * hours),
+        }
+
+    monkeypatch.setattr(Store, "pool_totals", pool_totals)
+    rates = cli_rehearse.learned_rates(sqlite_url)
+    assert asked == [[cloud.id]]
+    assert rates == {"ml.g5.xlarge": pytest.approx(0.5, rel=0.03)}  # shrunk a little towards what is usual
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path):
+    assert cli_rehearse.learned_rates(f"sqlite:///{tmp_path}/none.db") == {}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,196 @@
+"""The request of a job, from study file, trial and attempt; and what is wrong with it before any job exists."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuner.jobs import Channel, JobRequest
+from tuner.model import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
+from tuner.spec import StudySpec, load
+from tuner.workload import ENTRYPOINT, job_request, request_violations, specimen
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STUDY = {
+    "name": "digits",
+    "objective": {"metric": "loss", "direction": "minimize"},
+    "space": {
+        "lr": {"type": "float", "low": 1e-4, "high": 0.1},
+        "n": {"type": "int", "low": -1000, "high": 8},
+        "kind": {"type": "categorical", "choices": ["a", "much longer"]},
+    },
+    "trials": 2,
+    "training": {"entry_point": "train.py", "image_uri": "000000000000.dkr.ecr.us-east-1.amazonaws.com/x:1"},
+    "checkpoints": {"root": "s3://bucket/tuner/"},
+    "backend": "sagemaker",
+    "sagemaker": {"region": "us-east-1", "role": "arn:aws:iam::000000000000:role/training"},
+}
+
+
+def spec_with(folder: Path, **changes: dict[str, object]) -> StudySpec:
+    """The study with members of its sections replaced; None removes one."""
+    document = dict(STUDY)
+    for section, members in changes.items():
+        merged = {**(document.get(section) or {}), **members}  # type: ignore[dict-item]
+        document[section] = {key: value for key, value in merged.items() if value is not None}
+    (folder / "train.py").touch()
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return load(file)
+
+
+def request(spec: StudySpec, *, zone: str | None = None) -> JobRequest:
+    study = Study(
+        id=1,
+        name="digits",
+        key="digits-bcdfgh",
+        owner="me",
+        state=StudyState.RUNNING,
+        version=0,
+        spec="",
+        backend="sagemaker",
+        bundle_uri="s3://bucket/tuner/bundles/x/",
+        local_dir=None,
+        intent=Intent.RUN,
+        intent_at=NOW,
+        created_at=NOW,
+    )
+    trial = Trial(
+        number=1,
+        state=TrialState.RUNNING,
+        version=0,
+        params={"lr": 0.1, "n": 3, "kind": "a"},
+        distributions="",
+        attrs={},
+        prefix="s3://bucket/tuner/digits-bcdfgh/00001/",
+        bundle_uri=study.bundle_uri,
+        asked_seq=1,
+        created_at=NOW,
+    )
+    attempt = Attempt(
+        trial=1,
+        number=1,
+        state=AttemptState.SUBMITTING,
+        version=0,
+        job_name="digits-bcdfgh-00001-001",
+        digest="d",
+        instance_type="ml.m5.xlarge",
+        instance_count=spec.training.instance_count,
+        spot=True,
+        rate_microusd_per_h=1,
+        max_run_s=60,
+        max_wait_s=120,
+        reserved_microusd=1,
+        created_at=NOW,
+        zone=zone,
+    )
+    return job_request(spec, study, trial, attempt)
+
+
+def test_a_plain_request_has_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
+    made = request(spec_with(tmp_path))
+    assert made.entrypoint == ENTRYPOINT
+    assert made.channels == (Channel(name="code", uri="s3://bucket/tuner/bundles/x/"),)
+    assert made.hyperparameters == {"lr": "0.1", "n": "3", "kind": "a"}
+    assert (made.algorithm, made.kms_key, made.security_groups, made.subnets, made.raw) == ("", "", (), (), {})
+    assert made.environment.keys() == {"TUNER_STUDY", "TUNER_TRIAL", "TUNER_ATTEMPT", "TUNER_DIGEST"}
+
+
+def test_everything_of_the_study_file_is_in_it(tmp_path: Path) -> None:
+    made = request(
+        spec_with(
+            tmp_path,
+            training={
+                "instance_count": 4,
+                "inputs": {"train": {"uri": "s3://bucket/d/", "mode": "FastFile"}},
+                "secrets": {"KEY": {"from_env": "MY_KEY"}},
+            },
+            sagemaker={
+                "kms_key": "alias/k",
+                "vpc": {"security_groups": ["sg-1"], "subnets": ["subnet-1", "subnet-2"]},
+                "network_isolation": True,
+                "request": {"RemoteDebugConfig": {"EnableRemoteDebug": True}},
+                "outputs": "s3://bucket/outputs/",
+            },
+        )
+    )
+    assert made.instance_count == 4
+    assert made.channels[0] == Channel(name="train", uri="s3://bucket/d/", mode="FastFile")
+    assert made.secrets == {"KEY": "MY_KEY"}
+    assert (made.kms_key, made.network_isolation, made.output_uri) == ("alias/k", True, "s3://bucket/outputs/")
+    assert (made.security_groups, made.subnets) == (("sg-1",), ("subnet-1", "subnet-2"))
+    assert made.raw == {"RemoteDebugConfig": {"EnableRemoteDebug": True}}
+
+
+def test_a_job_runs_in_the_subnet_of_its_attempt_s_zone(tmp_path: Path) -> None:
+    zones = {"use1-az1": "subnet-1", "use1-az2": "subnet-2"}
+    spec = spec_with(tmp_path, sagemaker={"zones": zones, "vpc": {"security_groups": ["sg-1"]}})
+    assert request(spec, zone="use1-az2").subnets == ("subnet-2",)
+    assert request(spec).subnets == ("subnet-1", "subnet-2")
+
+
+def test_an_image_of_its_own_entrypoint_still_finds_the_code(tmp_path: Path) -> None:
+    made = request(spec_with(tmp_path, training={"entrypoint": "image"}))
+    assert made.entrypoint == ()
+    assert [channel.name for channel in made.channels] == ["code"]
+
+
+@pytest.mark.parametrize(
+    ("image", "as_image", "as_algorithm"),
+    [(None, "", "my-algorithm"), ("registry/xgboost:1", "registry/xgboost:1", "")],
+)
+def test_an_algorithm_runs_none_of_our_code(
+    tmp_path: Path, image: str | None, as_image: str, as_algorithm: str
+) -> None:
+    training = {
+        "algorithm": "my-algorithm",
+        "entry_point": None,
+        "image_uri": image,
+        "max_run": "30m",
+        "max_wait": "1h",
+    }
+    spec = spec_with(tmp_path, training=training)
+    made = request(spec)
+    assert (made.image_uri, made.algorithm, made.entrypoint, made.channels) == (as_image, as_algorithm, (), ())
+    assert request_violations(spec) == ()
+    assert not any("max_wait" in warning for warning in spec.warnings)
+    longer = spec_with(tmp_path, training={**training, "max_wait": "2h"})
+    assert any("at most 1h" in warning for warning in longer.warnings)
+
+
+# --- before any job exists
+
+
+def test_the_specimen_is_the_longest_of_all_requests(tmp_path: Path) -> None:
+    made = specimen(spec_with(tmp_path), "ml.m5.xlarge")
+    assert made.hyperparameters["kind"] == "much longer"
+    assert made.hyperparameters["n"] == "-1000"
+    assert len(made.hyperparameters["lr"]) == len(repr(-1.2345678901234567e-300))
+    assert made.name.endswith("-99999-999")
+
+
+def test_a_good_study_has_no_violations(tmp_path: Path) -> None:
+    kinds = ["ml.m5.xlarge", "ml.g5.xlarge", "ml.p4d.24xlarge", "ml.trn1.32xlarge"]
+    spec = spec_with(tmp_path, training={"instance_types": kinds}, sagemaker={"kms_key": "alias/k"})
+    assert request_violations(spec) == ()
+    assert request_violations(replace(spec, capacity=replace(spec.capacity, policy="on-demand"))) == ()
+
+
+def test_what_single_trials_would_be_refused_for_is_found_before_the_first(tmp_path: Path) -> None:
+    spec = spec_with(
+        tmp_path,
+        training={"instance_types": ["ml.g5.xlarge", "ml.g5.huge"]},
+        sagemaker={"role": "arn:aws:iam::0:role/x-of-a-short-account"},
+    )
+    types, role = sorted(request_violations(spec), reverse=True)
+    assert "ml.g5.huge" in types
+    assert "roleArn" in role  # once, though both types have it
+
+
+def test_a_merged_request_is_checked_as_a_whole(tmp_path: Path) -> None:
+    raw = {"ExperimentConfig": {"ExperimentName": "x" * 200}, "OutputDataConfig": {"CompressionType": "ZIP"}}
+    lines = request_violations(spec_with(tmp_path, sagemaker={"request": raw}))
+    assert any("experimentConfig.experimentName" in line for line in lines)
+    assert any("outputDataConfig.compressionType" in line and "GZIP" in line for line in lines)

@@ -1,0 +1,70 @@
+"""What whoever runs a study must hear of, once: jobs that are not what was asked for, credentials that are refused.
+
+It exists because both cost money or time for as long as nobody looks: an SDK once dropped the spot flag without a word,
+and credentials that expire over a weekend are refused at every tick.
+
+Rules: a difference stops the study and all its jobs, since the next job would come out alike; nothing of it is a
+trial's failure. Trouble is an event when it begins, not at every tick that meets it again. The figures of a service
+are checked against ours, and never take their place.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tuner import workload
+from tuner.jobs import CredentialsRefused, Observation, SecretMissing, differences
+from tuner.memory import Memory, Work
+from tuner.model import Intent
+from tuner.unit import UnitOfWork
+
+# SageMaker keeps metrics in single precision, which has seven digits.
+_SINGLE_PRECISION = 1e-6
+
+
+def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> None:
+    """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees."""
+    memory.compared = True
+    if seen.asked is None or memory.differs:
+        return
+    attempt = work.attempts[-1]
+    lines = differences(workload.job_request(memory.spec, unit.study, work.trial, attempt), seen.asked)
+    if not lines:
+        return
+    memory.differs = (
+        f"job {attempt.job_name} is not what was asked for: {'; '.join(lines)}. The study and its jobs are stopped, "
+        f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
+        f"botocore, a proxy), then: tuner resume {unit.study.name}"
+    )
+    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=memory.differs)
+    if unit.study.intent is not Intent.CANCEL:
+        unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
+
+
+def trouble(memory: Memory, unit: UnitOfWork, what: str, error: Exception, work: Work | None = None) -> None:
+    """Record what a call met, unless `what` met the same when it was last tried."""
+    before = memory.troubles.get(what)
+    memory.troubles[what] = error
+    if type(before) is not type(error):
+        unit.trouble(error, work)
+
+
+def over(memory: Memory, unit: UnitOfWork, what: str) -> None:
+    """`what` went well again."""
+    error = memory.troubles.pop(what, None)
+    if isinstance(error, CredentialsRefused | SecretMissing):
+        unit.event("recovered", what=what)
+
+
+def cross_check(memory: Memory, unit: UnitOfWork, work: Work, final: Mapping[str, float]) -> None:
+    """Say where a trial's value is not what the service read from the same job's log.
+
+    Both come from one script, by two ways; on several hosts the service's is whichever spoke last.
+    """
+    if memory.policy.instance_count > 1:
+        return
+    for objective in memory.spec.objectives:
+        ours, theirs = work.value(objective.metric), final.get(objective.metric)
+        if ours is None or theirs is None or math.isclose(ours, theirs, rel_tol=_SINGLE_PRECISION, abs_tol=1e-12):
+            continue
+        unit.event("metric.differs", work=work, metric=objective.metric, value=ours, service_value=theirs)

@@ -1,0 +1,243 @@
+"""Where the next job of a trial goes, and when one that waits for capacity should wait elsewhere.
+
+It exists because SageMaker falls back to no other instance type for spot, and says neither what capacity there is nor
+where. All that is known of a pool is what our own jobs met in it: refusals for a quota, waits, interruptions, ends.
+
+Rules:
+- Pure: it decides from a `Scene`, which the engine's memory makes of what is recorded and seen.
+- The order of the study file is the preference. A later pool is taken where the earlier ones have no room under their
+  quota, are dry, or are known to be slower by more than `_MARGIN`; never for its price.
+- What is known is shrunk: rates are means of Gamma posteriors, with a prior worth two hours of training and two waits,
+  so that one bad hour condemns no pool and a pool never used counts as a middling one.
+- A trial does not come back to a pool that capacity made it leave before it has tried the others, or has trained.
+- A job that waits is moved only where waiting has cost more than going elsewhere is expected to, to a pool that lost
+  nothing since; one at a time to a pool in which nothing of ours is up; each further move of a trial that has not
+  trained since waits twice as long. So a drought everywhere moves a trial a few times, not for ever.
+- On demand only where the study file allows it, and then for the rest of the trial.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from tuner.decide import Policy, Presence
+from tuner.model import Attempt, AttemptEnd, Pool, PoolTotals, StopReason
+
+# What a quota counts: instances of a type, spot and on-demand apart.
+Kind: TypeAlias = tuple[str, bool]
+
+# The prior: an interruption in ten hours, five minutes until a job trains.
+_PRIOR_INTERRUPTIONS, _PRIOR_UP_S = 0.2, 7200.0
+_PRIOR_WAITS, _PRIOR_WAIT_S = 2.0, 600.0
+# So much slower a pool must be than a later one to lose its place: estimates of alike pools differ by less.
+_MARGIN = 1.5
+# A job that has waited for less may just be starting; a pool that lost something is left alone for as long.
+PATIENCE_S = 600.0
+_DOUBLINGS_MAX = 6
+# A raised quota shows within half an hour: then a limit is tried again.
+_LIMIT_BELIEVED = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A quota, as a refusal told it."""
+
+    instances: int
+    learned_at: datetime
+
+    def believed_until(self, now: datetime) -> datetime | None:
+        """None once it has been believed for long enough."""
+        until = self.learned_at + _LIMIT_BELIEVED
+        return until if now < until else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is known of a pool, the study's live jobs included."""
+
+    totals: PoolTotals = field(default_factory=PoolTotals)
+    up: int = 0  # jobs of the study whose instances are up
+    waiting: int = 0
+    waited_s: float = 0.0  # by the one that has waited longest
+    lost_at: datetime | None = None  # when capacity last took something of the study's
+
+    @property
+    def interruptions_per_h(self) -> float:
+        """Of an hour of training."""
+        return 3600 * (self.totals.interruptions + _PRIOR_INTERRUPTIONS) / (self.totals.up_s + _PRIOR_UP_S)
+
+    @property
+    def wait_s(self) -> float:
+        """Until a job trains, or trains again."""
+        return (self.totals.wait_s + _PRIOR_WAIT_S) / (self.totals.waits + _PRIOR_WAITS)
+
+    @property
+    def slowness(self) -> float:
+        """Hours that an hour of training takes, the wait before it and those in it included."""
+        return 1 + (1 + self.interruptions_per_h) * self.wait_s / 3600
+
+    def dry(self, now: datetime) -> bool:
+        """Whether there is no capacity just now, as far as can be told: somebody waits for it, or has just lost it."""
+        if self.up:
+            return False
+        just_lost = self.lost_at is not None and (now - self.lost_at).total_seconds() < PATIENCE_S
+        return just_lost or self.waited_s > PATIENCE_S
+
+
+@dataclass(slots=True, kw_only=True)
+class Scene:
+    """All pools at one moment; attempts begun or changed since are counted in by whoever does it."""
+
+    now: datetime
+    instance_count: int
+    standings: dict[Pool, Standing] = field(default_factory=dict)
+    limits: dict[Kind, Limit] = field(default_factory=dict)
+    attempts: Counter[Kind] = field(default_factory=Counter)  # live ones
+    jobs: Counter[Kind] = field(default_factory=Counter)  # live attempts that have a job, as far as is known
+    movers: int = 0  # trials that have left a pool and are in no other yet
+
+    def standing(self, pool: Pool) -> Standing:
+        return self.standings.get(pool) or Standing()
+
+    def closed(self, kind: Kind) -> bool:
+        """Whether not even one job fits under the quota."""
+        limit = self.limits.get(kind)
+        return limit is not None and limit.instances < self.instance_count
+
+    def has_room(self, kind: Kind, taken: Counter[Kind]) -> bool:
+        """Whether one more fits under the quota, as far as it is known and believed, beside what is `taken`."""
+        limit = self.limits.get(kind)
+        if limit is None or limit.believed_until(self.now) is None or self.closed(kind):
+            return True  # a closed one is passed over before; where all are, asking again is all that is left
+        return (taken[kind] + 1) * self.instance_count <= limit.instances
+
+
+def kind_of(pool: Pool) -> Kind:
+    return pool.instance_type, pool.spot
+
+
+def listed(policy: Policy, *, spot: bool) -> tuple[Pool, ...]:
+    """The pools of the study file, in order of preference."""
+    return tuple(Pool(each, spot, zone) for each in policy.instance_types for zone in policy.zones)
+
+
+# --- spot or on demand
+
+
+def losses(attempts: Sequence[Attempt]) -> int:
+    """How often capacity was taken from a trial, or did not come in time."""
+    ends = sum(each.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) for each in attempts)
+    return ends + sum(each.interruptions for each in attempts)
+
+
+def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, fruitless: bool = False) -> bool:
+    """Whether the next attempt of a trial is on demand; `fruitless`: it has trained for nothing."""
+    if not policy.spot:
+        return True
+    if policy.on_demand_after is None:
+        return False
+    return fruitless or losses(attempts) >= policy.on_demand_after or not all(each.spot for each in attempts)
+
+
+# --- the next attempt
+
+
+def place(
+    attempts: Sequence[Attempt], policy: Policy, scene: Scene, *, on_demand: bool, without: Kind | None = None
+) -> Pool | None:
+    """The pool of a trial's next attempt; None while none has room under its quota.
+
+    `without`: leave this kind out, since it has just refused.
+    """
+    listing = [pool for pool in listed(policy, spot=not on_demand) if kind_of(pool) != without]
+    usable = [pool for pool in listing if not scene.closed(kind_of(pool))] or listing
+    free = [pool for pool in usable if scene.has_room(kind_of(pool), scene.attempts)]
+    return preferred(free, attempts, scene) if free else None
+
+
+def preferred(pools: Sequence[Pool], attempts: Sequence[Attempt], scene: Scene) -> Pool:
+    """The best of `pools`, given in order of preference, for a trial with these attempts."""
+    gone = left(attempts)
+    fresh = [pool for pool in pools if pool not in gone]
+    if not fresh:
+        return min(pools, key=lambda pool: max(index for index, each in enumerate(gone) if each == pool))
+    wet = [pool for pool in fresh if not scene.standing(pool).dry(scene.now)]
+    return _fastest(wet or fresh, scene)
+
+
+def left(attempts: Sequence[Attempt]) -> list[Pool]:
+    """The pools that capacity made a trial leave since it last trained, oldest first."""
+    gone: list[Pool] = []
+    for attempt in reversed(attempts):
+        moved = attempt.stop_reason is StopReason.MOVE and attempt.end is AttemptEnd.STOPPED
+        if not moved and attempt.end not in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT):
+            break
+        gone.insert(0, attempt.pool)
+        if attempt.run_s > 0:
+            break
+    return gone
+
+
+def _fastest(pools: Sequence[Pool], scene: Scene) -> Pool:
+    best, *others = pools
+    for pool in others:
+        if scene.standing(best).slowness > _MARGIN * scene.standing(pool).slowness:
+            best = pool
+    return best
+
+
+# --- moving
+
+
+def elsewhere(attempts: Sequence[Attempt], policy: Policy, scene: Scene, waits_since: datetime) -> Pool | None:
+    """Where a trial should go whose last attempt waits for spot capacity since `waits_since`; None: it stays."""
+    here = attempts[-1].pool
+    waited_s = (scene.now - waits_since).total_seconds()
+    moves = min(len(left(attempts[:-1])), _DOUBLINGS_MAX)
+    if not here.spot or waited_s < PATIENCE_S * 2**moves:
+        return None
+    better = [
+        pool
+        for pool in listed(policy, spot=True)
+        if pool != here
+        and _takes_movers(pool, scene, waits_since)
+        and waited_s >= 2 * scene.standing(pool).wait_s * 2**moves
+    ]
+    return preferred(better, attempts[:-1], scene) if better else None
+
+
+def _takes_movers(pool: Pool, scene: Scene, since: datetime) -> bool:
+    standing, kind = scene.standing(pool), kind_of(pool)
+    if scene.closed(kind) or not scene.has_room(kind, scene.attempts) or standing.dry(scene.now):
+        return False
+    if standing.up:
+        return True
+    quiet = standing.lost_at is None or standing.lost_at < since
+    return quiet and not scene.movers and not standing.waiting
+
+
+def standing_of(totals: PoolTotals, jobs: Sequence[Presence], lost_at: datetime | None, now: datetime) -> Standing:
+    """The standing of a pool from its totals and from where the study's jobs in it stand."""
+    waits_s = [(now - job.since).total_seconds() for job in jobs if not job.up]
+    return Standing(
+        totals=totals,
+        up=len(jobs) - len(waits_s),
+        waiting=len(waits_s),
+        waited_s=max(waits_s, default=0.0),
+        lost_at=lost_at,
+    )
+
+
+def totals_of(attempt: Attempt) -> PoolTotals:
+    """What one attempt adds to its pool; nothing where no job was made."""
+    if attempt.submitted_at is None:
+        return PoolTotals()
+    return PoolTotals(
+        attempts=1,
+        live=int(attempt.live),
+        interruptions=attempt.interruptions,
+        up_s=attempt.run_s,
+        wait_s=attempt.startup_s,
+    )

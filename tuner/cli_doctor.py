@@ -1,0 +1,149 @@
+"""`tuner doctor` in its several forms, and `tuner audit --cur`: what is asked of an account and of its bill.
+
+Rules: as of all `cli_*` modules. Nothing is written and nothing is spent but by `doctor --first-dollar`, which asks.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tuner import cli_events, cli_print, cost_report, first_dollar, worlds
+from tuner import doctor as examiner
+from tuner import prepare as preparing
+from tuner import spec as spec_file
+from tuner.cli_read import out, out_json, reading, say, store_url
+from tuner.cli_table import render, table
+from tuner.cli_text import counted, dollars, safe
+from tuner.clock import SystemClock
+from tuner.cost_report import CurAudit
+from tuner.opening import operating_errors
+from tuner.verbs import Exit, UserError
+from tuner.views import iso, simulated
+
+_PACE = first_dollar.Pace()
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at everything; or one of its other forms."""
+    if args.events is not None:
+        return cli_events.run(args)
+    if args.first_dollar:
+        return _first_dollar(args)
+    if args.policy:
+        out_json(examiner.policies(args.file))
+        return Exit.DONE
+    found = examiner.doctor(args.file, store_url(args.store), SystemClock())
+    bad = any(finding.level == "error" for finding in found)
+    if args.json:
+        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found]})
+    else:
+        out(cli_print.findings(found))
+    return Exit.CHECK_FAILED if bad else Exit.DONE
+
+
+def _first_dollar(args: argparse.Namespace) -> int:
+    """Ask, run the one job, print what it showed."""
+    if args.file is None:
+        raise UserError("doctor: --first-dollar needs a study FILE: it names role, image and bucket", Exit.USAGE)
+    clock = SystemClock()
+    with operating_errors(), reading(args.store) as store:
+        spec = spec_file.load(args.file)
+        if spec.backend == "local":
+            raise UserError(f"doctor: study {spec.name} runs on this machine: set backend: sagemaker", Exit.USAGE)
+        small = first_dollar.smallest(spec)
+        ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
+        planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
+        for line in (*planned.lines(), *ready.warnings):
+            say(safe(line))
+        _agree(yes=args.yes)
+        place = worlds.place(ready.spec, None)
+        assert isinstance(place, worlds.AwsPlace), "a completed study of AWS"
+        facts = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
+    if args.json:
+        out_json({"scope": place.scope, "facts": {fact.name: fact.value for fact in facts}})
+    else:
+        rows = [(fact.name.removeprefix("probe."), json.dumps(fact.value)) for fact in facts]
+        out(render(table([place.scope, "FOUND"], rows)))
+        out("\n".join(["not to be seen by one job:", *(f"  {line}" for line in first_dollar.BEYOND)]))
+    return Exit.DONE
+
+
+def _agree(*, yes: bool) -> None:
+    """Ask before a cent is spent. Raises UserError when nobody can be asked, or says no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError("doctor: it costs money and there is no terminal to ask on: pass -y", Exit.USAGE)
+    sys.stderr.write("run it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("doctor: declined, nothing was started", Exit.USAGE)
+
+
+def bill(args: argparse.Namespace) -> int:
+    """`tuner audit STUDY --cur FILE`: the ledger against what AWS billed."""
+    if args.stop_orphans:
+        raise UserError("audit: --cur reads a report and --stop-orphans stops jobs: choose one", Exit.USAGE)
+    with reading(args.store) as store:
+        study = store.study(args.study)
+        if simulated(study):
+            raise UserError(f"audit: study {study.name} runs on this machine, and nobody bills it", Exit.USAGE)
+        attempts = store.attempts(study.id)
+    found = cost_report.audit_bill(study, attempts, args.cur)
+    if args.json:
+        out_json(_bill_document(args.study, found))
+    else:
+        out(_bill_text(args.study, found))
+    return Exit.DONE if found.ok else Exit.CHECK_FAILED
+
+
+def _bill_document(name: str, found: CurAudit) -> dict[str, object]:
+    report = found.report
+    return {
+        "study": name,
+        "ok": found.ok,
+        "report": {
+            "lines": report.lines,
+            "from": iso(report.starts_at),
+            "to": iso(report.ends_at),
+            "final": report.final,
+        },
+        "differences": list(found.lines),
+        "jobs": [asdict(row) for row in found.rows],
+        "ledger_usd": found.ledger_usd,
+        "billed_usd": found.billed_usd,
+        "other_usd": found.other_usd,
+    }
+
+
+def _bill_text(name: str, found: CurAudit) -> str:
+    columns = ["JOB", "TRIAL", "ATTEMPT", "LEDGER", "BILLED", "HOURS", "OTHER", ""]
+    rows = [
+        (
+            row.job,
+            row.trial,
+            row.attempt,
+            dollars(row.ledger_usd),
+            dollars(row.billed_usd),
+            None if row.billed_h is None else f"{row.billed_h:.4f}",
+            dollars(row.other_usd),
+            row.difference or row.note,
+        )
+        for row in found.rows
+    ]
+    right: Sequence[str] = ("TRIAL", "ATTEMPT", "LEDGER", "BILLED", "HOURS", "OTHER")
+    report, left_out = found.report, sum(1 for row in found.rows if row.note)
+    period = f"{iso(report.starts_at)} to {iso(report.ends_at)}, {'final' if report.final else 'not final yet'}"
+    compared = counted(len(found.rows) - left_out, "job")
+    totals = f"recorded {dollars(found.ledger_usd)}, billed {dollars(found.billed_usd)} for {compared}"
+    beside = f"storage, tax and discounts beside it {dollars(found.other_usd)}"
+    lines = [
+        render(table(columns, rows, right=right)),
+        f"report {period}: {counted(report.lines, 'line')}",
+        f"{totals}; {counted(left_out, 'job')} left out; {beside}",
+        f"{safe(name)}: " + ("ledger and bill agree" if found.ok else counted(len(found.lines), "difference")),
+    ]
+    return "\n".join([*lines, *(f"  {safe(line)}" for line in found.lines)])

@@ -1,0 +1,51 @@
+"""`tuner doctor --events`: the rule and the queue that tell engines early of jobs that changed.
+
+Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; only `create` and `remove` change one.
+"""
+
+import argparse
+import json
+
+from tuner import events_setup, opening, spec
+from tuner.aws import Aws
+from tuner.cli_read import out, out_json, reading, say
+from tuner.cli_text import safe
+from tuner.clock import SystemClock
+from tuner.rates import scope
+from tuner.verbs import Exit
+
+CHOICES = ("print", "create", "use", "remove")
+
+_HOW = f"""\
+This template makes a queue and a rule named {events_setup.NAME}, for all studies of an account in a region. Either
+  tuner doctor --events > events.json
+  aws cloudformation deploy --stack-name {events_setup.NAME} --template-file events.json
+  tuner doctor --events use       (records the queue in the store, where engines find it)
+or let the tuner make them, and remove them again:
+  tuner doctor --events create
+  tuner doctor --events remove"""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the template, or make, record or remove what it describes. FILE names region and profile."""
+    if args.events == "print":
+        say(_HOW)
+        out(json.dumps(events_setup.template(), indent=2))
+        return Exit.DONE
+    with opening.operating_errors(), reading(args.store) as store:
+        settings = None if args.file is None else spec.load(args.file).sagemaker
+        aws = Aws() if settings is None else Aws(region=settings.region, profile=settings.profile)
+        where = scope(aws.identity.account, aws.region)
+        if args.events == "remove":
+            events_setup.remove(aws, store, where)
+            url = None
+        else:
+            make = events_setup.create if args.events == "create" else events_setup.use
+            url = make(aws, store, where, SystemClock().now())
+    if args.json:
+        out_json({"scope": where, "queue": url})
+    elif url is None:
+        out(f"{where}: queue and rule {events_setup.NAME} are gone; engines list more often again")
+    else:
+        out(f"{where}: engines that start from now on look into {safe(url)}")
+    return Exit.DONE

@@ -1,0 +1,193 @@
+"""What could keep a study from running on AWS, beyond what `launch` looks at: clocks, rights, storage, prices.
+
+It exists so that a first launch on an account works. `launch` asks what would keep every job from running; here also
+what would hurt later: a right that only `logs` needs, a role that may not write, a clock that drifts.
+
+Rules: as of `preflight`: one function a check, each finding with its remedy, what cannot be asked is said and stops
+nobody. One small object is written, below the study's own root, read and deleted again; nothing else is changed.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from tuner import policy_iam, preflight
+from tuner.aws import Aws, AwsError, ask
+from tuner.objects import Objects, ObjectsError, S3Objects
+from tuner.policy_iam import Place, Right
+from tuner.price_list import listed, pinned
+from tuner.prices import PriceUnknown, RateCard
+from tuner.spec import StudySpec
+from tuner.verbs import Finding
+
+# AWS refuses signatures that are five minutes off.
+_SKEW_FATAL_S, _SKEW_ODD_S = 300.0, 30.0
+_POLICY_REMEDY = "grant it: tuner doctor FILE --policy prints the least policies that work"
+
+
+def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
+    """Everything about an account that a study needs, in the order in which a user would mend it."""
+    yield from clock_skew(aws, now)
+    found = list(preflight.identity(aws, spec))
+    yield from found
+    if any(finding.level == "error" for finding in found):
+        return
+    known = listed(aws, aws.region, None, now)
+    if known.notice:
+        yield Finding(level="warn", what=known.notice, remedy="the plan of a launch shows the date of each price")
+    priced = pinned(spec, known.rates)
+    for check in preflight.CHECKS:
+        yield from check(aws, priced)
+    yield from _prices(spec, RateCard(spec.prices, known.rates), aws.region)
+    yield from storage(aws, spec)
+    yield from rights(aws, spec)
+
+
+def clock_skew(aws: Aws, now: datetime) -> Iterator[Finding]:
+    """Whether this machine's clock agrees with AWS's, by the date of an answer, even of a refusal."""
+    try:
+        reply: Mapping[str, Any] = ask(aws.client("sts").get_caller_identity)
+    except AwsError as error:
+        reply = getattr(error.__cause__, "response", None) or {}
+    date = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if date is None:
+        return
+    try:
+        skew_s = (now - parsedate_to_datetime(date).astimezone(UTC)).total_seconds()
+    except ValueError:
+        return
+    if abs(skew_s) < _SKEW_ODD_S:
+        yield Finding(level="ok", what="this machine's clock agrees with AWS's")
+        return
+    yield Finding(
+        level="error" if abs(skew_s) >= _SKEW_FATAL_S else "warn",
+        what=f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} AWS's",
+        remedy="set it by NTP: AWS refuses signatures that are five minutes off, and times in the ledger are compared",
+    )
+
+
+def storage(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """Write, read and delete one small object below the study's root."""
+    try:
+        root = spec.checkpoints.root or f"s3://{preflight.default_bucket(aws)}/tuner/"
+        client = aws.client("s3", patient=True)
+    except AwsError as error:
+        yield Finding(level="warn", what=f"storage: could not be looked at: {error}")
+        return
+    yield from try_storage(S3Objects(client), f"{root}doctor/{secrets.token_hex(8)}.txt")
+
+
+def try_storage(objects: Objects, uri: str) -> Iterator[Finding]:
+    """Whether whoever launches may do there what bundles and checkpoints need."""
+    written = uri.encode()
+    try:
+        try:
+            objects.write(uri, written)
+            whole = objects.read(uri) == written and any(info.uri == uri for info in objects.list(uri))
+        finally:
+            with suppress(ObjectsError):  # what went wrong first is said
+                objects.delete([uri])
+        left = any(info.uri == uri for info in objects.list(uri))
+    except ObjectsError as error:
+        yield Finding(
+            level="error",
+            what=f"storage: a small object could not be written, read, listed and deleted: {error}",
+            remedy="grant s3:PutObject, s3:GetObject, s3:DeleteObject and s3:ListBucket there, or name another"
+            " bucket in checkpoints.root",
+        )
+        return
+    if not whole:
+        yield Finding(
+            level="error", what=f"storage: {uri} was not read as it was written", remedy="name another bucket"
+        )
+    elif left:
+        yield Finding(
+            level="warn",
+            what=f"storage: {uri} could not be deleted",
+            remedy="grant s3:DeleteObject: without it gc frees nothing, and jobs keep every old checkpoint",
+        )
+    else:
+        yield Finding(level="ok", what=f"storage: {uri.rpartition('doctor/')[0]} can be written, read and deleted")
+
+
+# --- rights
+
+
+def rights(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """What IAM says of the caller and of the role. A simulation: bucket and key policies are not part of it."""
+    where = policy_iam.place(spec, aws.identity, aws.region)
+    caller = policy_iam.principal(aws.identity.arn)
+    if caller != aws.identity.arn:
+        caller = _role_arn(aws, caller)
+    if caller.endswith(":root"):
+        yield Finding(level="warn", what="the caller is the account's root", remedy="use a role or a user of its own")
+    else:
+        yield from _simulated(aws, caller, policy_iam.caller_rights(where), where)
+    if spec.sagemaker.role is not None:
+        role = _role_arn(aws, f"arn:{where.partition}:iam::{where.account}:role/{where.role}")
+        yield from _simulated(aws, role, policy_iam.role_rights(where), where)
+
+
+def _role_arn(aws: Aws, arn: str) -> str:
+    """The ARN of a role with its path, which neither a session nor a name tells."""
+    try:
+        return str(ask(aws.client("iam").get_role, RoleName=arn.rpartition("/")[2])["Role"]["Arn"])
+    except AwsError:
+        return arn
+
+
+def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Iterator[Finding]:
+    who = arn.rpartition(":")[2]
+    try:
+        missing = [(right, _missing(aws, arn, right, where)) for right in needed]
+    except AwsError as error:
+        yield Finding(
+            level="warn",
+            what=f"rights of {who}: could not be looked at: {error}",
+            remedy="grant iam:SimulatePrincipalPolicy, or compare with tuner doctor FILE --policy",
+        )
+        return
+    for right, actions in missing:
+        if actions:
+            yield Finding(
+                level="warn" if right.less_without else "error",
+                what=f"{who} lacks {', '.join(actions)}" + (f": {right.less_without}" if right.less_without else ""),
+                remedy=_POLICY_REMEDY,
+            )
+    if not any(actions for _, actions in missing):
+        yield Finding(level="ok", what=f"{who} has every right that is needed (by simulation)")
+
+
+def _missing(aws: Aws, arn: str, right: Right, where: Place) -> list[str]:
+    """The actions of a statement that are not allowed on all of its resources."""
+    context = [
+        {"ContextKeyName": key, "ContextKeyValues": [str(value)], "ContextKeyType": "string"}
+        for test in (right.condition or {}).values()
+        for key, value in (test.items() if isinstance(test, dict) else ())
+    ]
+    resources = [_specimen(each) for each in policy_iam.resources(right, where)]
+    reply = ask(
+        aws.client("iam", patient=True).simulate_principal_policy,
+        PolicySourceArn=arn,
+        ActionNames=list(right.actions),
+        ResourceArns=resources,
+        **({"ContextEntries": context} if context else {}),
+    )
+    results = reply.get("EvaluationResults", ())
+    return sorted({each["EvalActionName"] for each in results if each["EvalDecision"] != "allowed"})
+
+
+def _specimen(resource: str) -> str:
+    """One resource that a pattern means: a simulation asks about things, not about patterns."""
+    return resource if resource == "*" else resource.replace("*", "x")
+
+
+def _prices(spec: StudySpec, card: RateCard, region: str) -> Iterator[Finding]:
+    for kind in spec.training.instance_types:
+        with suppress(PriceUnknown):  # an error of `preflight`
+            rate = card.rate(kind, region)
+            source = f"{rate.basis}, {rate.as_of}" if rate.as_of else rate.basis
+            yield Finding(level="ok", what=f"price of {kind}: ${rate.usd_per_hour:f}/h ({source})")

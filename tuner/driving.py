@@ -1,0 +1,120 @@
+"""Driving a study: become its writer, run an engine in its world, and say what it came to.
+
+Shared by the verbs that start, go on with, stop or end a study; they differ in what they settle before.
+
+Rules: whoever drives holds the lease and gives it back, whatever happens. What the study file does not keep is deleted
+only once the study rests. Credentials that are refused while one cycle is driven are an exit code of their own.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from tuner import holders, retention, views, worlds
+from tuner.clock import Clock, SystemClock
+from tuner.model import Lease, Study, StudyState, TrialState
+from tuner.spec import from_json
+from tuner.store import LeaseHeld, Store, StoreUnreachable
+from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError
+
+if TYPE_CHECKING:
+    from tuner.engine import Engine  # imports Optuna
+
+
+def acquire(store: Store, study: Study, clock: Clock, *, wait: bool = True) -> Lease:
+    """Become the writer of a study, or say who is. A holder on another host is given one lease period to renew."""
+    from tuner.engine import LEASE_S  # noqa: PLC0415 - imports Optuna
+
+    holder = holders.this_process()
+    try:
+        return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=holders.gone)
+    except LeaseHeld as error:
+        if error.holder.host == holder.host or not wait:
+            raise
+        clock.wait(error.expires_at + timedelta(seconds=1))
+    return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=holders.gone)
+
+
+def drive(
+    study: Study,
+    lease: Lease,
+    store: Store,
+    *,
+    display: Display,
+    signals: Signals,
+    clock: SystemClock,
+    once: bool = False,
+) -> Outcome:
+    from tuner.engine import Engine  # noqa: PLC0415 - imports Optuna
+    from tuner.watch import DisplayWatcher  # noqa: PLC0415
+
+    signals.last_words = signals.last_words or _how_to_go_on(study.name)
+    signals.attach(clock.wake)
+    engine: Engine | None = None
+    try:
+        worlds.place_of(study).verify()
+        watcher = DisplayWatcher(display, store)
+        world = worlds.make_world(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
+        engine = Engine(study, lease, world)
+        if once:
+            engine.tick()
+        else:
+            engine.run(lambda: signals.stop_requested)
+        _apply_retention(store.study_by_id(study.id), store, display, clock.now())
+    except StoreUnreachable as error:
+        if signals.stop_requested:  # the signal was heard while the engine waited for the store
+            raise UserError(f"{error}; {signals.last_words}", signals.exit_code or Exit.REFUSED) from error
+        raise
+    finally:
+        display.close()
+        with suppress(StoreUnreachable):  # then the lease runs out by itself, and what went wrong first is said
+            store.release(engine.lease if engine else lease)
+    outcome = outcome_of(store.study_by_id(study.id), store, signals, clock.now())
+    refused = _refused(engine, once=once)
+    return outcome if refused is None else replace(outcome, exit_code=Exit.REFUSED, refused=refused)
+
+
+def _refused(engine: "Engine", *, once: bool) -> str | None:
+    """What the user must see to. An engine that goes on waits for new credentials; a single cycle cannot."""
+    memory = engine.memory
+    return memory.differs or (memory.refused if once else None)
+
+
+def _apply_retention(study: Study, store: Store, display: Display, now: datetime) -> None:
+    """Delete what the study file does not keep, once the study rests; a store of objects that refuses is no failure."""
+    from tuner.objects import ObjectsError  # noqa: PLC0415 - small
+
+    if study.state.active:
+        return
+    try:
+        found = retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=False)
+    except ObjectsError as error:
+        text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
+        display.event(EventLine(at=now, level="warn", text=text))
+        return
+    if found.waste:
+        text = (
+            f"checkpoints.keep is {found.keep}: deleted {found.size_bytes} bytes of checkpoints and outputs of "
+            f"{len(found.waste)} trials that have ended"
+        )
+        display.event(EventLine(at=now, level="info", text=text))
+
+
+def _how_to_go_on(name: str) -> str:
+    return f"jobs go on; resume: tuner resume {name}   end: tuner cancel {name}"
+
+
+def outcome_of(study: Study, store: Store, signals: Signals, now: datetime) -> Outcome:
+    summary = views.summary_view(store, study, now)
+    return Outcome(study_state=study.state, exit_code=_exit_code(study, store, signals), summary=summary)
+
+
+def _exit_code(study: Study, store: Store, signals: Signals) -> int:
+    if study.state is StudyState.CANCELLED:
+        return Exit.DONE
+    if study.state is not StudyState.FINISHED:
+        return signals.exit_code or Exit.NOT_FINISHED
+    counts = store.summary(study.id).trials
+    every_trial_failed = counts.get(TrialState.FAILED, 0) == sum(counts.values()) > 0
+    return Exit.CHECK_FAILED if every_trial_failed else Exit.DONE

@@ -1,0 +1,394 @@
+"""One smallest spot job that finds out what AWS does not document, as far as one job for a few cents can.
+
+It exists because what we assume of AWS (README, "What AWS leaves open") differs from account to account or was never
+measured by us, and because a first job through the whole path (role, image, bucket, signals, bill) proves more than
+any look. What was found is recorded as facts of the account and region.
+
+Rules: the ceiling is known before anything is created and is below five cents even if AWS bills the whole of
+`MaxWaitTimeInSeconds`. All of it lies below one prefix, which is deleted at the end. However it is left, the job is
+asked to stop. What one job cannot show is said to be unknown, never guessed. An absent answer is null.
+"""
+
+import io
+import json
+import random
+import statistics
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+from tuner import packaging, preflight
+from tuner.aws import Aws, AwsError, ask
+from tuner.clock import Clock
+from tuner.jobs import Channel, JobError, JobNameTaken, JobRequest, JobService, JobStatus, Observation
+from tuner.model import Fact, Json
+from tuner.objects import ObjectInfo, Objects, ObjectsError
+from tuner.policy_iam import PROBE_PREFIX
+from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
+from tuner.rates import RATES_FACT
+from tuner.signs import SYNC_FACT
+from tuner.spec import StudySpec
+from tuner.spec_records import MICROUSD
+from tuner.verbs import Exit, UserError
+from tuner.workload import ENTRYPOINT, STUDY_TAG, root
+
+INSTANCE_TYPE = "ml.m5.large"  # the cheapest of those that accounts may use on spot without asking
+CEILING_USD = Decimal("0.05")
+SOURCE = "doctor --first-dollar"
+_PREFIX = "probe."  # of the names of its facts
+
+_MAX_RUN_S = 300
+_MAX_WAIT_S, _MAX_WAIT_LEAST_S = 900, 420
+# What may be billed after the last limit: the stop's grace, and uploading next to nothing.
+_AFTER_S = 120 + 180
+_LETTERS = "bcdfghjklmnpqrstvwxz"
+_SCRIPT = "first_dollar_probe.py"
+_RATES = {
+    f"Rate of {operation} requests": operation
+    for operation in ("CreateTrainingJob", "DescribeTrainingJob", "ListTrainingJobs", "StopTrainingJob", "Search")
+}
+# What one job cannot show, and why.
+BEYOND = (
+    "whether a script is told when spot capacity is reclaimed: unless it happened to this job",
+    "whether MaxRuntimeInSeconds starts anew after an interruption: it would take hours of a job",
+    "whether TrainingTimeInSeconds counts the gap between two runs: unless this job was interrupted",
+    "how far Search lags: it is not used",
+)
+
+
+class Place(Protocol):
+    """Where the job runs: `worlds.AwsPlace`."""
+
+    @property
+    def aws(self) -> Aws: ...
+
+    @property
+    def scope(self) -> str: ...
+
+    def jobs(self) -> JobService: ...
+
+    def objects(self) -> Objects: ...
+
+
+class FactStore(Protocol):
+    """The part of the store that keeps facts."""
+
+    def put_fact(self, fact: Fact) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast: tests are faster."""
+
+    poll_s: float = 5.0
+    beat_s: float = 5.0
+    beats: int = 12  # files in the store before the job is stopped
+    settle_s: float = 30.0  # how long the bill may follow the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will be asked for, and the most that it can cost."""
+
+    spec: StudySpec
+    name: str
+    rate: Rate
+    max_wait_s: int
+    ceiling_microusd: int
+
+    @property
+    def base(self) -> str:
+        """The prefix of everything that is written."""
+        return f"{root(self.spec)}doctor/{self.name}/"
+
+    def lines(self) -> list[str]:
+        spec = self.spec
+        source = f"{self.rate.basis}, {self.rate.as_of}" if self.rate.as_of else self.rate.basis
+        return [
+            f"one spot job on 1 x {INSTANCE_TYPE} in {spec.region}, named {self.name}",
+            f"image {spec.training.image_uri}, role {spec.sagemaker.role}",
+            f"it is stopped after a minute or two of training, at the latest after {self.max_wait_s} s of waiting",
+            f"at ${self.rate.usd_per_hour:f}/h ({source}) it costs at most {usd(self.ceiling_microusd)}; its disk less",
+        ]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was watched while the job lived."""
+
+    last: Observation | None = None
+    described: dict[str, datetime] = field(default_factory=dict)
+    listed: dict[str, datetime] = field(default_factory=dict)
+    trained: bool = False
+    billable_mid_run: bool = False
+    training_time_mid_run: bool = False
+    stop_sent_at: datetime | None = None
+    stop_again: str | None = None
+    name_taken: str | None = None
+
+
+def smallest(spec: StudySpec) -> StudySpec:
+    """The study, cut down to the one job: then image, quota and price are looked up for its type."""
+    return replace(
+        spec,
+        trials=1,
+        parallel=1,
+        training=replace(spec.training, instance_types=(INSTANCE_TYPE,), instance_count=1, inputs=(), secrets={}),
+        capacity=replace(spec.capacity, policy="spot", on_demand_after_losses=None),
+        budget=replace(spec.budget, usd=None, per_trial_usd=None),
+    )
+
+
+def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> Plan:
+    """What a completed study's account is asked for. Raises UserError where five cents cannot be promised."""
+    try:
+        rate = rates.get(INSTANCE_TYPE) or RateCard(spec.prices).rate(INSTANCE_TYPE, spec.region)
+    except PriceUnknown as error:
+        raise UserError(f"doctor: no ceiling can be promised: {error}", Exit.USAGE) from error
+    affordable_s = int(CEILING_USD * MICROUSD * 3600 / rate.microusd_per_hour) - _AFTER_S - 1
+    max_wait_s = min(_MAX_WAIT_S, affordable_s)
+    if max_wait_s < _MAX_WAIT_LEAST_S:
+        raise UserError(
+            f"doctor: at ${rate.usd_per_hour:f}/h a job on {INSTANCE_TYPE} cannot be kept below ${CEILING_USD}: "
+            "use a region where it is cheaper",
+            Exit.REFUSED,
+        )
+    return Plan(
+        spec=spec,
+        name=PROBE_PREFIX + "".join(rng.choice(_LETTERS) for _ in range(6)),
+        rate=rate,
+        max_wait_s=max_wait_s,
+        ceiling_microusd=cost_microusd(max_wait_s + _AFTER_S, 1, rate.microusd_per_hour),
+    )
+
+
+def run(
+    planned: Plan, place: Place, store: FactStore, clock: Clock, *, say: Callable[[str], None], pace: Pace | None = None
+) -> list[Fact]:
+    """Run the job, watch it, record what was found. Raises JobError, AwsError, ObjectsError, UserError."""
+    pace = pace or Pace()
+    objects = place.objects()
+    try:
+        seen = _watch(planned, place, objects, clock, say, pace)
+        found = dict(_findings(planned, seen, objects))
+    finally:
+        with suppress(ObjectsError):  # a few kilobytes; what went wrong first is said
+            objects.delete([info.uri for info in objects.list(planned.base)])
+    found[RATES_FACT.removeprefix(_PREFIX)] = _rates(place.aws)
+    now = clock.now()
+    facts = [
+        Fact(
+            scope=place.scope, name=f"{_PREFIX}{name}", value=value, learned_at=now, source=f"{SOURCE} ({planned.name})"
+        )
+        for name, value in sorted(found.items())
+        if value is not None
+    ]
+    for fact in facts:
+        store.put_fact(fact)
+    return facts
+
+
+# --- the job
+
+
+def _watch(  # noqa: PLR0917 - the parts of one run
+    planned: Plan, place: Place, objects: Objects, clock: Clock, say: Callable[[str], None], pace: Pace
+) -> Seen:
+    jobs, seen = place.jobs(), Seen()
+    request = _request(planned, _upload(planned, objects), pace)
+    gives_up_at = clock.now() + timedelta(seconds=planned.max_wait_s + _AFTER_S + 600)
+    final_at: datetime | None = None
+    try:  # from here on there may be a job, also where the answer to its creation was lost
+        jobs.create(request)
+        say(f"{planned.name}: created")
+        seen.name_taken = _name_taken(jobs, request)
+        while clock.now() < gives_up_at:
+            _look(planned, jobs, clock, seen, say)
+            last, now = seen.last, clock.now()
+            if last is not None and last.status.final:
+                final_at = final_at or now
+                # the bill may come a moment after the end, the list later still
+                settled = last.billable_s is not None and last.secondary in seen.listed
+                if settled or (now - final_at).total_seconds() > pace.settle_s:
+                    return seen
+            elif seen.stop_sent_at is None and len(list(_beats(planned, objects))) >= pace.beats:
+                _stop(planned, place.aws, clock, seen, say)
+            clock.wait(now + timedelta(seconds=pace.poll_s))
+        raise UserError(
+            f"doctor: {planned.name} did not end in time; it is asked to stop: see it in the console", Exit.NOT_FINISHED
+        )
+    finally:
+        if seen.last is None or not seen.last.status.final:
+            with suppress(JobError):
+                jobs.stop(planned.name)
+
+
+def _upload(planned: Plan, objects: Objects) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        script = resources.files("tuner").joinpath(_SCRIPT).read_bytes()
+        (Path(folder) / _SCRIPT).write_bytes(script)
+        bundle = packaging.make_bundle(Path(folder), _SCRIPT, "python", [])
+    return packaging.upload(bundle, objects, planned.base)
+
+
+def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
+    spec = planned.spec
+    cloud = spec.sagemaker
+    return JobRequest(
+        name=planned.name,
+        hyperparameters={"beat": str(pace.beat_s)},
+        environment={},
+        entrypoint=ENTRYPOINT,
+        image_uri=spec.training.image_uri or "",
+        channels=(Channel(name="code", uri=code_uri),),
+        checkpoint_uri=f"{planned.base}checkpoints/",
+        output_uri=f"{planned.base}outputs/",
+        instance_type=INSTANCE_TYPE,
+        instance_count=1,
+        volume_gb=cloud.volume_gb,
+        spot=True,
+        max_run_s=_MAX_RUN_S,
+        max_wait_s=planned.max_wait_s,
+        role_arn=cloud.role or "",
+        tags={**spec.tags, STUDY_TAG: planned.name},
+        security_groups=cloud.security_groups,
+        subnets=cloud.subnets or tuple(cloud.zones.values()),
+        kms_key=cloud.kms_key or "",
+        network_isolation=cloud.network_isolation,
+    )
+
+
+def _name_taken(jobs: JobService, request: JobRequest) -> str | None:
+    """Ask for the same name again while the job lives: it is refused, and costs nothing."""
+    try:
+        jobs.create(request)
+    except JobNameTaken as error:
+        return str(error)
+    except JobError:
+        return None
+    return "accepted: the name was given twice"
+
+
+def _look(planned: Plan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+    """Describe, then list: a list that is behind shows an older status than the one just described."""
+    with suppress(JobError):  # the next look may succeed
+        last = jobs.describe(planned.name)
+        if seen.last is None or seen.last.secondary != last.secondary:
+            say(f"{planned.name}: {last.secondary}")
+        seen.last = last
+        seen.described.setdefault(last.secondary, clock.now())
+        if last.status is JobStatus.IN_PROGRESS and last.secondary == "Training":
+            seen.trained = True
+            seen.billable_mid_run |= last.billable_s is not None
+            seen.training_time_mid_run |= last.training_s is not None
+        since = last.created_at - timedelta(hours=1)
+        for summary in jobs.list_changed(planned.name, created_after=since, modified_after=since):
+            seen.listed.setdefault(summary.secondary, clock.now())
+
+
+def _stop(planned: Plan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+    """Twice: what the second one is answered is not documented."""
+    stop = aws.client("sagemaker").stop_training_job
+    ask(stop, TrainingJobName=planned.name)
+    seen.stop_sent_at = clock.now()
+    say(f"{planned.name}: asked to stop")
+    try:
+        ask(stop, TrainingJobName=planned.name)
+        seen.stop_again = "accepted"
+    except AwsError as error:
+        seen.stop_again = str(error)
+
+
+# --- what it showed
+
+
+def _findings(planned: Plan, seen: Seen, objects: Objects) -> Iterator[tuple[str, Json]]:
+    last = seen.last
+    assert last is not None, "a job that was watched to its end was seen"
+    yield "name_taken", seen.name_taken
+    yield "stop_again", seen.stop_again
+    yield "billable_mid_run", seen.billable_mid_run if seen.trained else None
+    yield "training_time_mid_run", seen.training_time_mid_run if seen.trained else None
+    yield "list_lag_s", _list_lag_s(seen)
+    yield SYNC_FACT.removeprefix(_PREFIX), _sync_delay(planned, objects)
+    yield "sigterm", _sigterm(planned, seen, objects)
+    yield "statuses", [f"{row.status}: {row.message}" for row in last.history]
+    yield "interruptions", sum(1 for row in last.history if row.status == "Interrupted")
+    yield "times_s", {"training": last.training_s, "billable": last.billable_s, "up": _up_s(last)}
+    rate = planned.rate.microusd_per_hour
+    yield "cost_usd", None if last.billable_s is None else cost_microusd(last.billable_s, 1, rate) / MICROUSD
+
+
+def _list_lag_s(seen: Seen) -> float | None:
+    """How much later than Describe a list showed a status, at most; as fine as the looks were apart."""
+    both = seen.described.keys() & seen.listed.keys()
+    lags = [(seen.listed[status] - seen.described[status]).total_seconds() for status in both]
+    return max([0.0, *lags]) if lags else None
+
+
+def _beats(planned: Plan, objects: Objects) -> Iterator[ObjectInfo]:
+    for info in objects.list(f"{planned.base}checkpoints/beat-"):
+        if info.uri.endswith(".json"):
+            yield info
+
+
+def _sync_delay(planned: Plan, objects: Objects) -> Json:
+    """From a file's writing, by the instance's clock, to its being in S3, by S3's."""
+    delays = [(info.modified.timestamp() - _read(objects, info.uri)["at"]) for info in _beats(planned, objects)]
+    if not delays:
+        return None
+    return {"files": len(delays), "median": round(statistics.median(delays), 1), "max": round(max(delays), 1)}
+
+
+def _sigterm(planned: Plan, seen: Seen, objects: Objects) -> Json:
+    """Whether the script was told, and which of its last words arrived: by the checkpoint sync, in the model."""
+    if seen.stop_sent_at is None or not seen.trained:
+        return None
+    synced = [_read(objects, info.uri) for info in objects.list(f"{planned.base}checkpoints/sigterm-")]
+    packed = list(_packed(planned, objects))
+    words = [*synced, *packed]
+    return {
+        "received": bool(words),
+        "after_s": round(words[-1]["at"] - seen.stop_sent_at.timestamp(), 1) if words else None,
+        "synced": bool(synced),
+        "in_model": bool(packed),
+    }
+
+
+def _packed(planned: Plan, objects: Objects) -> Iterator[dict[str, float]]:
+    """The same file where it went into the model's archive, which is read in memory."""
+    for info in objects.list(f"{planned.base}outputs/"):
+        if not info.uri.endswith("/model.tar.gz"):
+            continue
+        with suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(objects.read(info.uri))) as archive:
+            for member in archive.getmembers():
+                content = archive.extractfile(member) if "sigterm-" in member.name else None
+                if content is not None:
+                    yield json.loads(content.read())
+
+
+def _read(objects: Objects, uri: str) -> dict[str, float]:
+    read: dict[str, float] = json.loads(objects.read(uri))
+    return read
+
+
+def _up_s(last: Observation) -> float:
+    """Seconds in which an instance was up, by the history."""
+    up = [row for row in last.history if row.status in ("Downloading", "Training", "Uploading", "Stopping")]
+    return sum(((row.ended_at or last.modified_at) - row.started_at).total_seconds() for row in up)
+
+
+def _rates(aws: Aws) -> Json:
+    """What Service Quotas says of calls per second; None where it does not."""
+    try:
+        found = preflight.read_quotas(aws, _RATES)
+    except AwsError:
+        return None
+    return {_RATES[name]: value for name, value in sorted(found.items())} or None

@@ -1,0 +1,109 @@
+"""Hints of SageMaker's events: what EventBridge puts into a queue, as soon as a job changes.
+
+It exists because lists are scarce and late. `events_setup` makes the rule and the queue and records the queue with the
+account; every engine of that account and region finds it there. Nothing depends on it: an event may be missing, late,
+doubled or out of order, and a hint only makes a job due to be described.
+
+Rules: one queue serves all studies. An engine deletes only what is about its own jobs; what is not, it leaves, and the
+queue shows it to others a moment later and drops it after minutes. One look a tick, bounded in messages. A queue that
+does not answer is trouble, said once in a while, and nothing else.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tuner.aws import Aws, AwsError, ask
+from tuner.clock import Clock
+from tuner.jobs import ServiceUnavailable
+from tuner.rounds import Hint
+from tuner.store import Store
+
+QUEUE_FACT = "events.queue"
+# So long a message stays hidden from others once somebody saw it; SQS wants whole seconds.
+VISIBILITY_S = 5
+
+_BATCH = 10  # the most that SQS gives at once
+_BATCHES_MAX = 30
+# The first question of a look asks all of SQS's servers, for which it may wait; without, a message may be missed.
+_WAIT_S = 1
+_TRY_AGAIN = timedelta(minutes=5)
+
+
+def hints_for(store: Store, scope: str, aws: Aws, study_key: str, clock: Clock) -> "QueueHints | None":
+    """The hints of a study, where a queue is recorded for its account and region."""
+    queue = {fact.name: fact.value for fact in store.facts(scope)}.get(QUEUE_FACT)
+    if not isinstance(queue, str):
+        return None
+    return QueueHints(aws.lasting("sqs"), queue, study_key, clock)
+
+
+class QueueHints:
+    """`Hints` from an SQS queue, about the jobs of one study."""
+
+    def __init__(self, client: Any, url: str, study_key: str, clock: Clock, *, wait_s: int = _WAIT_S) -> None:  # noqa: ANN401 - botocore makes its methods at run time
+        self._client, self._url, self._clock = client, url, clock
+        self._prefix = f"{study_key}-"
+        self._wait_s = wait_s
+        self._failed_at: datetime | None = None
+
+    def receive(self) -> list[Hint]:
+        """What came since the last look. Raises ServiceUnavailable, then keeps quiet for minutes."""
+        if self._failed_at is not None and abs(self._clock.now() - self._failed_at) < _TRY_AGAIN:
+            return []
+        self._failed_at = None
+        try:
+            return [hint for batch in self._batches() for hint in self._take(batch)]
+        except AwsError as error:
+            self._failed_at = self._clock.now()
+            minutes = _TRY_AGAIN.total_seconds() / 60
+            raise ServiceUnavailable(
+                f"no hints from {self._url}: {error}; asked again in {minutes:.0f} minutes, lists tell meanwhile"
+            ) from error
+
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        wait_s = self._wait_s
+        for _ in range(_BATCHES_MAX):
+            reply = ask(
+                self._client.receive_message,
+                QueueUrl=self._url,
+                MaxNumberOfMessages=_BATCH,
+                VisibilityTimeout=VISIBILITY_S,
+                WaitTimeSeconds=wait_s,
+            )
+            messages = reply.get("Messages", [])
+            if not messages:
+                return
+            yield messages
+            wait_s = 0
+
+    def _take(self, messages: list[dict[str, Any]]) -> list[Hint]:
+        """The hints of this study among some messages, which are deleted: should that fail, they come twice."""
+        found = [(message, hint) for message in messages if (hint := parse(message.get("Body", ""))) is not None]
+        ours = [(message, hint) for message, hint in found if hint.name.startswith(self._prefix)]
+        if ours:
+            entries = [
+                {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+                for number, (message, _) in enumerate(ours)
+            ]
+            ask(self._client.delete_message_batch, QueueUrl=self._url, Entries=entries)
+        return [hint for _, hint in ours]
+
+
+def parse(body: str) -> Hint | None:
+    """The job that an event is about, and when it changed; None for anything else."""
+    try:
+        detail = json.loads(body)["detail"]
+        name = detail["TrainingJobName"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Hint(name, _moment(detail.get("LastModifiedTime"))) if isinstance(name, str) else None
+
+
+def _moment(value: object) -> datetime | None:
+    """Milliseconds since 1970, as a number or as text: both are seen."""
+    try:
+        return datetime.fromtimestamp(float(str(value)) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

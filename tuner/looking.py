@@ -1,0 +1,100 @@
+"""The verbs that look at a study beyond its records: `status --check`, `logs`, `audit`, `gc`.
+
+Rules: nothing of a study is changed here, except that `gc` deletes checkpoints which its file does not keep, and
+`audit` stops jobs that nobody asked for, where it is told to.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+
+from tuner import holders, local_view, retention, worlds
+from tuner.clock import Clock, SystemClock
+from tuner.cloud_logs import CloudLogs
+from tuner.model import Study
+from tuner.opening import operating_errors
+from tuner.retention import Survey
+from tuner.spec import from_json
+from tuner.store import Store
+from tuner.store_check import check as check_store
+from tuner.verbs import Audit, Exit, UserError
+
+# A running engine that has not ticked for so many polls is not well.
+_TICKS_MISSED_MAX = 5
+
+
+def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
+    """Delete the checkpoints of ended trials that the study file does not keep; `dry_run` only says which."""
+    with operating_errors():
+        study = store.study(name)
+        return retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=dry_run)
+
+
+def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
+    """Invariants that need no cloud, and the engine's health; no line means all is well."""
+    now = (clock or SystemClock()).now()
+    with operating_errors():
+        study = store.study(name)
+        lines = list(check_store(store, study.id))
+    if study.state.active:
+        lines += _engine_health(study, now)
+    return lines
+
+
+def _engine_health(study: Study, now: datetime) -> list[str]:
+    remedy = f"tuner resume {study.name}"
+    if study.holder is None or holders.gone(study.holder):
+        return [f"study {study.name} is {study.state}, but no engine is alive: {remedy}"]
+    poll_s = from_json(study.spec).settings.poll_interval_s
+    quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
+    if quiet_s > _TICKS_MISSED_MAX * max(poll_s, 1.0):
+        return [f"the engine of study {study.name} ({study.holder}) has not ticked for {quiet_s:.0f} s: {remedy}"]
+    return []
+
+
+def log_chunks(
+    name: str,
+    store: Store,
+    trial: int,
+    *,
+    attempt: int | None = None,
+    tail: int | None = None,
+    follow: bool = False,
+    clock: Clock | None = None,
+) -> Iterator[str]:
+    """The output of a trial's script, run after run; with `follow` until the trial has ended."""
+    clock = clock or SystemClock()
+    with operating_errors():
+        study = store.study(name)
+        numbers = [each.number for each in store.attempts(study.id, trial=trial)]
+    if not numbers:
+        raise UserError(f"study {name} has no job for trial {trial}: tuner trials {name} lists them", Exit.USAGE)
+    if attempt is not None and attempt not in numbers:
+        raise UserError(f"trial {trial} of study {name} has no attempt {attempt}", Exit.USAGE)
+
+    def jobs() -> tuple[list[str], bool]:
+        names = [each.job_name for each in store.attempts(study.id, trial=trial) if attempt in (None, each.number)]
+        return names, not store.trials(study.id, numbers=[trial])[0].state.terminal
+
+    where = worlds.place_of(study)
+    with operating_errors():
+        if isinstance(where, worlds.LocalPlace):
+            yield from local_view.read_logs(where.directory, jobs, tail=tail, follow=follow, clock=clock)
+        else:
+            hosts = from_json(study.spec).training.instance_count
+            logs = CloudLogs(where.aws, jobs, clock, name_hosts=hosts > 1)
+            yield from logs.read(tail=tail, follow=follow)
+
+
+def audit(name: str, store: Store, *, stop_orphans: bool = False, clock: Clock | None = None) -> Audit:
+    """The store against the job service; `stop_orphans` first stops the jobs that nobody asked for."""
+    from tuner import audit as auditor  # noqa: PLC0415 - with the service comes boto3
+
+    with operating_errors():
+        study = store.study(name)
+        worlds.place_of(study).verify()
+        spec, jobs = from_json(study.spec), worlds.jobs_in_turn(study, store, clock or SystemClock())
+        stopped = tuple(auditor.orphans(study, spec, store, jobs)) if stop_orphans else ()
+        for orphan in stopped:
+            jobs.stop(orphan.job)
+        return replace(auditor.audit(study, spec, store, jobs), stopped=stopped)

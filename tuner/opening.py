@@ -1,0 +1,67 @@
+"""Where every verb begins: the store and the study that the user means, and how a refusal is said.
+
+Rules: every operating error that reaches a verb leaves it as one line with an exit code (`UserError`); programmer
+errors pass through, since they are bugs.
+"""
+
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tuner.aws import AwsError
+from tuner.jobs import JobError
+from tuner.model import Study
+from tuner.prices import PriceUnknown
+from tuner.spec import SpecError
+from tuner.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
+from tuner.verbs import Exit, UserError
+
+STORE_VARIABLE = "TUNER_STORE"
+DEFAULT_STORE = "sqlite:///tuner.db"
+
+
+@contextmanager
+def operating_errors() -> Iterator[None]:
+    """Every error that is not a bug, as one line with its exit code."""
+    from tuner.objects import ObjectsError  # noqa: PLC0415 - small
+    from tuner.packaging import BundleRefused  # noqa: PLC0415
+
+    try:
+        yield
+    except (SpecError, PriceUnknown, BundleRefused, StudyNotFound) as error:
+        raise UserError(str(error), Exit.USAGE) from error
+    except (LeaseHeld, LeaseLost) as error:
+        raise UserError(str(error), Exit.NOT_FINISHED) from error
+    except (StoreUnreachable, StoreTooNew, ObjectsError, AwsError) as error:
+        raise UserError(str(error), Exit.REFUSED) from error
+    except JobError as error:
+        raise UserError(f"the job service did not answer: {error}", Exit.REFUSED) from error
+
+
+def open_store(url: str | None) -> Store:
+    """The store that the user means: `url`, else TUNER_STORE, else `sqlite:///tuner.db`; made on first use."""
+    with operating_errors():
+        return Store.open(url or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
+
+
+def find(name: str, store: Store) -> Study:
+    """The study of this name, or a line that names those there are."""
+    with operating_errors():
+        return store.study(name)
+
+
+def owner_to_ask(name: str, store: Store) -> str | None:
+    """Whose study this is, where it is not the user's own: who spends or destroys there is asked first.
+
+    A courtesy among people who share a database, no guard: whoever can write to it can do everything.
+    """
+    owner = find(name, store).owner
+    return None if owner == user_name() else owner
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"  # a container without a user database

@@ -1,0 +1,339 @@
+"""What would keep a study's jobs from running on AWS, looked for before any is created.
+
+It exists because each of these mistakes costs a user minutes to hours when SageMaker finds it: a role that it may not
+assume, a bucket in another region, a quota of zero. `launch` asks all of it before anything is written, `doctor` too.
+
+Rules: each check is one function from an account and a study to findings, each with its remedy, and asks only what
+reads. A study may be given as the user wrote it or completed (`prepare`). What cannot be asked, for lack of a right or
+of a network, is said as a warning and stops nobody, except that nothing works without credentials.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from tuner.aws import Aws, AwsError, ask
+from tuner.prices import PriceUnknown, RateCard
+from tuner.spec import StudySpec
+from tuner.verbs import Finding
+from tuner.workload import request_violations
+
+_QUOTAS_URL = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
+_ECR = re.compile(
+    r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)(?:@(sha256:[0-9a-f]{64})|:(.+))?"
+)
+_ROLE_ARN = re.compile(r"arn:[a-z-]+:iam::(\d{12}):role/(?:.*/)?([^/]+)")
+_TRUSTED = "sagemaker.amazonaws.com"
+
+
+def examine(aws: Aws, spec: StudySpec) -> list[Finding]:
+    """Everything that `launch` looks at, in the order in which a user would mend it."""
+    found = list(identity(aws, spec))
+    if any(finding.level == "error" for finding in found):
+        return found  # every other question would fail for the same reason
+    for check in CHECKS:
+        found += check(aws, spec)
+    # last, and of a study that lacks nothing: else it repeats what was just said
+    return found if any(finding.level == "error" for finding in found) else [*found, *request(aws, spec)]
+
+
+def identity(aws: Aws, spec: StudySpec) -> Iterator[Finding]:  # noqa: ARG001 - the shape of every check
+    """Credentials that work, and a region."""
+    try:
+        who, region = aws.identity, aws.region
+    except AwsError as error:
+        yield Finding(level="error", what=f"AWS cannot be asked: {error}", remedy=credentials_remedy(error))
+        return
+    yield Finding(level="ok", what=f"account {who.account} in {region}, as {who.arn}")
+
+
+def credentials_remedy(error: AwsError) -> str:
+    """What helps against an account that does not answer."""
+    if error.is_about_credentials:
+        return "log in (aws sso login, aws configure), or name a profile that works: sagemaker.profile or AWS_PROFILE"
+    if error.is_about_rights:
+        return "grant the right to whoever launches"
+    return "see that this machine reaches AWS, and that AWS_REGION and AWS_ENDPOINT_URL say what you mean"
+
+
+# --- the execution role
+
+
+def role(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """It is there, in this account, and SageMaker may assume it."""
+    named = spec.sagemaker.role
+    if named is None:
+        yield Finding(
+            level="error",
+            what="no execution role: sagemaker.role is not set",
+            remedy="write the role that jobs run with: sagemaker: {role: NAME or ARN}",
+        )
+        return
+    arn = _ROLE_ARN.fullmatch(named)
+    if named.startswith("arn:") and arn is None:
+        yield Finding(level="error", what=f"sagemaker.role {named} is not the ARN of a role", remedy="correct it")
+        return
+    if arn is not None and arn[1] != aws.identity.account:
+        yield Finding(
+            level="error",
+            what=f"role {named} belongs to account {arn[1]}, these credentials to {aws.identity.account}",
+            remedy="a job's role is of the account it runs in: name one of it, or use the other account's profile",
+        )
+        return
+    yield from _look_at_role(aws, named if arn is None else arn[2])
+
+
+def _look_at_role(aws: Aws, name: str) -> Iterator[Finding]:
+    try:
+        found = ask(aws.client("iam").get_role, RoleName=name)["Role"]
+    except AwsError as error:
+        if error.code == "NoSuchEntity":
+            yield Finding(
+                level="error",
+                what=f"there is no role {name} in account {aws.identity.account}",
+                remedy="correct sagemaker.role, or create the role",
+            )
+        else:
+            yield _unasked(f"role {name}", error)
+        return
+    if _trusts_sagemaker(found.get("AssumeRolePolicyDocument")):
+        yield Finding(level="ok", what=f"role {name}: SageMaker may assume it")
+    else:
+        yield Finding(
+            level="error",
+            what=f"role {name} does not let {_TRUSTED} assume it",
+            remedy=f"add a statement for the service {_TRUSTED} with sts:AssumeRole to its trust policy",
+        )
+
+
+def _trusts_sagemaker(document: object) -> bool:
+    """Whether some statement allows it. Conditions are not weighed: SageMaker itself says what they refuse."""
+    statements = document.get("Statement", []) if isinstance(document, dict) else []
+    return any(
+        each.get("Effect") == "Allow"
+        and _TRUSTED in _list(each.get("Principal", {}), "Service")
+        and {"sts:AssumeRole", "sts:*", "*"} & set(_list(each, "Action"))
+        for each in (statements if isinstance(statements, list) else [statements])
+        if isinstance(each, dict)
+    )
+
+
+def _list(holder: object, key: str) -> list[str]:
+    value = holder.get(key, []) if isinstance(holder, dict) else []
+    return [value] if isinstance(value, str) else list(value)
+
+
+# --- the bucket
+
+
+def bucket(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """The bucket of checkpoints and code is there, may be used, and lies in the region of the jobs."""
+    root = spec.checkpoints.root
+    name = default_bucket(aws) if root is None else root.removeprefix("s3://").partition("/")[0]
+    try:
+        reply = ask(aws.client("s3").head_bucket, Bucket=name)
+    except AwsError as error:
+        yield _no_bucket(aws, name, error, named=root is not None)
+        return
+    headers: Mapping[str, str] = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = reply.get("BucketRegion") or headers.get("x-amz-bucket-region") or aws.region
+    if region != aws.region:
+        yield Finding(
+            level="error",
+            what=f"bucket {name} lies in {region}, the jobs run in {aws.region}",
+            remedy="name a bucket of the same region in checkpoints.root, or run the study there (sagemaker.region)",
+        )
+    else:
+        yield Finding(level="ok", what=f"bucket {name} in {region}")
+
+
+def default_bucket(aws: Aws) -> str:
+    """The bucket that SageMaker's tools agree on, for an account and a region. Raises AwsError."""
+    return f"sagemaker-{aws.region}-{aws.identity.account}"
+
+
+def _no_bucket(aws: Aws, name: str, error: AwsError, *, named: bool) -> Finding:
+    if error.code in ("404", "NoSuchBucket"):
+        ways = "correct checkpoints.root" if named else "write another one: checkpoints: {root: s3://BUCKET/tuner/}"
+        return Finding(
+            level="error",
+            what=f"there is no bucket {name}",
+            remedy=f"create it: aws s3 mb s3://{name} --region {aws.region}; or {ways}",
+        )
+    if error.code == "301":
+        return Finding(
+            level="error",
+            what=f"bucket {name} lies in another region than {aws.region}",
+            remedy="name a bucket of the same region in checkpoints.root",
+        )
+    if error.is_about_rights:
+        return Finding(
+            level="error",
+            what=f"bucket {name} may not be looked at: it is another account's, or s3:ListBucket is missing",
+            remedy="grant s3:ListBucket on it, or name another bucket in checkpoints.root",
+        )
+    return _unasked(f"bucket {name}", error)
+
+
+# --- instance types and their quotas
+
+
+def instance_types(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """They are types that training jobs can have at all."""
+    known = _known_types(aws)
+    for each in spec.training.instance_types:
+        if each not in known:
+            near = get_close_matches(each, known, n=1)
+            yield Finding(
+                level="error",
+                what=f"{each} is not an instance type of training jobs",
+                remedy=f"did you mean {near[0]}?" if near else "correct training.instance_types, or upgrade boto3",
+            )
+
+
+def _known_types(aws: Aws) -> Sequence[str]:
+    return list(aws.client("sagemaker").meta.service_model.shape_for("TrainingInstanceType").enum)
+
+
+def quota(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """At least one of the types may be used at all, and how many of each at a time."""
+    training = spec.training
+    wanted = {quota_name(kind, spot=spot): kind for kind in training.instance_types for spot in _capacities(spec)}
+    try:
+        found = read_quotas(aws, wanted)
+    except AwsError as error:
+        yield _unasked("quotas", error, stays="the service itself says so when a quota is used up")
+        return
+    for name in wanted:
+        yield _quota_finding(name, found.get(name), training.instance_count, spec.parallel)
+    if all(found.get(name, training.instance_count) < training.instance_count for name in wanted):
+        yield Finding(
+            level="error",
+            what=f"no listed type may run {training.instance_count} instances: no job of this study can start",
+            remedy=f"ask for more: {_QUOTAS_URL}; or name other types",
+        )
+
+
+def quota_name(instance_type: str, *, spot: bool) -> str:
+    """What Service Quotas calls it; its unit is instances."""
+    return f"{instance_type} for {'spot ' if spot else ''}training job usage"
+
+
+def read_quotas(aws: Aws, wanted: Mapping[str, object]) -> dict[str, int]:
+    """The account's values of these quotas by name; those that the account does not list are left out."""
+    client, found = aws.client("service-quotas"), dict[str, int]()
+    more: dict[str, Any] = {}
+    while True:
+        page = ask(client.list_service_quotas, ServiceCode="sagemaker", MaxResults=100, **more)
+        found |= {each["QuotaName"]: int(each["Value"]) for each in page["Quotas"] if each["QuotaName"] in wanted}
+        if not page.get("NextToken") or len(found) == len(wanted):
+            return found
+        more = {"NextToken": page["NextToken"]}
+
+
+def _capacities(spec: StudySpec) -> tuple[bool, ...]:
+    """Whether spot, on demand or both are asked for."""
+    match spec.capacity.policy:
+        case "spot":
+            return (True,) if spec.capacity.on_demand_after_losses is None else (True, False)
+        case "on-demand":
+            return (False,)
+        case _:
+            return (True, False)
+
+
+def _quota_finding(name: str, value: int | None, count: int, parallel: int) -> Finding:
+    if value is None:
+        return Finding(level="warn", what=f"quota {name}: this account does not list it", remedy=f"see {_QUOTAS_URL}")
+    if value < count:
+        return Finding(
+            level="warn", what=f"quota {name}: {value}, and a job needs {count}", remedy=f"ask for more: {_QUOTAS_URL}"
+        )
+    if value < count * parallel:
+        return Finding(
+            level="warn",
+            what=f"quota {name}: {value}, so {value // count} of {parallel} trials at a time",
+            remedy=f"ask for {count * parallel} ({_QUOTAS_URL}), or lower parallel",
+        )
+    return Finding(level="ok", what=f"quota {name}: {value}")
+
+
+# --- the image and the price
+
+
+def image(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """It is there, where that can be seen: in the account's own registry."""
+    uri = spec.training.image_uri
+    if uri is None:
+        if spec.training.framework is None and spec.training.algorithm is None:
+            yield Finding(
+                level="error",
+                what="no image: neither training.image_uri nor training.framework is set",
+                remedy="write training.image_uri, or framework: {name: pytorch, version: '2.5.1', python: py311}",
+            )
+        return
+    private = _ECR.fullmatch(uri)
+    if private is None or private[1] != aws.identity.account:
+        if spec.training.framework is None:
+            yield Finding(level="warn", what=f"image {uri}: of another registry, so it was not looked for")
+        return
+    yield from _look_at_image(aws, uri, private)
+
+
+def _look_at_image(aws: Aws, uri: str, parts: re.Match[str]) -> Iterator[Finding]:
+    account, region, repository, digest, tag = parts.groups()
+    wanted = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
+    describe = aws.client("ecr", region=region).describe_images
+    try:
+        ask(describe, registryId=account, repositoryName=repository, imageIds=[wanted])
+    except AwsError as error:
+        if error.code in ("ImageNotFoundException", "RepositoryNotFoundException"):
+            yield Finding(
+                level="error",
+                what=f"image {uri} is not there ({error.code.removesuffix('Exception')})",
+                remedy="push it, or correct training.image_uri",
+            )
+        else:
+            yield _unasked(f"image {uri}", error)
+        return
+    if region != aws.region:
+        yield Finding(
+            level="warn",
+            what=f"image {uri} lies in {region}, the jobs run in {aws.region}",
+            remedy="SageMaker takes images of its own region: push it there",
+        )
+    else:
+        yield Finding(level="ok", what=f"image {uri}")
+
+
+def request(aws: Aws, spec: StudySpec) -> Iterator[Finding]:  # noqa: ARG001 - the shape of every check
+    """What CreateTrainingJob would refuse, known from its own model. Of a study that was completed (`prepare`)."""
+    if spec.account is not None and spec.checkpoints.root is not None:
+        for line in request_violations(spec):
+            yield Finding(level="error", what=f"the jobs' requests would be refused: {line}", remedy="correct it")
+
+
+def price(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """Without a price no budget can be promised, and no spend be told."""
+    card = RateCard(spec.prices)
+    for each in spec.training.instance_types:
+        try:
+            card.rate(each, aws.region)
+        except PriceUnknown as error:
+            yield Finding(level="error", what=f"no budget can be promised: {error}", remedy="then launch again")
+
+
+def _unasked(what: str, error: AwsError, *, stays: str = "") -> Finding:
+    """Something that could not be looked at: no reason to stop."""
+    return Finding(level="warn", what=f"{what}: could not be looked at: {error}", remedy=stays)
+
+
+CHECKS: tuple[Callable[[Aws, StudySpec], Iterator[Finding]], ...] = (
+    role,
+    bucket,
+    instance_types,
+    quota,
+    image,
+    price,
+)

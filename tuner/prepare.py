@@ -1,0 +1,115 @@
+"""Making a study ready for AWS, once: whatever its file leaves open is looked up, and everything is asked beforehand.
+
+Region, role, bucket, image and prices are looked up when a study is launched, and recorded with it: it goes on with
+the same ones, needs no SDK and no price list for it, and keeps its budget in the dollars in which it was promised.
+
+Rules: nothing is written here, neither by us nor on AWS. What would keep every job from running is refused in one line
+that names the remedy; what may be odd is told. A study file that leaves something open and one that was completed are
+the same study: `carried` fills in what was recorded before they are compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tuner import image, preflight
+from tuner.aws import Aws, AwsError, ask
+from tuner.price_list import PriceCache, listed, pinned
+from tuner.prices import Rate
+from tuner.spec import SpecError, StudySpec, completed
+from tuner.verbs import Exit, Finding, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A study that lacks nothing, and what was found on the way. `rates` are by instance type, with their source."""
+
+    spec: StudySpec
+    rates: Mapping[str, Rate]
+    warnings: tuple[str, ...]
+
+
+def connection(spec: StudySpec) -> Aws:
+    """The account that the study file means, before any is recorded."""
+    return Aws(region=spec.sagemaker.region, profile=spec.sagemaker.profile)
+
+
+def prepare(spec: StudySpec, aws: Aws, prices: PriceCache | None, now: datetime) -> Prepared:
+    """Complete a study and look at everything. Raises UserError for what would keep all of its jobs from running."""
+    _refuse(preflight.identity(aws, spec))
+    known = listed(aws, aws.region, prices, now)
+    whole = _complete(pinned(_in_region(spec, aws), known.rates), aws)
+    found = preflight.examine(aws, whole)
+    _refuse(found)
+    warned = [_line(finding) for finding in found if finding.level == "warn"]
+    notices = [known.notice] if known.notice else []
+    return Prepared(spec=whole, rates=known.rates, warnings=(*whole.warnings, *notices, *warned))
+
+
+def carried(spec: StudySpec, recorded: StudySpec) -> StudySpec:
+    """The study file as it is now, where it still leaves open what was looked up: with what was recorded."""
+    cloud, training = spec.sagemaker, spec.training
+    same_role = cloud.role is None or str(recorded.sagemaker.role).endswith(f"/{cloud.role}")
+    same_image = training.image_uri is None and training.framework == recorded.training.framework
+    prices = {kind: usd for kind, usd in recorded.prices.items() if kind in training.instance_types}
+    return replace(
+        spec,
+        sagemaker=replace(
+            cloud,
+            region=cloud.region or recorded.sagemaker.region,
+            role=recorded.sagemaker.role if same_role else cloud.role,
+        ),
+        checkpoints=replace(spec.checkpoints, root=spec.checkpoints.root or recorded.checkpoints.root),
+        training=replace(training, image_uri=recorded.training.image_uri if same_image else training.image_uri),
+        prices={**prices, **spec.prices},
+    )
+
+
+def _in_region(spec: StudySpec, aws: Aws) -> StudySpec:
+    return replace(spec, sagemaker=replace(spec.sagemaker, region=aws.region))
+
+
+def _complete(spec: StudySpec, aws: Aws) -> StudySpec:
+    """Raises UserError for what can neither be read in the study file nor be found."""
+    try:
+        return completed(
+            spec,
+            region=aws.region,
+            role=_role(spec.sagemaker.role, aws),
+            root=spec.checkpoints.root or f"s3://{preflight.default_bucket(aws)}/tuner/",
+            image_uri=_image(spec, aws),
+        )
+    except (image.SdkRefused, SpecError) as error:
+        raise UserError(str(error), Exit.USAGE) from error
+    except AwsError as error:
+        raise UserError(f"{error}; {preflight.credentials_remedy(error)}", Exit.REFUSED) from error
+
+
+def _role(named: str | None, aws: Aws) -> str:
+    """The ARN of the role. One whose name cannot be looked up is taken to have no path; `preflight` asks for it."""
+    if named is None:
+        return image.find_role(aws.session)
+    if named.startswith("arn:"):
+        return named
+    try:
+        return str(ask(aws.client("iam").get_role, RoleName=named)["Role"]["Arn"])
+    except AwsError:
+        return f"arn:{aws.identity.partition}:iam::{aws.identity.account}:role/{named}"
+
+
+def _image(spec: StudySpec, aws: Aws) -> str | None:
+    training = spec.training
+    if training.image_uri is None and training.framework is not None:
+        return image.find_image(training.framework, region=aws.region, instance_types=training.instance_types)
+    return training.image_uri
+
+
+def _refuse(found: Iterator[Finding] | list[Finding]) -> None:
+    """All that is wrong, in one line: who mends one thing at a time asks AWS each time."""
+    errors = [_line(finding) for finding in found if finding.level == "error"]
+    if errors:
+        raise UserError("; ".join(errors), Exit.REFUSED)
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.what}: {finding.remedy}" if finding.remedy else finding.what

@@ -1,0 +1,286 @@
+"""From what a rehearsal saw to what it says: one check a line, each with what to do where it did not pass.
+
+Rules: pure. A check that fails hides those that rest on it: they are left out, not guessed. Words that the script said
+are passed on as they are: whoever prints them makes them safe. What was only not seen here is never called impossible.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tuner.cli_text import counted, number, seconds, size, steps_text
+from tuner.rehearse_advice import LEAST_SAVE_S, steps_per_save
+from tuner.rehearse_compare import Departure, departures, missing_steps, redone, resumed_from, worst
+from tuner.rehearse_records import RESUMES, Check, Ending, Evidence, Result, RunSeen
+from tuner.verbs import gist
+
+_MANY = 3
+_TAKEN = (Ending.KILLED, Ending.STOPPED)
+_LOST = (Ending.FAILED, Ending.SILENT)
+_SAVE = "save to /opt/ml/checkpoints (TUNER_CHECKPOINT_DIR) every few steps"
+_LOAD = "load the newest checkpoint when the script starts, and go on with the step after it"
+_KEEP_ONE = "keep the checkpoint before, and fall back to it"
+
+
+def checks(seen: Evidence) -> tuple[Check, ...]:
+    """The verdict, most basic check first."""
+    return tuple(_checks(seen))
+
+
+def _checks(seen: Evidence) -> Iterator[Check]:
+    yield (runs := _runs(seen))
+    if runs.result is not Result.PASSED:
+        return
+    yield (saves := _saves(seen))
+    if saves.result is not Result.PASSED:
+        return
+    yield (resumes := _resumes(seen))
+    if resumes.result is Result.PASSED:
+        yield (curve := _same_curve(seen))
+        yield _outside(seen, curve)
+        if seen.torn is not None:
+            yield _torn(seen, seen.torn.name, seen.torn.run, curve)
+    yield from _stops(seen)
+
+
+def _passed(name: str, text: str) -> Check:
+    return Check(name=name, result=Result.PASSED, text=text)
+
+
+def _warns(name: str, text: str, remedy: str) -> Check:
+    return Check(name=name, result=Result.WARNING, text=text, remedy=remedy)
+
+
+def _failed(name: str, text: str, remedy: str) -> Check:
+    return Check(name=name, result=Result.FAILED, text=text, remedy=remedy)
+
+
+def _unclear(name: str, text: str, remedy: str) -> Check:
+    return Check(name=name, result=Result.UNCLEAR, text=text, remedy=remedy)
+
+
+# --- does it run at all
+
+
+def _runs(seen: Evidence) -> Check:
+    run, wanted = seen.reference, set(seen.objectives)
+    objectives = " and ".join(seen.objectives)
+    if run.ending is Ending.FAILED:
+        remedy = "run it by hand; what it needs must come with source_dir, training.inputs or the image"
+        return _failed("runs", f"the script fails: {gist(run.words)}", remedy)
+    stepped = {metric for values in run.points.values() for metric in values}
+    if wanted <= stepped:
+        ended = "to its end" if run.ending is Ending.COMPLETED else "then it was cut"
+        which = f"{run.first_step} to {run.last_step}"
+        return _passed("runs", f"reports {objectives} at {counted(len(run.points), 'step')} ({which}), {ended}")
+    how = "print a line that a regex of training.metrics finds, or call tuner.training.report(step, name=value)"
+    if wanted <= stepped | run.loose.keys():
+        text = f"{objectives} is reported without a step: nothing can be said of a resume"
+        return _unclear("runs", text, "give training.metrics a step_regex that finds the step in the log")
+    if run.ending is not Ending.COMPLETED:
+        return _unclear("runs", f"no {objectives} was reported so far", f"{how} sooner, or give it a longer --leash")
+    others = ", ".join(sorted(stepped | run.loose.keys()))
+    return _failed("runs", f"no {objectives} was reported" + (f", only {others}" if others else ""), how)
+
+
+# --- does it save
+
+
+def _saves(seen: Evidence) -> Check:
+    run, saves = seen.reference, seen.saves
+    if not saves.after_steps:
+        ran_s = max(run.reported_at.values()) - run.started_at
+        text = f"nothing was saved in {counted(len(run.points), 'step')}, {seconds(ran_s)}"
+        if run.ending is Ending.COMPLETED:
+            return _failed("saves", f"{text}: an interruption costs everything", _suspecting(_SAVE, [run]))
+        return _unclear("saves", text, _suspecting(f"{_SAVE}, or look longer: --steps, --leash", [run]))
+    first = max(saves.after_steps[0], run.first_step or 0)
+    if run.ending is Ending.COMPLETED and first == run.last_step and len(run.points) > 1:
+        text = f"saves only at its end, after step {first}: an interruption before costs everything"
+        return _failed("saves", text, _SAVE)
+    steps = steps_per_save(seen)
+    each = ["once" if steps is None else "every step" if steps == 1 else f"every {steps} steps"]
+    if first != run.first_step:
+        each.append(f"first after step {first}")
+    if saves.size_bytes is not None:
+        each.append(size(saves.size_bytes))
+    if saves.save_s is not None:
+        each.append(f"in {save_text(saves.save_s)}")
+    return _passed("saves", ", ".join(each))
+
+
+# --- does it go on where it was
+
+
+def _resumes(seen: Evidence) -> Check:
+    runs, froms, again = seen.interrupted, [], 0
+    taken = [run for run in runs if run.ending in _TAKEN]
+    if not taken:
+        remedy = "let it run longer: more steps in the study file or by --set, --steps, --leash"
+        return _unclear(RESUMES, "it could not be interrupted between its first save and its end", remedy)
+    for index, run in enumerate(runs[1:], start=1):
+        if run.first_step is None:
+            if not _was_done(seen, run, runs[index - 1].last_step):
+                return _ended_early(run, runs[index - 1])
+            froms.append(runs[index - 1].last_step)
+            continue
+        origin = resumed_from(seen.reference.points, runs[:index], run)
+        if origin is not None:
+            froms.append(origin)
+            again += redone(runs[index - 1], run)
+        elif run.had_checkpoint:
+            return _from_zero(run, runs[index - 1])
+    if runs[-1].ending in _LOST:
+        return _ended_early(runs[-1], taken[-1])
+    if not froms:
+        text = f"nothing was in the store when it was interrupted, after step {steps_text(_last_steps(taken))}"
+        return _unclear(RESUMES, text, "save sooner, or let it run longer: --steps, --leash")
+    origins = ", ".join(map(str, froms))
+    text = f"{len(froms)} of {counted(len(taken), 'time')}, from step {origins}; {counted(again, 'step')} done again"
+    return _passed(RESUMES, text)
+
+
+def _was_done(seen: Evidence, run: RunSeen, step: int | None) -> bool:
+    """Whether a run ended without a report since the one before it had reported the last step."""
+    last = seen.reference.last_step
+    return run.ending is Ending.COMPLETED and step is not None and last is not None and step >= last
+
+
+def _ended_early(run: RunSeen, before: RunSeen) -> Check:
+    after = f"interrupted after step {before.last_step} and started again,"
+    if run.ending is Ending.COMPLETED:
+        text = f"{after} it ended without a report"
+        return _failed(RESUMES, text, "report the last metric again when there is nothing left to train")
+    if run.ending is Ending.SILENT:
+        text = f"{after} it fell silent"
+    else:
+        text = f"{after} it fails, which it did not before: {gist(run.words)}"
+    return _failed(RESUMES, text, _suspecting("read the checkpoint folder and nothing else", [before]))
+
+
+def _from_zero(run: RunSeen, before: RunSeen) -> Check:
+    text = f"interrupted after step {before.last_step}, it began again at step {run.first_step}, beside its checkpoint"
+    return _failed(RESUMES, text, _suspecting(_LOAD, [before]))
+
+
+def _last_steps(runs: Iterable[RunSeen]) -> list[int]:
+    return [run.last_step for run in runs if run.last_step is not None]
+
+
+# --- is it the same training
+
+
+def _same_curve(seen: Evidence) -> Check:
+    name, curves = "same curve", [run.points for run in seen.interrupted]
+    chance = _by_chance(seen)
+    found = _departures(seen, seen.interrupted, chance)
+    if found:
+        return _failed(name, _departing(found[0]), _suspecting(_ALL_STATE, _taken(seen)))
+    if chance & set(seen.objectives):
+        text = f"two runs without interruptions differ in {' and '.join(sorted(chance))}"
+        return _unclear(name, text, "seed everything that is random, and see again; or give a --tolerance")
+    if missing := missing_steps(seen.reference.points, curves):
+        text = f"step {steps_text(missing)} was saved, and lost its metric"
+        return _warns(name, text, "report the metric of a step before saving its checkpoint")
+    apart = worst(seen.reference.points, curves)
+    if chance:
+        return _passed(name, f"the same at every step, but {', '.join(sorted(chance))}, which differ in any two runs")
+    exactly = "bit for bit" if apart == 0 else f"within {apart:.1g}"
+    return _passed(name, f"every metric at every step as without interruptions, {exactly}")
+
+
+_ALL_STATE = "save all that the next step depends on: optimizer, schedule, random state, place in the data"
+
+
+def _by_chance(seen: Evidence) -> set[str]:
+    """Metrics that differ between two runs before anything was interrupted."""
+    undisturbed = [seen.repeat.points] if seen.repeat is not None else []
+    undisturbed += [run.points for run in seen.interrupted[:1]]
+    return {each.metric for each in departures(seen.reference.points, undisturbed, seen.tolerance)}
+
+
+def _departures(seen: Evidence, runs: Sequence[RunSeen], chance: set[str]) -> list[Departure]:
+    found = departures(seen.reference.points, [run.points for run in runs], seen.tolerance)
+    return [departure for departure in found if departure.metric not in chance]
+
+
+def _departing(first: Departure) -> str:
+    return (
+        f"departs at step {first.step}: {first.metric} is {number(first.found)}, and {number(first.expected)} "
+        f"without interruptions ({first.relative:.2%} apart)"
+    )
+
+
+def _outside(seen: Evidence, curve: Check) -> Check:
+    """Whether anything that it needs lay outside of the checkpoint folder."""
+    name, files = "nothing outside", _outside_of(_taken(seen))
+    if curve.result is Result.FAILED and files:
+        text = f"it wrote {_names(files)}, which an interruption takes"
+        return _unclear(name, text, "if the next step needs it, save it in the checkpoint folder")
+    if not seen.isolated:
+        text = "resumed with working directory, model and output emptied; /tmp cannot be here"
+        return _unclear(name, text, "see `tuner doctor` on private mounts")
+    return _passed(name, "resumed with working directory, /tmp, model and output emptied")
+
+
+# --- and when things go wrong
+
+
+def _torn(seen: Evidence, file: str, run: RunSeen, curve: Check) -> Check:
+    name, half = "torn file", f"with half of {file}"
+    if run.first_step is None and run.ending in _LOST:
+        said = "it falls silent" if run.ending is Ending.SILENT else f"it fails: {gist(run.words)}"
+        if seen.saves.watched and file not in seen.saves.in_place:
+            text = f"{half} {said}; but it is written whole, by a rename, so only a fault of the store could tear it"
+            return _warns(name, text, _KEEP_ONE)
+        return _failed(name, f"{half} {said}", f"write to another name and rename; {_KEEP_ONE}")
+    if run.first_step is None:
+        if seen.torn is not None and _was_done(seen, run, seen.torn.before_step):
+            return _passed(name, f"{half} it ends well, with nothing left to train")
+        return _unclear(name, f"{half} it ended without a report", _KEEP_ONE)
+    known = curve.result is Result.FAILED  # a curve that departs does so here as well
+    if not known and (found := _departures(seen, [run], _by_chance(seen))):
+        return _failed(name, f"{half} it {_departing(found[0])}", f"check what is loaded; {_KEEP_ONE}")
+    if seen.reference.first_step is not None and run.first_step <= seen.reference.first_step:
+        return _warns(name, f"{half} it starts over from zero", _KEEP_ONE)
+    return _passed(name, f"{half} it goes on from an older checkpoint, at step {run.first_step}")
+
+
+def _stops(seen: Evidence) -> Iterator[Check]:
+    for took_s in [run.stopping_s for run in seen.interrupted if run.ending is Ending.STOPPED]:
+        if took_s is None:
+            continue
+        if took_s >= seen.grace_s:
+            text = "SIGTERM is ignored: a job that is stopped or pruned bills up to 120s more"
+            yield _warns("stops", text, "end when SIGTERM comes; nothing need be saved then")
+        else:
+            yield _passed("stops", f"ends {short(took_s)} after SIGTERM")
+
+
+# --- words
+
+
+def _taken(seen: Evidence) -> list[RunSeen]:
+    return [run for run in seen.interrupted if run.ending in _TAKEN]
+
+
+def _outside_of(runs: Iterable[RunSeen]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.outside))
+
+
+def _suspecting(remedy: str, runs: Iterable[RunSeen]) -> str:
+    """The remedy, with the files that a run wrote where an interruption takes them."""
+    names = _outside_of(runs)
+    return f"{remedy} (it wrote {_names(names)}, which an interruption takes)" if names else remedy
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MANY]) + (f" and {len(names) - _MANY} more" if len(names) > _MANY else "")
+
+
+def save_text(save_s: float) -> str:
+    """How long a save takes, as far as it can be timed."""
+    return short(save_s) if save_s >= LEAST_SAVE_S else f"less than {short(LEAST_SAVE_S)}"
+
+
+def short(duration_s: float) -> str:
+    """A duration that may be less than a second: `14 ms`, `2.5s`, `3h07m`."""
+    return f"{duration_s * 1000:.0f} ms" if duration_s < 1 else seconds(duration_s)

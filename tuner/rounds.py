@@ -1,0 +1,130 @@
+"""Which jobs are to be described now: those that a list or a hint says have changed, and those long unseen.
+
+It exists because describing is what is scarce: with a thousand jobs in flight, a round of all would take minutes.
+
+Rules: a job that changed stays due until it was described, however long calls are short; the one whose last try is
+longest ago comes first, so that none starves, nor does one that cannot be described hold up the others. Hints are only
+hints: they may be missing, late, doubled and out of order. While they tell of everything that lists would, lists are
+made less often, never given up.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from tuner.jobs import JobSummary
+from tuner.model import Attempt
+
+# A live job that was not described for so many polls is due whatever the lists say: they may lag, or leave it out.
+STALE_POLLS = 10
+# So many of those a poll are enough: with many jobs in flight each waits longer.
+_STALE_A_POLL = 15
+# What changed so long before a list and no hint told of, no hint will tell of.
+_HINT_PATIENCE = timedelta(seconds=60)
+_LIST_EVERY_MIN_S = 60.0
+_LIST_EVERY_MAX_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A job may have changed, at this moment if it is known."""
+
+    name: str
+    modified_at: datetime | None = None
+
+
+class Hints(Protocol):
+    """Where hints come from."""
+
+    def receive(self) -> Iterable[Hint]:
+        """Those that came since, about jobs of this study; does not wait. Raises JobError."""
+        ...
+
+
+def stale_s(in_flight: int, poll_s: float) -> float:
+    """After how long a job that nothing was heard of is described all the same."""
+    return poll_s * max(STALE_POLLS, in_flight / _STALE_A_POLL)
+
+
+@dataclass
+class Rounds:
+    """Memory of what was seen and asked, by the names of live jobs."""
+
+    listed_at: datetime | None = None
+    skipped: bool = False  # a list was due and not made
+    _seen: dict[str, datetime] = field(default_factory=dict)  # which change was described last
+    _due: set[str] = field(default_factory=set)
+    _asked: dict[str, datetime] = field(default_factory=dict)
+    _hinted: set[str] = field(default_factory=set)  # since the last list
+    _list_every_s: float = 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is known to be left for the next round."""
+        return self.skipped or bool(self._due)
+
+    def hinted(self, hints: Iterable[Hint], live: Collection[str]) -> None:
+        """Take hints; what is about other jobs, or about a change that was described, is none."""
+        for hint in hints:
+            seen = self._seen.get(hint.name)
+            known = seen is not None and hint.modified_at is not None and hint.modified_at <= seen
+            if hint.name in live and not known:
+                self._due.add(hint.name)
+                self._hinted.add(hint.name)
+
+    def list_due(self, now: datetime, *, hints: bool) -> bool:
+        """Whether a list would tell more than hints did. Without hints: always."""
+        if not hints or self.listed_at is None:
+            return True
+        return abs((now - self.listed_at).total_seconds()) >= self._list_every_s
+
+    def listed(self, jobs: Iterable[JobSummary], live: Collection[str], now: datetime) -> None:
+        """Take what changed by a list that was complete. Lists may lag: what is older than what was seen is no news."""
+        news: dict[str, datetime] = {}
+        for job in jobs:
+            seen = self._seen.get(job.name)
+            if job.name in live and (seen is None or job.modified_at > seen):
+                news[job.name] = job.modified_at
+        self._weigh_hints(news, now)
+        self._due |= news.keys()
+        self.listed_at, self.skipped = now, False
+
+    def _weigh_hints(self, news: Mapping[str, datetime], now: datetime) -> None:
+        """List less often while that brings nothing, and as often as before once it does."""
+        untold = news.keys() - self._hinted - self._due
+        missed = any(now - news[name] > _HINT_PATIENCE for name in untold) or (untold and not self._hinted)
+        self._list_every_s = 0.0 if missed else min(_LIST_EVERY_MAX_S, max(_LIST_EVERY_MIN_S, 2 * self._list_every_s))
+        self._hinted.clear()
+
+    def order(self, live: Mapping[str, Attempt], now: datetime, poll_s: float) -> tuple[list[str], list[str]]:
+        """The jobs that have changed and those long unseen, each with the longest unasked first."""
+        self._due &= live.keys()
+        waited = timedelta(seconds=stale_s(len(live), poll_s))
+        since = {name: self._last_sign(name, attempt) for name, attempt in live.items()}
+        stale = [name for name, at in since.items() if name not in self._due and now - at > waited]
+        return sorted(self._due, key=lambda name: (since[name], name)), sorted(stale, key=lambda name: since[name])
+
+    def _last_sign(self, name: str, attempt: Attempt) -> datetime:
+        seen = attempt.observed_at or attempt.submitted_at or attempt.created_at
+        return max(seen, self._asked.get(name, seen))
+
+    def press(self, name: str) -> None:
+        """It has to be looked at whether or not it changed."""
+        self._due.add(name)
+
+    def asked(self, name: str, now: datetime) -> None:
+        """It is being described, whatever comes of it."""
+        self._asked[name] = now
+
+    def described(self, name: str, modified_at: datetime) -> None:
+        """It was described as it was after this change."""
+        self._seen[name] = modified_at
+        self._due.discard(name)
+
+    def forget(self, name: str) -> None:
+        """Its trial has ended."""
+        self._seen.pop(name, None)
+        self._asked.pop(name, None)
+        self._due.discard(name)
+        self._hinted.discard(name)

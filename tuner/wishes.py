@@ -1,0 +1,174 @@
+"""The verbs that change a study: `set`, `stop`, `cancel`. Each leaves a wish, which an engine applies.
+
+Rules: a wish is a request row. If no engine is alive to apply it, the verb takes the lease and does the work itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from tuner import holders, requests
+from tuner.clock import Clock, SystemClock
+from tuner.driving import acquire, drive, outcome_of
+from tuner.model import Intent, Json, Request, Study, StudyState
+from tuner.opening import operating_errors, user_name
+from tuner.spec import StudySpec, apply_set, from_json
+from tuner.spec_records import MICROUSD
+from tuner.store import LeaseHeld, Store
+from tuner.unit import UnitOfWork
+from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError
+
+_WAIT_POLL_S = 0.5
+
+
+def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: Clock | None = None) -> list[str]:
+    """Change totals, parallelism or limits of a study; returns one line per assignment."""
+    clock = clock or SystemClock()
+    with operating_errors():
+        study = store.study(name)
+        if study.state is StudyState.CANCELLED:
+            raise UserError(f"study {name} was cancelled: nothing of it changes any more", Exit.USAGE)
+        spec = apply_set(from_json(study.spec), assignments)
+        _check_totals(study, spec, store)
+        pairs = [assignment.split("=", 1) for assignment in assignments]
+        values: dict[str, Json] = {key: value for key, value in pairs}  # noqa: C416 - typed as JSON
+        alive = _request(store, study, "set", values, clock)
+        when = "at the engine's next tick" if alive else f"recorded; go on with it: tuner resume {name}"
+        return [f"{key} = {value} ({when})" for key, value in values.items()]
+
+
+def _check_totals(study: Study, spec: StudySpec, store: Store) -> None:
+    """A total below what is there, or a budget below what is spent and reserved, could not be kept any more."""
+    count = store.trial_count(study.id)
+    if spec.trials < min(count, from_json(study.spec).trials):
+        raise UserError(
+            f"trials: study {study.name} has {count} already; to end it with those: trials={count}", Exit.USAGE
+        )
+    if spec.budget.microusd is None:
+        return
+    summary = store.summary(study.id)
+    bound = summary.spend_microusd + summary.reserved_microusd
+    if spec.budget.microusd < bound:
+        raise UserError(
+            f"budget.usd: ${spec.budget.usd} is below what study {study.name} has spent and reserved, "
+            f"${bound / MICROUSD:.4f}; give at least that, or stop the study first",
+            Exit.USAGE,
+        )
+
+
+def request_stop(
+    name: str,
+    store: Store,
+    *,
+    display: Display,
+    signals: Signals | None = None,
+    now_: bool = False,
+    drain: bool = False,
+    wait: bool = True,
+    clock: SystemClock | None = None,
+) -> Outcome:
+    """Bring a study to rest: jobs are stopped at their next checkpoint, at once (`now_`), or finish (`drain`)."""
+    intent = Intent.DRAIN if drain else Intent.STOP_NOW if now_ else Intent.STOP
+    return _request_intent(name, store, "stop", intent, display=display, signals=signals, wait=wait, clock=clock)
+
+
+def request_cancel(
+    name: str,
+    store: Store,
+    *,
+    display: Display,
+    signals: Signals | None = None,
+    wait: bool = True,
+    clock: SystemClock | None = None,
+) -> Outcome:
+    """End a study: running jobs are stopped, unfinished trials are cancelled."""
+    return _request_intent(
+        name, store, "cancel", Intent.CANCEL, display=display, signals=signals, wait=wait, clock=clock
+    )
+
+
+def _request_intent(
+    name: str,
+    store: Store,
+    verb: str,
+    intent: Intent,
+    *,
+    display: Display,
+    signals: Signals | None,
+    wait: bool,
+    clock: SystemClock | None,
+) -> Outcome:
+    clock, signals = clock or SystemClock(), signals or Signals()
+    with operating_errors():
+        study = store.study(name)
+        if study.state.ended:
+            raise UserError(f"study {name} is {study.state} already: there is nothing to {verb}", Exit.USAGE)
+        request = store.add_request(study.id, verb, {"intent": intent.value}, user_name(), clock.now())
+        try:
+            lease = acquire(store, study, clock, wait=False)
+        except LeaseHeld:
+            if wait:
+                _wait_for_rest(store, study, request, display=display, signals=signals, clock=clock)
+            return _wished(outcome_of(store.study_by_id(study.id), store, signals, clock.now()), waited=wait)
+        outcome = drive(
+            store.study_by_id(study.id), lease, store, display=display, signals=signals, clock=clock, once=not wait
+        )
+        return _wished(outcome, waited=wait)
+
+
+def _wished(outcome: Outcome, *, waited: bool) -> Outcome:
+    """The user asked for this rest: it is no failure to have reached it, nor to have only asked."""
+    reached = not outcome.study_state.active or not waited
+    return replace(outcome, exit_code=Exit.DONE) if reached else outcome
+
+
+def _wait_for_rest(
+    store: Store, study: Study, request: Request, *, display: Display, signals: Signals, clock: Clock
+) -> None:
+    """Until the engine elsewhere has applied the request and brought the study to rest, or has died; and show it."""
+    signals.last_words = f"the {request.verb} stays requested: tuner status {study.name}"
+    shown = ""
+    while not signals.stop_requested:
+        pending = any(each.id == request.id for each in store.pending_requests(study.id))
+        current = store.study_by_id(study.id)
+        if not pending and not current.state.active:
+            return
+        if current.holder is None or holders.gone(current.holder):
+            raise UserError(
+                f"the engine of study {study.name} ended before it was done: tuner resume {study.name} goes on with it",
+                Exit.NOT_FINISHED,
+            )
+        line = _waiting_for(current, store, pending=pending)
+        if line != shown:
+            display.event(EventLine(at=clock.now(), level="info", text=line))
+            shown = line
+        clock.wait(clock.now() + timedelta(seconds=_WAIT_POLL_S))
+
+
+def _waiting_for(study: Study, store: Store, *, pending: bool) -> str:
+    if pending:
+        return f"asked the engine of study {study.name} ({study.holder}); waiting for its next tick"
+    live = store.summary(study.id).live_attempts
+    return f"study {study.name} is {study.state}: {live} jobs in flight"
+
+
+def _request(store: Store, study: Study, verb: str, values: dict[str, Json], clock: Clock) -> bool:
+    """Leave a request for the engine; without one, apply it here. Returns whether an engine is alive."""
+    request = store.add_request(study.id, verb, values, user_name(), clock.now())
+    try:
+        lease = acquire(store, study, clock, wait=False)
+    except LeaseHeld:
+        return True
+    try:
+        current = store.study_by_id(study.id)
+        pending = store.pending_requests(study.id)
+        if any(each.id == request.id for each in pending):
+            unit = UnitOfWork(current, last_seq=store.last_seq(study.id), now=clock.now())
+            for each in pending:
+                requests.apply(unit, each)
+            change = unit.change()
+            assert change is not None, "an applied request is a change"
+            store.commit(lease, change, now=clock.now())
+    finally:
+        store.release(lease)
+    return False
