@@ -1,17 +1,19 @@
 """A local SageMaker on a port of this machine, for the tests that reach it as other programs do."""
 
+import functools
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
 from tuner.local.serve import LocalServer
 from tuner.local.service import LocalSageMaker
-from tuner.request_rules import aws_session
 
 
 @contextmanager
@@ -26,6 +28,14 @@ def served(state_dir: Path, *, s3_endpoint: str | None = None, **options) -> Ite
             thread.join()
 
 
+@functools.cache
+def session() -> boto3.session.Session:
+    """One that knows nothing of whoever runs the tests: no profile, no files."""
+    nowhere = (None, None, os.devnull, None)
+    variables = {"profile": (None, None, None, None), "config_file": nowhere, "credentials_file": nowhere}
+    return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=variables))
+
+
 def client_of(server: LocalServer, **changes):
     """A client as a user of the service has it, who took over what `tuner local serve` printed."""
     options = {
@@ -35,7 +45,7 @@ def client_of(server: LocalServer, **changes):
         "aws_secret_access_key": server.keys.secret_access_key,
         "config": Config(retries={"total_max_attempts": 1}),
     }
-    return boto3.session.Session(botocore_session=aws_session()).client("sagemaker", **options | changes)
+    return session().client("sagemaker", **options | changes)
 
 
 @contextmanager
@@ -54,7 +64,7 @@ def moto_server() -> Iterator[str]:
 
 
 def moto_client(service: str, url: str):
-    return boto3.session.Session(botocore_session=aws_session()).client(
+    return session().client(
         service,
         endpoint_url=url,
         region_name="us-east-1",

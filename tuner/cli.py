@@ -248,7 +248,7 @@ def _add_rehearse(verbs: _Verbs) -> None:
         verbs,
         "rehearse",
         ("cli_rehearse", "run"),
-        "interrupt a study's script on this machine, and see that it resumes; exit 1 if it is not fit for spot",
+        "interrupt a script on this machine: is it fit for spot?",
         json=True,
     )
     verb.add_argument("file", metavar="FILE", type=Path, help="the study file")

@@ -6,6 +6,7 @@ the verdict on them.
 Rules: nothing is left behind, whatever ends the rehearsal; where it differs from what will run, a note says so.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from tuner.rehearse_records import Rehearsal, RehearsalRefused
 from tuner.rehearse_runs import Runs, Watcher, Wish
 from tuner.rehearse_stage import ROOT, Stage
 from tuner.rehearse_verdict import checks
-from tuner.spec import StudySpec, load, refuse_unbuilt
+from tuner.spec import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
 from tuner.spec_records import Input
 
 
@@ -61,7 +62,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="tuner-rehearsal-", ignore_cleanup_errors=True) as made:
             yield Path(made)
         return
-    keep.mkdir(parents=True, exist_ok=True)
+    keep.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(keep.iterdir()):
         raise RehearsalRefused(f"--keep {keep}: the directory is not empty; give a new one")
     yield keep.absolute()
@@ -110,6 +111,7 @@ def prepared(spec: StudySpec, inputs: Mapping[str, Path]) -> tuple[StudySpec, tu
         checkpoints=replace(spec.checkpoints, root=ROOT),
     )
     refuse_unbuilt(changed)
+    refuse_missing_secrets(changed, os.environ)  # the script is given them, as it will be
     return changed, tuple(notes)
 
 

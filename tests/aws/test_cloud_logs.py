@@ -154,6 +154,25 @@ def test_following_a_tail_goes_on_behind_it(account: Account, group: Group, tail
     assert follow(account, ["k-00001-001", "k-00001-002"], [new], tail=tail) == f"{first}new\n"
 
 
+def test_a_tail_of_several_pages_goes_on_behind_its_end(
+    account: Account, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_logs, "_TAIL_PAGE_MAX", 2)
+    group.stream("k-00001-001", 1, 100, ["0", "1", "2", "3", "4"])
+    new = lambda: group.stream("k-00001-001", 1, 100, ["new"], at_s=200)  # noqa: E731
+    assert follow(account, ["k-00001-001"], [new], tail=4) == "1\n2\n3\n4\nnew\n"
+
+
+def test_a_stream_that_cannot_grow_is_read_once(account: Account, group: Group) -> None:
+    for epoch in range(100, 110):
+        group.stream("k-00001-001", 1, epoch, ["line"], at_s=epoch)
+    nothing = lambda: None  # noqa: E731
+    shown = follow(account, ["k-00001-001"], [nothing] * 10)
+    assert shown == "line\n" * 10
+    # each stream to its end, and at each of 11 more looks the newest one alone
+    assert account.calls.count("GetLogEvents") <= 2 * 10 + 2 * 11
+
+
 def test_a_job_that_printed_nothing_yet_is_empty(account: Account) -> None:
     assert text(logs(account, ["k-00001-001"])) == ""
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_calls import Call
@@ -21,6 +22,8 @@ VERBS = [
         ["db", "current"],
         ["local"],
         ["local", "jobs"],
+        ["local", "serve"],
+        ["rehearse"],
     ),
 ]
 READING = [
@@ -60,8 +63,7 @@ def test_every_reading_verb_takes_json(words: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *("rehearse f", "plan f", "plan --help", "export x", "--store u ui", "local serve"),
-        *("audit x --cur f", "compare x --format html", "doctor --policy"),
+        *("plan f", "plan --help", "export x", "--store u ui", "compare x --format html"),
     ],
 )
 def test_a_verb_of_a_later_day_says_so(call: Call, words: str) -> None:
@@ -104,6 +106,18 @@ def test_the_store_may_be_named_before_or_after_the_verb() -> None:
     for words in (["--store", "u", "status"], ["status", "--store", "u"], ["db", "current", "--store", "u"]):
         assert cli.parser().parse_args(words).store == "u"
     assert cli.parser().parse_args(["status"]).store is None
+
+
+def test_the_version_is_one_line(call: Call) -> None:
+    code, out, err = call("--version")
+    assert (code, out.split()[0], len(out.splitlines()), err) == (0, "tuner", 1, "")
+
+
+@pytest.mark.parametrize("option", ["--accept-changes", "--retry-failed"])
+def test_what_is_decided_for_one_study_is_refused_for_all(call: Call, folder: Path, option: str) -> None:
+    code, _, err = call("resume", "--all", "--once", option)
+    assert code == 2
+    assert option in err
 
 
 def test_help_loads_no_library() -> None:

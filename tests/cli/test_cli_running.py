@@ -12,7 +12,7 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_run, looking, study, views, wishes
+from tuner import doctor, looking, study, views, wishes
 from tuner.model import StudyState, TrialState
 from tuner.retention import Survey, Waste
 from tuner.spec import load
@@ -217,11 +217,11 @@ def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch
 
 def test_doctor(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Finding(level="ok", what="store"), Finding(level="error", what="no room", remedy="make some")]
-    monkeypatch.setattr(cli_run, "examine", lambda file, url: found)
+    monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found)
     code, out, _ = call("doctor")
     assert code == 1
     assert "make some" in out
-    monkeypatch.setattr(cli_run, "examine", lambda file, url: found[:1])
+    monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found[:1])
     assert json.loads(call("doctor", "--json").out) == {
         "ok": True,
         "findings": [{"level": "ok", "what": "store", "remedy": ""}],

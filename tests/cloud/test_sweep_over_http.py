@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import pytest
 import yaml
-from conftest import BUCKET, Account, Program
+from cloud_account import Account, Program
 
 from tuner.local.billing import bill
 from tuner.local.jobdir import open_job
@@ -41,6 +41,7 @@ for epoch in range(state["epoch"] + 1, args.epochs + 1):
         (folder / "state.json").write_text(json.dumps(state))
 """
 
+BUCKET = "sweeps"
 EPOCHS = 8
 USD_PER_HOUR = 0.1
 STUDY = {

@@ -17,6 +17,7 @@ from tuner.first_dollar import CEILING_USD, Pace, plan, smallest
 from tuner.jobs import HistoryRow, JobStatus, Observation
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
+from tuner.policy_iam import Place, caller_rights
 from tuner.prices import Rate
 from tuner.spec import load
 from tuner.store import Store
@@ -90,6 +91,8 @@ def test_the_whole_of_it(cloud, tmp_path, store, capsys):
     assert "it costs at most $0.0384" in err
     assert {fact.name: fact.value for fact in store.facts(SCOPE)} == facts
     assert all(fact.source.startswith("doctor --first-dollar (tuner-first-dollar-") for fact in store.facts(SCOPE))
+    allowed = {operation for right in caller_rights(Place()) for _, operation in right.calls}
+    assert set(cloud.calls) - {"GetCallerIdentity"} <= allowed
     left = [path for path in (cloud.state_dir / "s3").rglob("*") if path.is_file()]
     assert left == [], "everything that it wrote is deleted"
 

@@ -3,10 +3,9 @@
 import io
 import tarfile
 
-import boto3
 import pytest
 from local_world import LocalWorld, channel, request
-from served import moto_client, moto_server
+from served import moto_client, moto_server, session
 
 from tuner.local.agent import Agent
 from tuner.local.bucket import Bucket
@@ -116,7 +115,7 @@ def test_the_agent_syncs_through_it(s3, bucket, tmp_path):
 @pytest.fixture
 def world(s3, s3_url, tmp_path):
     made = LocalWorld(tmp_path / "state")
-    made.client = boto3.session.Session().client("sagemaker", region_name="us-east-1", endpoint_url="http://x.invalid")
+    made.client = session().client("sagemaker", region_name="us-east-1", endpoint_url="http://x.invalid")
     attach(made.client, LocalSageMaker(made.state_dir, s3_endpoint=s3_url))
     yield made
     made.leave_nothing()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from tuner.clock import VirtualClock
 from tuner.jobs import JobNotFound, Throttled
 from tuner.model import CallRate, Fact
 from tuner.rates import RATES, RATES_FACT, Patient, RateLimited, SharedCalls, rates_within, scope
+from tuner.sagemaker import SageMakerJobs
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store
 
@@ -247,3 +249,18 @@ def test_it_does_not_wait_for_ever(clock: VirtualClock) -> None:
     with pytest.raises(Throttled):
         Patient(cloud, clock).describe("s-1")
     assert clock.now() - NOW < timedelta(minutes=5)
+
+
+def test_each_further_page_of_a_list_is_a_call(calls: SharedCalls) -> None:
+    """The adapter pages inside one call of the port."""
+    client = Mock(list_training_jobs=Mock(side_effect=_pages(30)))
+    jobs = RateLimited(SageMakerJobs(client, next_page=calls.page), calls)
+    with pytest.raises(OutOfCalls):
+        jobs.list_changed("s-", created_after=NOW, modified_after=NOW)
+    assert client.list_training_jobs.call_count == RATE[Call.LIST].burst
+
+
+def _pages(last: int) -> Iterator[dict]:
+    for number in range(last):
+        yield {"TrainingJobSummaries": [], "NextToken": str(number)}
+    yield {"TrainingJobSummaries": []}

@@ -5,6 +5,7 @@ its ninth step on a script that is to be interrupted waits for that, after one s
 interrupted as often as it is going to be; it knows by the records of starts that come back with its checkpoints.
 """
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -112,13 +113,10 @@ HALF_ELSEWHERE_AND_NEEDED = """
 HALF_ELSEWHERE_AND_FORGOTTEN = HALF_ELSEWHERE_AND_NEEDED.replace(
     'if state["epoch"]:', 'state["v"] = 0.0\n        if Path("momentum.json").exists():'
 )
-IN_TMP_AND_NEEDED = HALF_ELSEWHERE_AND_NEEDED.replace("momentum.json", "/tmp/momentum-of-a-rehearsed-script.json")
+IN_TMP = f"/tmp/momentum-of-a-rehearsed-script-{os.getpid()}.json"
+IN_TMP_AND_NEEDED = HALF_ELSEWHERE_AND_NEEDED.replace("momentum.json", IN_TMP)
 FAILS_AT_ONCE = "raise SystemExit('no GPU was found')"
 SAYS_NOTHING = ENDS + "report = lambda state: None"
-WITHOUT_STEPS = ENDS + "report = lambda state: print('loss=1.5', flush=True)"
-SAYS_SOMETHING_ELSE = ENDS + (
-    "report = lambda state: print(f'[tuner {time.time():.3f}] step={state[\"epoch\"]} accuracy=0.5', flush=True)"
-)
 FORKS_AND_IGNORES_SIGTERM = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(["sleep", "3600.125"], start_new_session=True)

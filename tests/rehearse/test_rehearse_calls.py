@@ -56,6 +56,11 @@ ON_AWS = """
     [
         (("name: rehearsed", "name: rehearsed\ncolour: red"), (), "colour"),
         (("entry_point: train.py", "entry_point: absent.py"), (), "absent.py"),
+        (
+            ("entry_point: train.py", "entry_point: train.py\n  secrets: {KEY: {from_env: NOT_SET_BY_A_TEST}}"),
+            (),
+            "NOT_SET_BY",
+        ),
         (("", ""), ("--input", "train=data"), "training.inputs names no such channel"),
         (("", ""), ("--input", "train"), "CHANNEL=DIR is expected"),
         (("", ""), ("--leash", "soon"), "--leash"),

@@ -150,6 +150,31 @@ def test_a_torn_checkpoint_must_be_survived(torn, in_place, result):
     assert results(seen)["torn file"] == result
 
 
+@pytest.mark.parametrize(
+    ("ending", "points", "loose", "result", "words"),
+    [
+        (Ending.COMPLETED, {}, {}, "failed", "no loss was reported"),
+        (
+            Ending.COMPLETED,
+            {1: {"accuracy": 0.5}},
+            {"time": 1.0},
+            "failed",
+            "no loss was reported, only accuracy, time",
+        ),
+        (Ending.COMPLETED, {}, {"loss": 1.0}, "could not tell", "without a step"),
+        (Ending.SILENT, {}, {}, "could not tell", "no loss was reported so far"),
+        (Ending.CUT, {1: {"accuracy": 0.5}}, {}, "could not tell", "no loss was reported so far"),
+        (Ending.FAILED, {1: {"loss": 0.5}}, {}, "failed", "the script fails: no memory"),
+    ],
+)
+def test_a_script_that_does_not_report_its_objective_is_not_looked_at_further(ending, points, loose, result, words):
+    at = dict.fromkeys(points, 1.0)
+    run = RunSeen(ending=ending, started_at=0.0, points=points, reported_at=at, loose=loose, words="no memory")
+    (check,) = checks(replace(GOOD, reference=run))
+    assert (check.name, check.result) == ("runs", result)
+    assert words in check.text
+
+
 def test_a_first_run_that_was_cut_before_its_first_save_proves_nothing_against_it():
     seen = replace(GOOD, reference=run(1, 5, Ending.CUT), saves=SavesSeen(after_steps=()), interrupted=(), torn=None)
     assert results(seen) == {"runs": "passed", "saves": "could not tell"}

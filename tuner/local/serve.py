@@ -35,6 +35,7 @@ _WAITS_S = 5.0
 _TARGET = "SageMaker."
 _CONTENT_TYPE = "application/x-amz-json-1.1"
 _LARGEST = 2**63
+_GONE = (ConnectionError, TimeoutError)  # a caller that went away, or does not go on
 
 
 class LocalServer(ThreadingHTTPServer):
@@ -91,7 +92,7 @@ class LocalServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as inherited
-        if not isinstance(sys.exception(), OSError):  # a caller that went away
+        if not isinstance(sys.exception(), _GONE):
             traceback.print_exc()
 
 
@@ -151,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = HTTPStatus.BAD_REQUEST, _error("SerializationException", "Nested too deeply")
         except BadSettings as error:
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, _error("InternalFailure", str(error))
-        except OSError:
+        except _GONE:
             raise
         except Exception:  # noqa: BLE001 - a fault of ours is the service's, told here and not to the caller
             traceback.print_exc()
