@@ -33,6 +33,7 @@ _CLASSES = {"<5": 0.1, "5-10": 0.3, "10-15": 0.5, "15-20": 0.7, ">20": 1.0}
 # A save that takes less cannot be timed on a busy machine: the kernel tells of its beginning when it is over.
 LEAST_SAVE_S = 0.01
 _HOUR_S = 3600
+_BURST = 4  # a mean that is so many medians is made of bursts
 
 
 def measures(seen: Evidence) -> Measures:
@@ -57,10 +58,13 @@ def measures(seen: Evidence) -> Measures:
 
 
 def step_seconds(run: RunSeen) -> float | None:
-    """Median time between two reports."""
+    """Median time between two reports; the mean where reports come in bursts, as lines of a log may."""
     moments = [run.reported_at[step] for step in sorted(run.points)]
-    gaps = [later - earlier for earlier, later in pairwise(moments) if later > earlier]
-    return statistics.median(gaps) if gaps else None
+    gaps = [max(0.0, later - earlier) for earlier, later in pairwise(moments)]
+    if not any(gaps):
+        return None
+    median, mean = statistics.median(gaps), statistics.fmean(gaps)
+    return median if median >= mean / _BURST else mean
 
 
 def steps_per_save(seen: Evidence) -> int | None:

@@ -132,7 +132,7 @@ class Runs:
         files, newest = own_files(stored), newest_files(stored)
         watch, step_s = job.watch, step_seconds(seen)
         return SavesSeen(
-            after_steps=tuple(sorted(set(job.saved_after))),
+            after_steps=tuple(sorted({min(step, seen.last_step or 0) for step in job.saved_after})),
             size_bytes=sum(files[name].st_size for name in newest) if newest else None,
             save_s=save_seconds(watch.moments, step_s) if watch is not None and step_s is not None else None,
             in_place=frozenset(watch.in_place) if watch is not None else frozenset(),
@@ -189,10 +189,11 @@ class Runs:
 
         return is_due
 
-    def _is_at_end(self, reference: RunSeen) -> Callable[[LiveRun], bool]:
+    @staticmethod
+    def _is_at_end(reference: RunSeen) -> Callable[[LiveRun], bool]:
         """When a run has come as far as the one without interruptions: to its own end, or to where that one was cut."""
-        last, to_its_end = max(reference.points), self._wish.steps is None and reference.ending is Ending.COMPLETED
-        return lambda run: not to_its_end and max(run.points, default=-1) >= last
+        last, was_cut = max(reference.points), reference.ending is not Ending.COMPLETED
+        return lambda run: was_cut and max(run.points, default=-1) >= last
 
     @staticmethod
     def _strike(job: StagedJob, number: int, blow: _Blow, runs: list[RunSeen]) -> bool:
@@ -262,11 +263,14 @@ class Runs:
 
 
 def _up_to(step: int | None, run: RunSeen) -> RunSeen:
-    """A run without what it did after a step."""
-    if step is None:
+    """A run without what it did after a step; that it ended there was our wish."""
+    if step is None or not run.points or max(run.points) < step:
         return run
-    points = {each: values for each, values in run.points.items() if each <= step}
-    return replace(run, points=points, reported_at={each: run.reported_at[each] for each in points})
+    limit = max(step, min(run.points))
+    points = {each: values for each, values in run.points.items() if each <= limit}
+    at = {each: run.reported_at[each] for each in points}
+    ending = Ending.CUT if run.ending is Ending.COMPLETED else run.ending
+    return replace(run, ending=ending, points=points, reported_at=at)
 
 
 def _began_anew(run: LiveRun, reference: RunSeen) -> bool:

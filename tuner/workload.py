@@ -61,16 +61,19 @@ def policy(spec: StudySpec, study: Study) -> Policy:
 def worst_case_microusd(spec: StudySpec) -> int:
     """The most that a study on spot may bill if the service reads against us what it leaves open.
 
-    MaxRuntime may count each run of a job anew: then `max_wait` alone ends a job that is interrupted again and again.
-    Jobs in flight when the budget is full may overrun their reservations by that much, and none is submitted after.
-    Raises PriceUnknown.
+    MaxRuntime may count each run of a job anew. An engine at work ends a job that passes its `max_run` all the same,
+    and then the budget holds; while none is, `max_wait` alone ends a job that is interrupted again and again. Jobs in
+    flight when the budget is full may overrun their reservations by that much, and none is submitted after. What a job
+    may bill after its last stop is in its reservation, as are `poll` and `stop_within`. Raises PriceUnknown.
     """
     training, card = spec.training, RateCard(spec.prices)
     rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in training.instance_types)
     job_s = math.ceil(training.max_wait_s + spec.settings.stop_grace_s + spec.settings.upload_allowance_s)
     job_microusd = cost_microusd(job_s, training.instance_count, rate)
     if spec.budget.microusd is not None:
-        return spec.budget.microusd + spec.parallel * job_microusd
+        overrun_s = max(0.0, training.max_wait_s - spec.settings.poll_interval_s - spec.settings.stop_within_s)
+        overrun_microusd = cost_microusd(math.ceil(overrun_s), training.instance_count, rate)
+        return spec.budget.microusd + spec.parallel * overrun_microusd
     return spec.trials * (cost_microusd(training.max_run_s, training.instance_count, rate) + job_microusd)
 
 

@@ -89,17 +89,18 @@ def test_rights_that_may_not_be_looked_at_are_said_and_stop_nobody(account, tmp_
     assert all("could not be looked at" in line and "iam:SimulatePrincipalPolicy" in line for line in told)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
+def test_what_launch_refuses_doctor_finds(account, tmp_path):
+    """All mistakes in one look."""
+    mistakes = [
         (ROLE, "nobody", "there is no role nobody"),
         (f"s3://{BUCKET}/", "s3://nobodys-bucket/", "there is no bucket nobodys-bucket"),
         ("ml.m5.large", "ml.m5.lrge", "did you mean ml.m5.large?"),
         (IMAGE, IMAGE.replace(":1", ":2"), "is not there (ImageNotFound)"),
-    ],
-)
-def test_what_launch_refuses_doctor_finds(account, tmp_path, old, new, said):
-    assert any(said in line for line in lines(found(account, tmp_path, (old, new)), "error"))
+    ]
+    told = lines(found(account, tmp_path, *((old, new) for old, new, _ in mistakes)), "error")
+    for *_, said in mistakes:
+        assert any(said in line for line in told), said
+    assert all(line.rpartition(": ")[2] for line in told), "each with its remedy"
 
 
 def test_a_quota_of_zero_is_found(account, tmp_path):

@@ -8,7 +8,7 @@ import aws_calls
 import pytest
 
 from tests.spec.spec_files import spec_of
-from tuner import policy_iam
+from tuner import cloud_logs, policy_iam
 from tuner.aws import Identity
 from tuner.policy_iam import FREE_CALLS, Place, documents, place, principal
 
@@ -88,6 +88,10 @@ def test_the_role_may_do_what_a_container_and_the_agents_do():
         *("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "kms:Decrypt", "kms:GenerateDataKey"),
     } <= set(actions(role))
     assert not any(action.startswith(("sagemaker:", "iam:", "sts:")) for action in actions(role))
+
+
+def test_logs_are_granted_where_they_are_read():
+    assert policy_iam.LOG_GROUP == cloud_logs.GROUP
 
 
 def test_stars_stand_only_where_iam_knows_nothing_narrower():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.rehearse_advice import assumed_rate, interval_seconds, measures, overhead
+from tuner.rehearse_advice import assumed_rate, interval_seconds, measures, overhead, step_seconds
 from tuner.rehearse_compare import departures, difference, missing_steps, redone, resumed_from
 from tuner.rehearse_records import Check, Ending, Evidence, Rehearsal, Result, RunSeen, SavesSeen, TornSeen
 from tuner.rehearse_verdict import checks
@@ -203,6 +203,13 @@ def test_measures_are_medians_of_what_was_seen():
     measured = measures(GOOD)
     assert (measured.step_s, measured.startup_s, measured.restart_s) == (1.0, 2.0, 2.0)
     assert (measured.steps, measured.steps_per_save, measured.checkpoint_bytes) == (20, 1, 2048)
+
+
+def test_a_step_takes_the_mean_where_reports_come_in_bursts():
+    moments = {step: 5.0 * (step // 5) + 0.001 * (step % 5) for step in range(5, 30)}
+    bursts = replace(GOOD.reference, points=curve(5, 29), reported_at=moments)
+    assert step_seconds(bursts) == pytest.approx(20 / 24, rel=0.01)
+    assert step_seconds(replace(GOOD.reference, points=curve(1, 1))) is None
 
 
 def test_steps_and_redone_work_are_counted_by_what_was_reported():

@@ -331,8 +331,8 @@ class Invariants:
             return
         if soak.cloud.settings.max_run_per_run and soak.was_away:
             settings = spec.settings
-            longest_s = spec.training.max_wait_s + settings.stop_grace_s + settings.upload_allowance_s
-            limit += self._parallel_max * math.ceil(longest_s * max(soak.rates.values()) / 3600)
+            overrun_s = max(0.0, spec.training.max_wait_s - settings.poll_interval_s - settings.stop_within_s)
+            limit += self._parallel_max * math.ceil(overrun_s * max(soak.rates.values()) / 3600)
         known = [a for a in attempts if a.job_name not in soak.deleted or not self._nobody_can_tell(a)]
         billed = sum(self._billed(attempt) for attempt in known)
         if billed > limit:

@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 from store_records import NOW, Bench, attempt, bench, bump, ended, event, later, point, run, study, succeeded, trial
 
-from tuner.model import AttemptEnd, RunEnd, Summary, TrialState
+from tuner.model import AttemptEnd, Pool, PoolTotals, RunEnd, Summary, TrialState
 from tuner.store import Store, StudyExists, StudyNotFound
 
 
@@ -164,3 +164,27 @@ def test_each_read_is_of_one_moment(desk: Bench) -> None:
     assert seen.interruptions == 0
     [(_, (seen,), _)] = store.live(study_id)
     assert seen.interruptions == 1
+
+
+def test_what_was_met_in_pools_is_summed_over_studies(desk: Bench) -> None:
+    """Attempts without a job met nothing; a zone is a pool of its own."""
+    other = bench(desk.store, "plain")
+    met = {"submitted_at": NOW, "run_s": 100.0, "startup_s": 10.0, "interruptions": 2, "instance_type": "ml.x.large"}
+    other.write(
+        new_trials=(trial(0, prefix="s3://b/plain/0/"),),
+        new_attempts=(ended(0, job_name="other", zone="z1", **met),),
+    )
+    desk.write(
+        new_trials=(succeeded(0), trial(1), trial(2)),
+        new_attempts=(
+            ended(0, **met),
+            attempt(1, **met),
+            attempt(2, submitted_at=None, instance_type="ml.x.large"),
+        ),
+    )
+    here, both = [desk.study.id], [desk.study.id, other.study.id]
+    pool, zone = Pool("ml.x.large", spot=True), Pool("ml.x.large", spot=True, zone="z1")
+    once = PoolTotals(attempts=1, interruptions=2, up_s=100.0, wait_s=10.0)
+    assert desk.store.pool_totals(here) == {pool: once + once + PoolTotals(live=1)}
+    assert desk.store.pool_totals(both, ended=True) == {pool: once, zone: once}
+    assert desk.store.pool_totals([]) == {}
