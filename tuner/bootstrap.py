@@ -37,7 +37,7 @@ AGENT_SUFFIXES = (IGNORED, ".sagemaker-uploading", ".sagemaker-uploaded")
 CHUNK_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 16  # of a longer line only the beginning is looked at
 MAX_SEARCHED_CHARS = 4096  # regexes of users may be slow on long lines
-TAIL_LINES, FAILURE_CHARS = 20, 1024  # SageMaker keeps 1024 characters of the failure file
+TAIL_LINES, FAILURE_CHARS = 20, 1000  # SageMaker keeps 1024 characters, its own first word among them
 DRAIN_S = 1.0  # how long after the script's end its daemons may keep its output open
 
 MAX_STEP = 10**18 - 1

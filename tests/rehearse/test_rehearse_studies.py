@@ -8,14 +8,23 @@ import pytest
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
-# Far more epochs than are looked at: no script is done before it can be interrupted, on however slow a machine.
-@pytest.mark.parametrize(("study", "steps", "torn"), [("digits", 6, "passed"), ("plain", 12, "warning")])
-def test_a_shipped_study_resumes_bit_for_bit(study, steps, torn, folder, call):
+# Far more steps than are looked at: no script is done before it can be interrupted, on however slow a machine.
+CASES = [
+    ("digits", 6, "epochs", 2, {"passed"}),
+    ("plain", 12, "epochs", 2, {"warning"}),  # one file: torn, the script cannot start
+    ("pytorch", 3, "epochs", 1, {"passed"}),
+    # whether an older round lies there too depends on where the interruption comes
+    ("xgboost", 12, "num_round", 1, {"passed", "warning"}),
+]
+
+
+@pytest.mark.parametrize(("study", "steps", "length", "interruptions", "torn"), CASES, ids=[case[0] for case in CASES])
+def test_a_shipped_study_resumes_bit_for_bit(study, steps, length, interruptions, torn, folder, call):
     file = STUDIES / study / "study.yaml"
-    options = ("--steps", steps, "--set", "training.hyperparameters.epochs=100000", "--interruptions", "2", "--json")
-    code, out, err = call("rehearse", file, *options)
+    more = f"training.hyperparameters.{length}=100000"
+    code, out, err = call("rehearse", file, "--steps", steps, "--set", more, "--interruptions", interruptions, "--json")
     assert code == 0, err
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
     assert "bit for bit" in checks["same curve"]["text"]
     assert checks["resumes"]["result"] == "passed"
-    assert checks["torn file"]["result"] == torn
+    assert checks["torn file"]["result"] in torn

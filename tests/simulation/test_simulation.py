@@ -18,6 +18,8 @@ QUICK = (
     "the fence is ignored",
     "told after the commit that says it",
     "interruptions are counted as they are seen",
+    "a known one is ignored",
+    "it goes without leave",
 )
 
 
