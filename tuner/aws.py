@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _TIMEOUT_S = 20
+_LINE_MAX = 300
 _PATIENT_ATTEMPTS = 5
 _CREDENTIAL_WORDS = ("Credential", "Token", "SSO", "Login", "Profile")
 _CREDENTIAL_CODES = frozenset(
@@ -196,7 +197,12 @@ def ask(call: Callable[..., Any], *arguments: object, **parameters: object) -> A
     except ClientError as error:
         refusal = error.response.get("Error", {})
         code = str(refusal.get("Code") or "Unknown")
-        raise AwsError(f"{error.operation_name}: {code}: {refusal.get('Message', '')}", code) from error
+        raise AwsError(f"{error.operation_name}: {code}: {_line(refusal.get('Message', ''))}", code) from error
     except (BotoCoreError, Boto3Error, ResponseParserError, OSError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise AwsError(f"{type(error).__name__}: {text}", type(error).__name__) from error
+        raise AwsError(f"{type(error).__name__}: {_line(error)}", type(error).__name__) from error
+
+
+def _line(said: object) -> str:
+    """Foreign words as one line: a proxy answers with a whole page."""
+    text = " ".join(str(said).split())
+    return text if len(text) <= _LINE_MAX else f"{text[:_LINE_MAX]} …"

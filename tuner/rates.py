@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from tuner.calls import Call, OutOfCalls
 from tuner.clock import Clock
-from tuner.jobs import JobRequest, JobService, JobSummary, Observation, Throttled
+from tuner.jobs import JobRequest, JobService, JobSummary, Observation, ServiceUnavailable, Throttled
 from tuner.model import CallRate, Draw, Fact
 from tuner.store import Store
 
@@ -48,6 +48,7 @@ _SPARE = {Call.DESCRIBE: 0.1}
 _COUNTED_S = 60.0
 # A caller who waits tries so often, so far apart: a few minutes in all.
 _TRIES = 100
+_UNANSWERED = 5
 _TRY_AGAIN = timedelta(seconds=2)
 
 
@@ -195,13 +196,16 @@ class RateLimited:
 
 
 class Patient:
-    """A job service for those who have no next tick (audit, reconciliation): it waits for its turn, for minutes."""
+    """A job service for those who have no next tick (audit, reconciliation): it waits for its turn, for minutes.
+
+    What may be asked twice is asked again, too, when no answer came; a job is not made twice.
+    """
 
     def __init__(self, jobs: JobService, clock: Clock) -> None:
         self._jobs, self._clock = jobs, clock
 
     def create(self, request: JobRequest) -> str:
-        return self._in_turn(lambda: self._jobs.create(request))
+        return self._in_turn(lambda: self._jobs.create(request), unanswered=1)
 
     def describe(self, name: str) -> Observation:
         return self._in_turn(lambda: self._jobs.describe(name))
@@ -214,11 +218,17 @@ class Patient:
     def stop(self, name: str) -> None:
         self._in_turn(lambda: self._jobs.stop(name))
 
-    def _in_turn(self, call: Callable[[], _T]) -> _T:
+    def _in_turn(self, call: Callable[[], _T], *, unanswered: int = _UNANSWERED) -> _T:
+        """`unanswered`: how many calls may stay without an answer."""
         for _ in range(_TRIES - 1):
             try:
                 return call()
             except Throttled:
-                now = self._clock.now()
-                self._clock.wait(now + _TRY_AGAIN, due=now)
+                pass
+            except ServiceUnavailable:
+                unanswered -= 1
+                if unanswered == 0:
+                    raise
+            now = self._clock.now()
+            self._clock.wait(now + _TRY_AGAIN, due=now)
         return call()

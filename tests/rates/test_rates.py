@@ -11,7 +11,7 @@ from tests.benchmarks.measures import measured
 from tests.rates.records import request
 from tuner.calls import Call, OutOfCalls
 from tuner.clock import VirtualClock
-from tuner.jobs import JobNotFound, Throttled
+from tuner.jobs import JobNotFound, ServiceUnavailable, Throttled
 from tuner.model import CallRate, Fact
 from tuner.rates import RATES, RATES_FACT, Patient, RateLimited, SharedCalls, rates_within, scope
 from tuner.sagemaker import SageMakerJobs
@@ -249,6 +249,29 @@ def test_it_does_not_wait_for_ever(clock: VirtualClock) -> None:
     with pytest.raises(Throttled):
         Patient(cloud, clock).describe("s-1")
     assert clock.now() - NOW < timedelta(minutes=5)
+
+
+def test_what_stayed_without_an_answer_is_asked_again_but_no_job_is_made_twice(clock: VirtualClock) -> None:
+    cloud = SimulatedCloud(clock, 1)
+    jobs = Patient(cloud, clock)
+    jobs.create(request("s-1"))
+    for call, ask in (
+        ("describe", lambda: jobs.describe("s-1")),
+        ("stop", lambda: jobs.stop("s-1")),
+        ("list", lambda: jobs.list_changed("s-", created_after=NOW, modified_after=NOW)),
+    ):
+        for _ in range(4):
+            cloud.fail_next(call, ServiceUnavailable("no answer"))
+        ask()
+        for _ in range(5):
+            cloud.fail_next(call, ServiceUnavailable("no answer"))
+        with pytest.raises(ServiceUnavailable):
+            ask()
+    cloud.fail_next("create", ServiceUnavailable("no answer"))
+    with pytest.raises(ServiceUnavailable):
+        jobs.create(request("s-2"))
+    with pytest.raises(JobNotFound):
+        jobs.describe("s-2")
 
 
 def test_each_further_page_of_a_list_is_a_call(calls: SharedCalls) -> None:
