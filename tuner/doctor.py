@@ -103,7 +103,9 @@ def _state_directory() -> Iterator[Finding]:
 
 def _mounts() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
-        isolation = find_isolation(Path(folder))
+        inside = Path(folder) / "ml"  # what has to be made for the mount lies beside it
+        inside.mkdir()
+        isolation = find_isolation(inside)
     if isolation.is_private:
         yield Finding(level="ok", what="local jobs see a private /opt/ml")
     else:
