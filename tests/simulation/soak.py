@@ -244,6 +244,11 @@ class Soak:
         except Died:
             self._bury(process)
             return False
+        except StoreUnreachable:
+            if self.clock.now() < until and self.ticks < _TICKS_MAX:
+                raise
+            self._bury(process)  # asked to leave while the database was gone: it could not give its lease back
+            return False
         except LeaseLost as error:
             if not process.fenced:
                 raise Broken("one_writer", f"an engine lost its lease, and nobody took it: {error}") from error

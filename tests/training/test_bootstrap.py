@@ -334,7 +334,9 @@ def test_nothing_of_a_job_is_left(container: Container) -> None:
     assert not _alive(script)
 
 
-def test_torchrun_knows_the_hosts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpus", "options"), [(0, ""), (4, "--nproc_per_node 4 ")])
+def test_torchrun_knows_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, options: str) -> None:
+    monkeypatch.setattr(bootstrap, "_gpus", lambda: gpus)
     job = bootstrap.Job(
         root=tmp_path,
         checkpoints=tmp_path,
@@ -346,5 +348,5 @@ def test_torchrun_knows_the_hosts(tmp_path: Path) -> None:
         run="1",
     )
     command = " ".join(bootstrap.command(job)[1:])
-    assert command.startswith("-m torch.distributed.run --nnodes 2 --node_rank 1 --nproc_per_node ")
-    assert command.endswith("--master_addr algo-1 --master_port 29500 train.py --lr 1")
+    hosts = "--nnodes 2 --node_rank 1 --master_addr algo-1 --master_port 29500"
+    assert command == f"-m torch.distributed.run {options}{hosts} train.py --lr 1"
