@@ -18,8 +18,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("study", "steps", "length", "interruptions", "torn"), CASES, ids=[case[0] for case in CASES])
-def test_a_shipped_study_resumes_bit_for_bit(study, steps, length, interruptions, torn, folder, call):
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def test_a_shipped_study_resumes_bit_for_bit(case, folder, call):
+    study, steps, length, interruptions, torn = case
     file = STUDIES / study / "study.yaml"
     more = f"training.hyperparameters.{length}=100000"
     code, out, err = call("rehearse", file, "--steps", steps, "--set", more, "--interruptions", interruptions, "--json")

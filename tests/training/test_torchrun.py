@@ -1,4 +1,4 @@
-"""`launcher: torchrun`: processes that sum up together, on one host and on two; they are stopped and resume together."""
+"""`launcher: torchrun`: processes that sum up together, on one host and on two; stopped and resumed together."""
 
 import random
 import signal
