@@ -13,7 +13,8 @@ Rules:
 - A job that waits is moved only where waiting has cost more than going elsewhere is expected to, to a pool that lost
   nothing since; one at a time to a pool in which nothing of ours is up; each further move of a trial that has not
   trained since waits twice as long. So a drought everywhere moves a trial a few times, not for ever.
-- On demand only where the study file allows it, and then for the rest of the trial.
+- On demand only where the study file allows it, and then for the rest of the trial; an account without quota for that
+  leaves it on spot.
 """
 
 from collections import Counter
@@ -38,6 +39,8 @@ PATIENCE_S = 600.0
 _DOUBLINGS_MAX = 6
 # A raised quota shows within half an hour: then a limit is tried again.
 _LIMIT_BELIEVED = timedelta(minutes=30)
+# One that lets no job run is seldom raised: asking each half hour would stop jobs and reroute them for nothing.
+_CLOSED_BELIEVED = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +105,11 @@ class Scene:
         return self.standings.get(pool) or Standing()
 
     def closed(self, kind: Kind) -> bool:
-        """Whether not even one job fits under the quota."""
+        """Whether not even one job fits under the quota, as was said in the last day: somebody may have raised it."""
         limit = self.limits.get(kind)
-        return limit is not None and limit.instances < self.instance_count
+        if limit is None or limit.instances >= self.instance_count:
+            return False
+        return self.now < limit.learned_at + _CLOSED_BELIEVED
 
     def has_room(self, kind: Kind, taken: Counter[Kind]) -> bool:
         """Whether one more fits under the quota, as far as it is known and believed, beside what is `taken`."""
@@ -130,6 +135,11 @@ def losses(attempts: Sequence[Attempt]) -> int:
     """How often capacity was taken from a trial, or did not come in time."""
     ends = sum(each.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) for each in attempts)
     return ends + sum(each.interruptions for each in attempts)
+
+
+def shut(policy: Policy, scene: Scene, *, spot: bool) -> bool:
+    """Whether the account has no quota for any listed type, as far as it has said."""
+    return all(scene.closed(kind_of(pool)) for pool in listed(policy, spot=spot))
 
 
 def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, fruitless: bool = False) -> bool:

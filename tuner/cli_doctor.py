@@ -137,6 +137,7 @@ def _bill_text(name: str, found: CurAudit) -> str:
     right: Sequence[str] = ("TRIAL", "ATTEMPT", "LEDGER", "BILLED", "HOURS", "OTHER")
     report, left_out = found.report, sum(1 for row in found.rows if row.note)
     period = f"{iso(report.starts_at)} to {iso(report.ends_at)}, {'final' if report.final else 'not final yet'}"
+    agreed = "ledger and bill agree" if len(found.rows) > left_out else "nothing to compare yet"
     compared = counted(len(found.rows) - left_out, "job")
     totals = f"recorded {dollars(found.ledger_usd)}, billed {dollars(found.billed_usd)} for {compared}"
     beside = f"storage, tax and discounts beside it {dollars(found.other_usd)}"
@@ -144,6 +145,6 @@ def _bill_text(name: str, found: CurAudit) -> str:
         render(table(columns, rows, right=right)),
         f"report {period}: {counted(report.lines, 'line')}",
         f"{totals}; {counted(left_out, 'job')} left out; {beside}",
-        f"{safe(name)}: " + ("ledger and bill agree" if found.ok else counted(len(found.lines), "difference")),
+        f"{safe(name)}: " + (agreed if found.ok else counted(len(found.lines), "difference")),
     ]
     return "\n".join([*lines, *(f"  {safe(line)}" for line in found.lines)])

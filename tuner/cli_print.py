@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TextIO, TypeAlias
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -78,7 +79,7 @@ def pool_text(pool: Doc) -> str:
         + f": {counted(pool['attempts'], 'job')}",
         *([f"{pool['live']} live"] if pool["live"] else []),
         f"up {seconds(pool['up_h'] * 3600)}",
-        *([] if rate is None else [f"{rate:.2g} interruptions an hour"]),
+        *([] if rate is None else [f"{float(f'{rate:.2g}'):g} interruptions an hour"]),
         *([] if wait_s is None else [f"mean wait {seconds(wait_s)}"]),
     ]
     return ", ".join(parts)
@@ -255,8 +256,12 @@ def problems(doc: Doc) -> list[str]:
 
 
 def findings(found: Sequence[Finding]) -> str:
-    rows = [(state(f.level), f.what, f.remedy) for f in found]
-    return render(table(["", "WHAT", "REMEDY"], rows))
+    """One a line, its remedy below it: side by side they are wider than any terminal."""
+    grid = Table.grid(padding=(0, 2))
+    for f in found:
+        remedy = [Text(f"remedy: {safe(f.remedy)}", style="dim")] if f.remedy else []
+        grid.add_row(state(f.level), Group(Text(safe(f.what)), *remedy))
+    return render(grid)
 
 
 def audit(name: str, found: Audit) -> str:

@@ -256,6 +256,8 @@ class Dispatcher:
             replace(
                 attempt,
                 instance_type=pool.instance_type,
+                spot=pool.spot,
+                max_wait_s=memory.policy.max_wait_s if pool.spot else None,
                 zone=pool.zone,
                 rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
                 reserved_microusd=memory.allowance_instead(work, pool),

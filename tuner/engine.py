@@ -242,6 +242,10 @@ class Engine:
         unit = self._unit(now)
         submit_due(self.memory, unit)
         self._commit(unit, "intended")
+        if not self._lease_is_good():
+            # looking at a thousand prefixes, or at a store that does not answer, took as long: a stop must not wait
+            # for a faster tick, which may never come
+            self._renew()
         unit = self._unit(now)
         dispatcher = Dispatcher(
             self.memory,

@@ -27,7 +27,17 @@ from typing import Protocol
 from tuner import packaging, preflight
 from tuner.aws import Aws, AwsError, ask
 from tuner.clock import Clock
-from tuner.jobs import Channel, JobError, JobNameTaken, JobRequest, JobService, JobStatus, Observation
+from tuner.jobs import (
+    Channel,
+    JobError,
+    JobNameTaken,
+    JobNotFound,
+    JobRequest,
+    JobService,
+    JobStatus,
+    Observation,
+    ServiceUnavailable,
+)
 from tuner.model import Fact, Json
 from tuner.objects import ObjectInfo, Objects, ObjectsError
 from tuner.policy_iam import PROBE_PREFIX
@@ -48,6 +58,9 @@ _MAX_RUN_S = 300
 _MAX_WAIT_S, _MAX_WAIT_LEAST_S = 900, 420
 # What may be billed after the last limit: the stop's grace, and uploading next to nothing.
 _AFTER_S = 120 + 180
+# Room for a framework image. The study's own volume may cost more than the instance: a terabyte is $0.20 an hour.
+_VOLUME_GB = 30
+_STOP_TRIES = 5
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 _SCRIPT = "first_dollar_probe.py"
 _RATES = {
@@ -126,6 +139,7 @@ class Seen:
     last: Observation | None = None
     described: dict[str, datetime] = field(default_factory=dict)
     listed: dict[str, datetime] = field(default_factory=dict)
+    may_exist: bool = False  # the job was asked for, and not refused
     trained: bool = False
     billable_mid_run: bool = False
     training_time_mid_run: bool = False
@@ -206,7 +220,7 @@ def _watch(  # noqa: PLR0917 - the parts of one run
     gives_up_at = clock.now() + timedelta(seconds=planned.max_wait_s + _AFTER_S + 600)
     final_at: datetime | None = None
     try:  # from here on there may be a job, also where the answer to its creation was lost
-        jobs.create(request)
+        _create(jobs, request, seen)
         say(f"{planned.name}: created")
         seen.name_taken = _name_taken(jobs, request)
         while clock.now() < gives_up_at:
@@ -226,8 +240,27 @@ def _watch(  # noqa: PLR0917 - the parts of one run
         )
     finally:
         if seen.last is None or not seen.last.status.final:
-            with suppress(JobError):
-                jobs.stop(planned.name)
+            _stop_for_certain(planned, jobs, clock, seen, say, pace)
+
+
+def _stop_for_certain(  # noqa: PLR0917 - as above
+    planned: Plan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+) -> None:
+    """Several times: a call may be throttled, and a job whose creation was not answered may show itself late."""
+    for left in reversed(range(_STOP_TRIES)):
+        try:
+            jobs.stop(planned.name)
+        except JobNotFound:
+            if not seen.may_exist:
+                return
+        except JobError as error:
+            if not left:
+                say(f"{planned.name}: could not be told to stop ({error}); it ends by its own limits")
+        else:
+            say(f"{planned.name}: asked to stop")
+            return
+        if left:
+            clock.wait(clock.now() + timedelta(seconds=pace.poll_s))
 
 
 def _upload(planned: Plan, objects: Objects) -> str:
@@ -252,7 +285,7 @@ def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
         output_uri=f"{planned.base}outputs/",
         instance_type=INSTANCE_TYPE,
         instance_count=1,
-        volume_gb=cloud.volume_gb,
+        volume_gb=min(cloud.volume_gb, _VOLUME_GB),
         spot=True,
         max_run_s=_MAX_RUN_S,
         max_wait_s=planned.max_wait_s,
@@ -263,6 +296,17 @@ def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
         kms_key=cloud.kms_key or "",
         network_isolation=cloud.network_isolation,
     )
+
+
+def _create(jobs: JobService, request: JobRequest, seen: Seen) -> None:
+    seen.may_exist = True
+    try:
+        jobs.create(request)
+    except ServiceUnavailable:
+        raise
+    except JobError:
+        seen.may_exist = False
+        raise
 
 
 def _name_taken(jobs: JobService, request: JobRequest) -> str | None:

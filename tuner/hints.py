@@ -96,7 +96,7 @@ def parse(body: str) -> Hint | None:
     try:
         detail = json.loads(body)["detail"]
         name = detail["TrainingJobName"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return Hint(name, _moment(detail.get("LastModifiedTime"))) if isinstance(name, str) else None
 

@@ -226,7 +226,7 @@ def differences(request: JobRequest, seen: JobRequest) -> tuple[str, ...]:
 
 
 _EXACT = (
-    "spot", "instance_type", "instance_count", "max_run_s", "max_wait_s", "entrypoint", "role_arn", "network_isolation",
+    "spot", "instance_type", "instance_count", "max_run_s", "max_wait_s", "role_arn", "network_isolation",
 )  # fmt: skip
 _ADDRESSES = ("checkpoint_uri", "checkpoint_path", "output_uri")
 _SETS = ("security_groups", "subnets")
@@ -240,6 +240,8 @@ def _compared(request: JobRequest, seen: JobRequest) -> Iterator[tuple[str, obje
         yield name, getattr(request, name).rstrip("/"), getattr(seen, name).rstrip("/")
     for name in _SETS:
         yield name, sorted(getattr(request, name)), sorted(getattr(seen, name))
+    if request.entrypoint:  # else it is the image's own affair, or that of `raw`
+        yield "entrypoint", request.entrypoint, seen.entrypoint
     yield "encryption by a key of ours", bool(request.kms_key), bool(seen.kms_key)
     if request.algorithm:
         yield "algorithm", _last(request.algorithm), _last(seen.algorithm)

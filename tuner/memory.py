@@ -224,6 +224,8 @@ class Memory:
         """Whether the next attempt of this trial, or the first of a new one, is on demand."""
         if work is None:
             return not self.policy.spot
+        if self.policy.spot and capacity.shut(self.policy, self.scene, spot=False):
+            return False  # accounts often have no quota on demand: spot may come back, such a quota does not
         return capacity.goes_on_demand(work.attempts, self.policy, fruitless=work.fruitless)
 
     def survey(self, now: datetime) -> Scene:
@@ -257,16 +259,16 @@ class Memory:
         return capacity.place(attempts, self.policy, self.scene, on_demand=self.goes_on_demand(work), without=without)
 
     def place_instead(self, work: Work) -> Pool | None:
-        """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget."""
+        """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget.
+
+        From on demand it goes back to spot where no listed type has a quota on demand; never the other way.
+        """
         attempt = work.attempts[-1]
-        if attempt.spot is self.goes_on_demand(work):
+        on_demand = self.goes_on_demand(work)
+        if attempt.spot and on_demand:
             return None
         pool = capacity.place(
-            work.attempts[:-1],
-            self.policy,
-            self.scene,
-            on_demand=not attempt.spot,
-            without=kind_of(attempt.pool),
+            work.attempts[:-1], self.policy, self.scene, on_demand=on_demand, without=kind_of(attempt.pool)
         )
         if pool is None or self.scene.closed(kind_of(pool)):
             return None

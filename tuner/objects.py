@@ -297,6 +297,7 @@ def _aws(uri: str) -> Iterator[None]:
     # Not at the top: a directory store, and every verb that only reads the database, does without them.
     from boto3.exceptions import Boto3Error  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # noqa: PLC0415
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415
 
     try:
         yield
@@ -308,7 +309,7 @@ def _aws(uri: str) -> Iterator[None]:
         # Transfers wrap the answer in an exception of their own.
         cause = error.__context__
         raise (_answer(uri, cause.response) if isinstance(cause, ClientError) else _later(uri, error)) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # a proxy may answer with a page of its own
         raise _later(uri, error) from error
 
 

@@ -34,8 +34,8 @@ from tuner.spec_records import COST_METRIC, MICROUSD
 from tuner.states import AttemptEvent, TrialEvent
 from tuner.unit import UnitOfWork
 
-# Lists may lag: each looks this far back before the last good one.
-_LIST_OVERLAP = timedelta(minutes=2)
+# Lists may lag, and our clock may differ from the service's by as much as signatures allow: each looks this far back.
+_LIST_OVERLAP = timedelta(minutes=7)
 
 
 class Observer:
@@ -132,7 +132,10 @@ class Observer:
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
-            self._end_lost(work)
+            if self._is_new(attempt):
+                self._memory.rounds.press(attempt.job_name)
+            else:
+                self._end_lost(work)
             return
         if self._awaits_figures(seen):
             return  # not remembered as seen: the next tick describes it again
@@ -151,6 +154,11 @@ class Observer:
             alarms.compare(self._memory, unit, work, seen)
         if seen.status.final:
             self._end(work, seen)
+
+    def _is_new(self, attempt: Attempt) -> bool:
+        """Whether a job was accepted moments ago and never seen: given up now, a second one would share its prefix."""
+        patience = timedelta(seconds=STALE_POLLS * self._memory.policy.poll_s)
+        return attempt.observed_at is None and self._now < (attempt.submitted_at or attempt.created_at) + patience
 
     def _awaits_figures(self, seen: Observation) -> bool:
         """Whether a job has ended, but its bill may still come: the status might be shown before the figures."""

@@ -33,7 +33,12 @@ def operating_errors() -> Iterator[None]:
         raise UserError(str(error), Exit.USAGE) from error
     except (LeaseHeld, LeaseLost) as error:
         raise UserError(str(error), Exit.NOT_FINISHED) from error
-    except (StoreUnreachable, StoreTooNew, ObjectsError, AwsError) as error:
+    except AwsError as error:
+        # of another account: that one says itself what to do
+        no_login = error.is_about_credentials and error.code != "CredentialsOfAnotherAccount"
+        remedy = ": log in (aws sso login, aws configure), or name a profile that works: AWS_PROFILE"
+        raise UserError(f"{error}{remedy if no_login else ''}", Exit.REFUSED) from error
+    except (StoreUnreachable, StoreTooNew, ObjectsError) as error:
         raise UserError(str(error), Exit.REFUSED) from error
     except JobError as error:
         raise UserError(f"the job service did not answer: {error}", Exit.REFUSED) from error

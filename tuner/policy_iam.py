@@ -297,9 +297,15 @@ def _of_study(spec: StudySpec) -> Place:
         role=arn[-1].removeprefix("role/") or "ROLE",
         image=_image(spec.training.image_uri),
         key=spec.sagemaker.kms_key,
-        inputs=tuple(each.uri.removeprefix("s3://") for each in spec.training.inputs),
+        inputs=tuple(_address(each.uri) for each in spec.training.inputs),
         vpc=bool(spec.sagemaker.subnets),
     )
+
+
+def _address(uri: str) -> str:
+    """Bucket and key: a bucket alone ends in a slash, else others whose names begin alike would be meant, too."""
+    address = uri.removeprefix("s3://")
+    return address if "/" in address else f"{address}/"
 
 
 def _image(uri: str | None) -> str:

@@ -131,8 +131,10 @@ def bucket(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
     """The bucket of checkpoints and code is there, may be used, and lies in the region of the jobs."""
     root = spec.checkpoints.root
     name = default_bucket(aws) if root is None else root.removeprefix("s3://").partition("/")[0]
+    # anybody can make a bucket whose name can be guessed, and open it to us: jobs would run what its owner puts there
+    ours = {"ExpectedBucketOwner": aws.identity.account} if name == default_bucket(aws) else {}
     try:
-        reply = ask(aws.client("s3").head_bucket, Bucket=name)
+        reply = ask(aws.client("s3").head_bucket, Bucket=name, **ours)
     except AwsError as error:
         yield _no_bucket(aws, name, error, named=root is not None)
         return

@@ -15,7 +15,7 @@ from datetime import datetime
 from tuner import image, preflight
 from tuner.aws import Aws, AwsError, ask
 from tuner.price_list import PriceCache, listed, pinned
-from tuner.prices import Rate
+from tuner.prices import Rate, RateCard
 from tuner.spec import SpecError, StudySpec, completed
 from tuner.verbs import Exit, Finding, UserError
 
@@ -43,7 +43,13 @@ def prepare(spec: StudySpec, aws: Aws, prices: PriceCache | None, now: datetime)
     _refuse(found)
     warned = [_line(finding) for finding in found if finding.level == "warn"]
     notices = [known.notice] if known.notice else []
-    return Prepared(spec=whole, rates=known.rates, warnings=(*whole.warnings, *notices, *warned))
+    return Prepared(spec=whole, rates=_rates(spec, whole, known.rates), warnings=(*whole.warnings, *notices, *warned))
+
+
+def _rates(spec: StudySpec, whole: StudySpec, known: Mapping[str, Rate]) -> dict[str, Rate]:
+    """Where each price comes from, which is no longer to be seen once all of them are written into the study."""
+    card = RateCard(spec.prices, known)
+    return {kind: card.rate(kind, whole.region) for kind in whole.training.instance_types if kind in whole.prices}
 
 
 def carried(spec: StudySpec, recorded: StudySpec) -> StudySpec:

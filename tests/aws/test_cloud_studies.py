@@ -1,6 +1,7 @@
 """Studies with `backend: sagemaker`, driven by the command line: what is asked, refused, recorded and gone on with."""
 
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,6 +109,13 @@ def test_without_a_terminal_or_a_yes_no_money_is_spent(account: Account, folder:
     assert "CreateTrainingJob" not in account.calls
 
 
+def test_the_plan_says_whose_price_it_promises(account: Account, folder: Path, tuner: Shell) -> None:
+    tuner("launch", "study.yaml")
+    assert re.search(r"\$0\.\d+/h \([a-z ,]*\d{4}-", tuner.err), tuner.err
+    tuner("launch", "study.yaml", "--set", "prices={ml.m5.large: 0.07}")
+    assert "$0.07/h (study file)" in tuner.err
+
+
 def test_a_dry_run_asks_nobody(account: Account, folder: Path, tuner: Shell) -> None:
     study_file(folder, (f", role: {ROLE}", ""), (f"checkpoints: {{root: s3://{BUCKET}/tuner/}}\n", ""))
     assert tuner("launch", "study.yaml", "--dry-run") == 0
@@ -181,6 +189,7 @@ def test_expired_credentials_are_one_line_and_change_nothing(account: Account, f
     before = store.study("cloud")
     assert tuner("resume", "cloud", "--once") == 4
     assert "expired" in tuner.err
+    assert "log in (" in tuner.err
     assert len(tuner.err.splitlines()) == 1
     assert store.study("cloud") == before
     store.close()

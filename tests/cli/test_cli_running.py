@@ -220,7 +220,7 @@ def test_doctor(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found)
     code, out, _ = call("doctor")
     assert code == 1
-    assert "make some" in out
+    assert out.splitlines() == ["ok     store", "error  no room", "       remedy: make some"]
     monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found[:1])
     assert json.loads(call("doctor", "--json").out) == {
         "ok": True,

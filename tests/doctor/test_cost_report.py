@@ -324,6 +324,8 @@ def test_the_command_prints_and_exits_by_what_it_found(recorded, call, report):
     code, out, err = call("audit", "digits", "--cur", good)
     assert (code, err) == (0, "")
     assert "digits: ledger and bill agree" in out
+    early = report(EC2 | {"start": "2026-02-28T12:00:00Z", "end": "2026-02-28T13:00:00Z"}, name="early.csv")
+    assert "digits: nothing to compare yet" in call("audit", "digits", "--cur", early)[1]
     code, out, err = call("audit", "digits", "--cur", bad)
     assert (code, err) == (1, "")
     assert "digits: 1 difference" in out

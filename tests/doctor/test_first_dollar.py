@@ -3,18 +3,31 @@
 import ast
 import json
 import random
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, REGION, study_file
 from tuner import cli, cli_doctor, first_dollar, prepare, worlds
 from tuner.aws import AwsError
-from tuner.clock import SystemClock
+from tuner.clock import SystemClock, VirtualClock
 from tuner.first_dollar import CEILING_USD, Pace, plan, smallest
-from tuner.jobs import HistoryRow, JobStatus, Observation
+from tuner.jobs import (
+    CredentialsRefused,
+    HistoryRow,
+    JobError,
+    JobNotFound,
+    JobStatus,
+    Observation,
+    RequestRejected,
+    ServiceUnavailable,
+    Throttled,
+)
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
 from tuner.policy_iam import Place, caller_rights
@@ -220,3 +233,64 @@ def test_the_script_travels_into_old_containers():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported <= {"argparse", "json", "os", "signal", "sys", "time", "pathlib"}
+
+
+# --- what it may cost
+
+
+class Refusing:
+    """The job service, some of whose first calls fail."""
+
+    def __init__(self, jobs, **failures):
+        self._jobs, self._failures = jobs, failures
+        self.asked = Counter()
+
+    def __getattr__(self, name):
+        def call(*arguments, **parameters):
+            self.asked[name] += 1
+            left = self._failures.get(name, [])
+            if left:
+                raise left.pop(0)
+            return getattr(self._jobs, name)(*arguments, **parameters)
+
+        return call
+
+
+def refused(planned, place, store, **failures):
+    """Run it with these failures; the service, for what it was asked."""
+    jobs = Refusing(place.jobs(), **failures)
+    held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
+    lines = []
+    with pytest.raises((JobError, KeyboardInterrupt)):
+        first_dollar.run(planned, held, store, VirtualClock(at(0)), say=lines.append, pace=PACE)
+    return jobs, lines
+
+
+def test_the_disk_of_the_job_is_not_the_studys(cloud, tmp_path):
+    """A terabyte is $0.20 an hour: the instance of the probe is cheaper than that."""
+    asked = planned(cloud, tmp_path)
+    spec = replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, volume_gb=16_000))
+    assert first_dollar._request(replace(asked, spec=spec), "s3://b/code/", PACE).volume_gb == 30
+
+
+def test_a_stop_that_is_throttled_is_sent_again(cloud, tmp_path, store):
+    asked = planned(cloud, tmp_path)
+    place = worlds.place(asked.spec, None)
+    gone = CredentialsRefused("expired")
+    jobs, _ = refused(asked, place, store, list_changed=[KeyboardInterrupt()], stop=[Throttled("slow down"), gone])
+    assert jobs.asked["stop"] == 3
+    assert place.jobs().describe(asked.name).status.value in ("Stopping", "Stopped")
+
+
+def test_a_job_whose_creation_was_not_answered_is_stopped_once_it_shows_itself(cloud, tmp_path, store):
+    asked = planned(cloud, tmp_path)
+    late = [JobNotFound("no such job"), JobNotFound("no such job")]
+    lost = [ServiceUnavailable("no answer")]
+    jobs, _ = refused(asked, worlds.place(asked.spec, None), store, create=lost, stop=[*late, Throttled("slow down")])
+    assert jobs.asked["stop"] == 5
+
+
+def test_a_job_that_was_refused_is_not_looked_for(cloud, tmp_path, store):
+    asked = planned(cloud, tmp_path)
+    jobs, lines = refused(asked, worlds.place(asked.spec, None), store, create=[RequestRejected("no")])
+    assert (jobs.asked["stop"], lines) == (1, [])

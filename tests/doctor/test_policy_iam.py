@@ -54,6 +54,15 @@ def test_the_rights_name_exactly_the_calls_that_the_code_can_make():
     assert {call: made.get(call) for call in set(named) ^ (set(made) - FREE_CALLS)} == {}
 
 
+def test_a_bucket_of_inputs_does_not_stand_for_others_whose_names_begin_alike(tmp_path):
+    inputs = "{train: 's3://data', test: 's3://data/test'}"
+    training = f"{{entry_point: train.py, instance_types: [ml.g5.xlarge], image_uri: an/image, inputs: {inputs}}}"
+    spec = spec_of(tmp_path, backend="sagemaker", sagemaker="{region: eu-west-1}", training=training)
+    role = statements(documents(place(spec, None, None))["role"])
+    assert role["Inputs"]["Resource"] == ["arn:aws:s3:::data/*", "arn:aws:s3:::data/test*"]
+    assert "arn:aws:s3:::data" in role["Buckets"]["Resource"]
+
+
 def test_the_policy_allows_what_these_calls_need_and_nothing_else():
     needed = {action for call in set(aws_calls.calls()) - FREE_CALLS for action in actions_of(call)}
     allowed = actions(documents(Place())["caller"])

@@ -1,5 +1,6 @@
 """What must be said once and loudly: jobs that are not what was asked for, credentials that expire in mid-sweep."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,7 @@ from simulated import script_of
 
 from tuner.jobs import (
     CredentialsRefused,
+    JobNotFound,
     JobRequest,
     JobService,
     Observation,
@@ -273,3 +275,53 @@ def test_the_objective_is_checked_against_the_service_and_stays(make_sweep, fina
     assert sweep.trials()[0].values == (value,)
     for line in narrate(differs):
         assert (line.level, "our value is used" in line.text) == ("warn", True)
+
+
+@pytest.mark.parametrize("theirs", [math.nan, math.inf, -math.inf])
+def test_a_last_value_that_is_no_number_does_not_end_the_engine(make_sweep, theirs):
+    sweep = make_sweep(changes={"trials": 1})
+    plain = sweep.cloud.describe
+    sweep.cloud.describe = lambda name: replace(plain(name), final_metrics={"val_accuracy": theirs})
+    assert sweep.run() is StudyState.FINISHED
+    assert succeeded(sweep) == [0]
+
+
+# --- jobs that cannot be seen yet
+
+
+def unseen_for(sweep, seconds: float) -> None:
+    """The cloud accepts jobs, and denies them at first."""
+    plain = sweep.cloud.describe
+
+    def describe(name: str) -> Observation:
+        seen = plain(name)
+        if (sweep.clock.now() - seen.created_at).total_seconds() < seconds:
+            raise JobNotFound(name)
+        return seen
+
+    sweep.cloud.describe = describe
+
+
+def test_a_job_that_was_just_accepted_is_not_given_up(make_sweep):
+    """Given up, its trial would get a second one, and both would write below one prefix and be paid for."""
+    sweep = make_sweep(changes={"trials": 3, "parallel": 3}, script=script_of(epochs=30, step_s=60.0))
+    unseen_for(sweep, 200)
+    assert sweep.run() is StudyState.FINISHED
+    assert [attempt.number for attempt in sweep.attempts()] == [1, 1, 1]
+    assert events(sweep, "billing_missing") == []
+    assert broken(sweep) == []
+
+
+def test_a_job_that_never_shows_itself_is_given_up(make_sweep):
+    sweep = make_sweep(changes={"trials": 1})
+    first = f"{sweep.study.key}-00000-001"
+    plain = sweep.cloud.describe
+
+    def describe(name: str) -> Observation:
+        if name == first:
+            raise JobNotFound(name)
+        return plain(name)
+
+    sweep.cloud.describe = describe
+    assert sweep.run() is StudyState.FINISHED
+    assert [attempt.end for attempt in sweep.attempts()] == [AttemptEnd.SERVICE_FAULT, AttemptEnd.COMPLETED]

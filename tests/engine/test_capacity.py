@@ -377,3 +377,32 @@ def test_a_pool_that_is_known_to_be_bad_loses_its_place(make_sweep):
     sweep.run()
     assert types_of(sweep)[0] == FIRST
     assert types_of(sweep)[-1] == SECOND
+
+
+def no_quota_on_demand(sweep: Sweep) -> list[str]:
+    """Every job on demand is refused for good; the names of those that were asked for."""
+    asked, create = [], sweep.cloud.create
+
+    def refusing(request):
+        if request.spot:
+            return create(request)
+        asked.append(request.name)
+        raise CapacityUnavailable("'ml.g5.xlarge for training job usage' is 0 Instances", limit=0, used=0)
+
+    sweep.cloud.create = refusing
+    return asked
+
+
+def test_an_account_without_quota_on_demand_leaves_trials_on_spot(make_sweep):
+    """GPU types often have none: the trial would wait for ever for what spot gives it."""
+    changes = study(FIRST, SECOND, trials=2, parallel=2, capacity={"on_demand_after": {"losses": 1}})
+    script = script_of(epochs=40, step_s=60.0)
+    sweep = make_sweep(changes=changes | {"budget": {"usd": 50}}, script=script, outages=[(600.0, 700.0)])
+    asked = no_quota_on_demand(sweep)
+    sweep.run(hours=12)
+    assert succeeded(sweep) == [0, 1]
+    assert 1 <= len(asked) <= 4  # each type once a trial, at most
+    for attempt in sweep.attempts():
+        assert (attempt.spot, attempt.max_wait_s) == (True, 4 * 3600)
+    assert broken(sweep) == []
+    assert budget_is_kept(sweep) == []

@@ -1,5 +1,6 @@
 """What the simulation found, each as the shortest story that shows it."""
 
+import itertools
 from dataclasses import replace
 from datetime import timedelta
 
@@ -238,3 +239,72 @@ def test_a_restart_that_has_read_only_half_does_not_unsay_what_was_proven(make_s
     again._load()
     again.tick()
     assert sweep.store.runs(sweep.study.id) == proven
+
+
+def test_a_stop_is_sent_however_long_a_tick_looks(make_sweep):
+    """A thousand prefixes, or a store of objects that does not answer: looking outlasts the lease at every tick."""
+    sweep = make_sweep(changes={"trials": 2, "parallel": 2}, script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    read = engine._progress.read
+
+    def slow(prefix):
+        sweep.clock.wait(sweep.clock.now() + timedelta(seconds=LEASE_S + 60))
+        return read(prefix)
+
+    engine._progress.read = slow
+    drive(sweep, engine, 300)
+    sweep.store.add_request(sweep.study.id, "stop", {"intent": "stop_now"}, "me", sweep.clock.now())
+    drive(sweep, engine, 3600)
+    assert sweep.store.study_by_id(sweep.study.id).state is StudyState.STOPPED
+    assert all(job.status.final for job in sweep.cloud.jobs.values())
+    assert broken(sweep) == []
+
+
+def test_a_tick_that_outlasted_its_lease_sends_nothing_once_somebody_else_took_over(make_sweep):
+    sweep = make_sweep(changes={"trials": 2, "parallel": 2}, script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    read = engine._progress.read
+
+    def overtaken(prefix):
+        sweep.clock.wait(sweep.clock.now() + timedelta(seconds=LEASE_S + 200))
+        engine._progress.read = read
+        sweep.engine()
+        return read(prefix)
+
+    engine._progress.read = overtaken
+    sweep.store.add_request(sweep.study.id, "stop", {"intent": "stop_now"}, "me", sweep.clock.now())
+    with pytest.raises(LeaseLost):
+        drive(sweep, engine, 3600)
+    assert sweep.cloud.calls["stop"] == 0
+
+
+class Ahead:
+    """A clock that is minutes ahead of the service's: signatures allow five."""
+
+    BY = timedelta(minutes=4, seconds=50)
+
+    def __init__(self, true):
+        self._true = true
+
+    def now(self):
+        return self._true.now() + self.BY
+
+    def wait(self, until, *, due=None):
+        self._true.wait(until - self.BY, due=None if due is None else due - self.BY)
+
+
+def test_a_clock_that_is_ahead_hides_no_news(make_sweep):
+    """What changed is asked for by the service's clock: by ours, it would have changed long before the last look."""
+    number = itertools.count(20)
+    sweep = make_sweep(
+        changes={"trials": 6, "parallel": 6}, script=lambda _request: Script(epochs=next(number), step_s=60.0)
+    )
+    engine = sweep.engine()
+    engine._world = replace(engine._world, clock=Ahead(sweep.clock))
+    engine.run(lambda: False)
+    ended_at = {job.name: job.history[-1].started_at for job in sweep.cloud.jobs.values()}
+    seen_late = [attempt.ended_at - Ahead.BY - ended_at[attempt.job_name] for attempt in sweep.attempts()]
+    assert max(seen_late) <= 2 * POLL
+    assert succeeded(sweep) == list(range(6))

@@ -9,6 +9,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
@@ -87,6 +88,7 @@ def test_answers_become_decisions(code: str, status: int, kind: type[ObjectsErro
         (EndpointConnectionError(endpoint_url="https://s3"), StorageUnavailable),
         (ReadTimeoutError(endpoint_url="https://s3"), StorageUnavailable),
         (NoCredentialsError(), StorageRefused),
+        (ResponseParserError("Unable to parse response (syntax error: line 1, column 0)"), StorageUnavailable),
     ],
 )
 def test_faults_on_the_way_become_decisions(error: Exception, kind: type[ObjectsError], tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def test_a_time_that_is_none_leaves_the_name(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["", "{", "[]", "3", "null", "{}", '{"detail": 3}', '{"detail": {"TrainingJobName": 3}}']
+    "body",
+    ["", "{", "[]", "3", "null", "{}", '{"detail": 3}', '{"detail": {"TrainingJobName": 3}}', "[" * 100_000],
+    ids=range(9),
 )
 def test_what_is_no_event_is_no_hint(body: str) -> None:
     assert parse(body) is None
@@ -155,7 +157,11 @@ def test_each_study_takes_its_own_and_leaves_the_others(aws: Aws, url: str, monk
         while len(found) < 12 and SystemClock().now() < until:
             found |= {hint.name for hint in listening.receive()}
         assert found == {name for name in names if name.startswith(f"{key}-")}
-    assert left(aws, url) == 1
+    # moto counts the visible and then the hidden: one that turns visible in between is in neither
+    until = SystemClock().now() + timedelta(seconds=60)
+    while (count := left(aws, url)) != 1 and SystemClock().now() < until:
+        pass
+    assert count == 1
 
 
 def test_a_queue_that_is_gone_is_said_once_in_a_while(aws: Aws, store: Store, url: str) -> None:

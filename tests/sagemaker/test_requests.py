@@ -200,6 +200,12 @@ def test_spelling_is_no_difference() -> None:
     assert differences(named, request_of(reply_to(ALGORITHM))) == ()
 
 
+def test_a_command_that_raw_members_name_is_no_difference() -> None:
+    """`entrypoint: image` with a command of the user's own: the tuner itself asks for none."""
+    own = replace(SPOT, entrypoint=(), raw={"AlgorithmSpecification": {"ContainerEntrypoint": ["python3", "own.py"]}})
+    assert differences(own, request_of(reply_to(own))) == ()
+
+
 DROPPED: list[tuple[str, JobRequest, dict[str, Any], str]] = [
     ("spot flag", SPOT, {"EnableManagedSpotTraining": None}, "spot: asked for True, the job has False"),
     ("checkpoints", SPOT, {"CheckpointConfig": None}, "checkpoint_uri: asked for 's3://b/digits/00001'"),
