@@ -385,7 +385,8 @@ def _beats(planned: Plan, objects: Objects) -> Iterator[ObjectInfo]:
 
 def _sync_delay(planned: Plan, objects: Objects) -> Json:
     """From a file's writing, by the instance's clock, to its being in S3, by S3's."""
-    delays = [(info.modified.timestamp() - _read(objects, info.uri)["at"]) for info in _beats(planned, objects)]
+    # S3 gives whole seconds, and two clocks differ: never below nothing
+    delays = [max(0.0, info.modified.timestamp() - _read(objects, info.uri)["at"]) for info in _beats(planned, objects)]
     if not delays:
         return None
     return {"files": len(delays), "median": round(statistics.median(delays), 1), "max": round(max(delays), 1)}

@@ -36,6 +36,8 @@ from tuner.unit import UnitOfWork
 
 # Lists may lag, and our clock may differ from the service's by as much as signatures allow: each looks this far back.
 _LIST_OVERLAP = timedelta(minutes=7)
+# So many prefixes in a row that cannot be read are a store that is away: the others would each wait out a time limit.
+_READS_FAILED_MAX = 3
 
 
 class Observer:
@@ -58,6 +60,7 @@ class Observer:
         self._read = read
         self._unit = unit
         self._now = unit.now
+        self._reads_failed = 0  # one after another
 
     def observe(self) -> None:
         """Everything, in order: jobs, then what lies under the prefixes, then what follows."""
@@ -217,15 +220,20 @@ class Observer:
     def _read_progress(self, work: Work) -> None:
         if not work.unread and not (work.attempt is not None and is_training(work.attempt)):
             return
+        if self._reads_failed == _READS_FAILED_MAX:
+            work.unread = True
+            return
         fresh: list[Point] = []
         try:
             # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
             report = self._read(work.trial.prefix)
             fresh = work.take(report)
             work.unread = report.more
+            self._reads_failed = 0
             alarms.over(self._memory, self._unit, work.trial.prefix)
         except OSError as error:
             work.unread = True
+            self._reads_failed += 1
             alarms.trouble(self._memory, self._unit, work.trial.prefix, error, work)
         self._unit.add_points(fresh)
         if not work.unread:  # a new reader begins at the beginning: half of it would unsay what was proven

@@ -10,11 +10,12 @@ view costs a few bounded statements, never one a trial.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
+from tuner.memory import kept_limits
 from tuner.model import Attempt, Event, Holder, Json, Pool, PoolTotals, Run, RunEnd, Study, Trial, TrialState
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
@@ -69,8 +70,19 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "pools": [_pool(pool, met) for pool, met in sorted(store.pool_totals([study.id]).items(), key=str)],
         "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
         "deadline": _deadline(study, spec),
-        "warnings": list(study.warnings),
+        "warnings": [*study.warnings, *_too_small_quotas(study, spec)],
     }
+
+
+def _too_small_quotas(study: Study, spec: StudySpec) -> Iterator[str]:
+    """Trials wait for these as long as nobody acts."""
+    if study.state.ended:
+        return
+    needed = spec.training.instance_count
+    for (instance_type, spot), limit in kept_limits(study).items():
+        if limit.instances < needed:
+            name = f"{instance_type} for {'spot ' if spot else ''}training job usage"
+            yield f"the quota allows {limit.instances}, a job needs {needed}: ask Service Quotas for '{name}'"
 
 
 def _pool(pool: Pool, met: PoolTotals) -> View:

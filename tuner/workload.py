@@ -128,7 +128,7 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
             TRIAL_TAG: str(trial.number),
             ATTEMPT_TAG: str(attempt.number),
         },
-        metrics=tuple(MetricDefinition(name=each.name, regex=each.regex) for each in training.metrics),
+        metrics=_metrics(spec),
         security_groups=cloud.security_groups,
         subnets=_subnets(spec, attempt.zone),
         kms_key=cloud.kms_key or "",
@@ -151,6 +151,12 @@ def _environment(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) 
         DIGEST_VARIABLE: attempt.digest,
     }
     return environment if study.local_dir is None else {**environment, "TUNER_LOCAL": "1"}
+
+
+def _metrics(spec: StudySpec) -> tuple[MetricDefinition, ...]:
+    """None for an algorithm, which brings its own: SageMaker refuses others."""
+    metrics = () if spec.training.algorithm else spec.training.metrics
+    return tuple(MetricDefinition(name=each.name, regex=each.regex) for each in metrics)
 
 
 def _channels(spec: StudySpec, trial: Trial) -> tuple[Channel, ...]:

@@ -308,3 +308,38 @@ def test_a_clock_that_is_ahead_hides_no_news(make_sweep):
     seen_late = [attempt.ended_at - Ahead.BY - ended_at[attempt.job_name] for attempt in sweep.attempts()]
     assert max(seen_late) <= 2 * POLL
     assert succeeded(sweep) == list(range(6))
+
+
+# --- a tick stays short
+
+
+def test_a_store_of_objects_that_is_away_is_asked_a_few_times_a_tick_not_once_for_each_trial(make_sweep):
+    """Each call may wait out a time limit, while stops are to be sent."""
+    sweep = make_sweep(changes={"trials": 10, "parallel": 10}, script=script_of(epochs=50, step_s=60.0))
+    engine = sweep.engine()
+    drive(sweep, engine, 1200)
+    asked = sweep.cloud._slots["read"]
+    for _ in range(30):
+        sweep.cloud.fail_next("read", OSError("timed out"))
+    engine.tick()
+    assert len(asked) == 27
+    drive(sweep, engine, 600)
+    engine.run(lambda: False)
+    assert len(succeeded(sweep)) == 10
+    assert broken(sweep) == []
+
+
+def test_one_prefix_that_cannot_be_read_keeps_no_other_from_being_read(make_sweep, monkeypatch):
+    sweep = make_sweep(changes={"trials": 4, "parallel": 4}, script=script_of(epochs=50, step_s=60.0))
+    engine = sweep.engine()
+    drive(sweep, engine, 1200)
+    bad, read = engine.memory.live[0].trial.prefix, engine._progress.read
+
+    def refuses(prefix):
+        if prefix == bad:
+            raise OSError("a symbolic link leads out of the tree")
+        return read(prefix)
+
+    monkeypatch.setattr(engine._progress, "read", refuses)
+    drive(sweep, engine, 7200)
+    assert succeeded(sweep) == [1, 2, 3]

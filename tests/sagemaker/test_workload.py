@@ -150,9 +150,11 @@ def test_an_algorithm_runs_none_of_our_code(
         "image_uri": image,
         "max_run": "30m",
         "max_wait": "1h",
+        "metrics": [{"name": "validation:auc", "regex": "auc=(.*)"}],
     }
     spec = spec_with(tmp_path, training=training)
     made = request(spec)
+    assert made.metrics == (), "SageMaker refuses others than the algorithm's own"
     assert (made.image_uri, made.algorithm, made.entrypoint, made.channels) == (as_image, as_algorithm, (), ())
     assert request_violations(spec) == ()
     assert not any("max_wait" in warning for warning in spec.warnings)
