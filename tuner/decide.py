@@ -226,7 +226,7 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
         attempt,
         state=state,
         arn=seen.arn,
-        submitted_at=attempt.submitted_at or seen.created_at,
+        submitted_at=seen.created_at,  # the service's own moment, whatever our clock said
         history_rows=len(history),
         observed_at=now,
         interruptions=figures.interruptions,

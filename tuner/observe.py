@@ -103,11 +103,12 @@ class Observer:
             return False
         if not self._calls.may_list():
             return False
-        oldest = min(work.attempts[-1].submitted_at or self._now for work in working.values())
+        # not after now: our clock may have been ahead when they were written
+        oldest = min(self._now, *(work.attempts[-1].submitted_at or self._now for work in working.values()))
         changed = self._jobs.list_changed(
             f"{self._unit.study.key}-",
             created_after=oldest - _LIST_OVERLAP,
-            modified_after=(rounds.listed_at or oldest) - _LIST_OVERLAP,
+            modified_after=min(self._now, rounds.listed_at or oldest) - _LIST_OVERLAP,
         )
         rounds.listed(changed, working, self._now)
         return True

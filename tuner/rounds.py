@@ -10,7 +10,7 @@ made less often, never given up.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from tuner.jobs import JobSummary
@@ -24,6 +24,7 @@ _STALE_A_POLL = 15
 _HINT_PATIENCE = timedelta(seconds=60)
 _LIST_EVERY_MIN_S = 60.0
 _LIST_EVERY_MAX_S = 300.0
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,14 @@ class Rounds:
         """The jobs that have changed and those long unseen, each with the longest unasked first."""
         self._due &= live.keys()
         waited = timedelta(seconds=stale_s(len(live), poll_s))
-        since = {name: self._last_sign(name, attempt) for name, attempt in live.items()}
+        since = {name: self._last_sign(name, attempt, now) for name, attempt in live.items()}
         stale = [name for name, at in since.items() if name not in self._due and now - at > waited]
         return sorted(self._due, key=lambda name: (since[name], name)), sorted(stale, key=lambda name: since[name])
 
-    def _last_sign(self, name: str, attempt: Attempt) -> datetime:
-        seen = attempt.observed_at or attempt.submitted_at or attempt.created_at
-        return max(seen, self._asked.get(name, seen))
+    def _last_sign(self, name: str, attempt: Attempt, now: datetime) -> datetime:
+        """A moment to come says nothing: our clock was ahead when it was written, and a job would wait until then."""
+        signs = (attempt.observed_at or attempt.submitted_at or attempt.created_at, self._asked.get(name))
+        return max((at for at in signs if at is not None and at <= now), default=_LONG_AGO)
 
     def press(self, name: str) -> None:
         """It has to be looked at whether or not it changed."""

@@ -63,7 +63,7 @@ def test_the_one_whose_last_try_is_longest_ago_comes_first() -> None:
     rounds.hinted([Hint(name) for name in "abc"], jobs)
     served = []
     for turn in range(6):
-        first = order(rounds, jobs)[0][0]
+        first = order(rounds, jobs, later(100 + turn))[0][0]
         rounds.asked(first, later(100 + turn))
         served.append(first)
     assert served == ["c", "a", "b", "c", "a", "b"]
@@ -162,3 +162,13 @@ def test_a_clock_that_was_set_back_keeps_no_list_waiting() -> None:
     rounds = Rounds()
     rounds.listed([], live("a"), later(7200))
     assert rounds.list_due(NOW, hints=True)
+
+
+def test_a_job_whose_signs_lie_ahead_of_the_clock_is_looked_at_now() -> None:
+    """They were written while our clock was hours ahead: without this nobody would look at it for as long."""
+    ahead = {"a": attempt("a", later(6 * 3600))}
+    rounds = Rounds()
+    assert order(rounds, ahead) == ([], ["a"])
+    rounds.asked("a", NOW)
+    assert order(rounds, ahead, later(POLL_S)) == ([], [])
+    assert order(rounds, ahead, later((STALE_POLLS + 1) * POLL_S)) == ([], ["a"])
