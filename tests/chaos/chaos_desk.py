@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from below import contents
+
 from tests.endtoend.conftest import Desk
 from tuner.local.billing import bill
 from tuner.prices import RateCard, cost_microusd
@@ -142,7 +144,8 @@ class ChaosDesk(Desk):
     def manifests(self) -> dict[str, list[Path]]:
         """By trial, as it stands in the names of jobs and prefixes; oldest step first."""
         found: dict[str, list[Path]] = {}
-        for manifest in sorted((self.state_dir / "s3").rglob("step-*/manifest.json")):
+        there = (path for path, _ in contents(self.state_dir / "s3") if path.name == "manifest.json")
+        for manifest in sorted(path for path in there if path.parent.name.startswith("step-")):
             found.setdefault(trial_of(str(manifest)), []).append(manifest)
         return found
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from below import contents
 
 from tests.local.local_world import LocalWorld
 from tuner.local.market import write_market
@@ -140,5 +141,5 @@ def test_secrets_of_whoever_launches_reach_neither_job_nor_state(
         """
     )
     world.ended()
-    for path in (path for path in world.state_dir.rglob("*") if path.is_file()):
-        assert b"hidden-" not in path.read_bytes(), path
+    for path, held in contents(world.state_dir):
+        assert b"hidden-" not in held, path

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from below import contents
 
 from tests.endtoend.conftest import Desk
 
@@ -110,9 +111,9 @@ def test_hostile_choices_in_a_hostile_place_arrive_as_they_are(tmp_path: Path, m
     assert "\x1b" not in table
     assert "\\x1b" in table
     assert desk.run("audit", "12e4").returncode == 0
-    assert not list(tmp_path.rglob("pwned"))
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        assert b"hidden-from-everybody" not in path.read_bytes(), path
+    assert not [path for path, _ in contents(tmp_path) if path.name == "pwned"]
+    for path, held in contents(folder):
+        assert b"hidden-from-everybody" not in held, path
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from below import contents
 
 from tuner.jobs import digest
 from tuner.spec import load
@@ -62,9 +63,9 @@ def spellings(value: str) -> list[bytes]:
 
 
 def files_that_hold(folder: Path, value: str) -> list[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = dict(contents(folder))
     assert files
-    return [path for path in files if any(spelling in path.read_bytes() for spelling in spellings(value))]
+    return [path for path, held in files.items() if any(spelling in held for spelling in spellings(value))]
 
 
 @pytest.fixture
