@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_container import PREFIX, Container, descendants, kill
+from training_container import PREFIX, Container, kill
 
 from tuner import bootstrap
 from tuner.checkpoints import MetricsReader
@@ -323,15 +323,6 @@ print("zombies", states.count("Z"), "processes", len(states))
         check=True,
     )
     assert process.stdout == b"zombies 0 processes 2\n"
-
-
-def test_nothing_of_a_job_is_left(container: Container) -> None:
-    container.script("print('ready'); import time; time.sleep(600)")
-    process = container.start()
-    container.until(lambda: "ready" in container.log, process)
-    [script] = descendants(process.pid)
-    container.kill(process)
-    assert not _alive(script)
 
 
 @pytest.mark.parametrize(("gpus", "options"), [(0, ""), (4, "--nproc_per_node 4 ")])
