@@ -31,7 +31,7 @@ _POLICY_REMEDY = "grant it: tuner doctor FILE --policy prints the least policies
 def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
     """Everything about an account that a study needs, in the order in which a user would mend it."""
     yield from clock_skew(aws, now)
-    found = list(preflight.identity(aws, spec))
+    found = list(preflight.identity(aws))
     yield from found
     if any(finding.level == "error" for finding in found):
         return
@@ -39,8 +39,7 @@ def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
     if known.notice:
         yield Finding(level="warn", what=known.notice, remedy="the plan of a launch shows the date of each price")
     priced = pinned(spec, known.rates)
-    for check in preflight.CHECKS:
-        yield from check(aws, priced)
+    yield from preflight.examine(aws, priced, preflight.known_quotas(aws, priced))
     yield from _prices(spec, RateCard(spec.prices, known.rates), aws.region)
     yield from storage(aws, spec)
     yield from rights(aws, spec)

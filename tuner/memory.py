@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # So many whole runs without a newer checkpoint, and the next one would be lost as well.
 RUNS_FOR_NOTHING_MAX = 3
-# Attribute of a study: the quotas that refusals have told.
+# Attribute of a study: the quotas that Service Quotas told at launch, and refusals since.
 _LIMITS = "tuner:limits"
 
 
@@ -291,20 +291,12 @@ class Memory:
     def learn_limit(self, kind: Kind, instances: int, now: datetime) -> dict[str, Json]:
         """Remember a quota; returns what is to be kept with the study."""
         self.limits[kind] = Limit(instances=instances, learned_at=now)
-        return self._kept_limits()
+        return _kept(self.limits)
 
     def forget_limit(self, kind: Kind) -> dict[str, Json]:
         """A quota was raised: more fits than it allowed; returns what is to be kept with the study."""
         del self.limits[kind]
-        return self._kept_limits()
-
-    def _kept_limits(self) -> dict[str, Json]:
-        return {
-            _LIMITS: [
-                [instance_type, spot, limit.instances, limit.learned_at.isoformat()]
-                for (instance_type, spot), limit in self.limits.items()
-            ]
-        }
+        return _kept(self.limits)
 
     def lost(self, pool: Pool, at: datetime) -> None:
         """Capacity took something of the study's in this pool."""
@@ -363,6 +355,21 @@ class Memory:
         """Whether the budget has room for these reservations beside what is spent."""
         limit = self.policy.budget_microusd
         return limit is None or self.spent_microusd + reserved_microusd <= limit
+
+
+def limits_to_keep(quotas: Mapping[Kind, int], now: datetime) -> dict[str, Json]:
+    """What is to be kept with a study for which Service Quotas told these, in instances; nothing for none."""
+    limits = {kind: Limit(instances=instances, learned_at=now) for kind, instances in quotas.items()}
+    return _kept(limits) if limits else {}
+
+
+def _kept(limits: Mapping[Kind, Limit]) -> dict[str, Json]:
+    return {
+        _LIMITS: [
+            [instance_type, spot, limit.instances, limit.learned_at.isoformat()]
+            for (instance_type, spot), limit in limits.items()
+        ]
+    }
 
 
 def kept_limits(study: Study) -> dict[Kind, Limit]:

@@ -4,16 +4,19 @@ It exists because each of these mistakes costs a user minutes to hours when Sage
 assume, a bucket in another region, a quota of zero. `launch` asks all of it before anything is written, `doctor` too.
 
 Rules: each check is one function from an account and a study to findings, each with its remedy, and asks only what
-reads. A study may be given as the user wrote it or completed (`prepare`). What cannot be asked, for lack of a right or
-of a network, is said as a warning and stops nobody, except that nothing works without credentials.
+reads. Quotas are asked for once, since a launch also places its first jobs by them. A study may be given as the user
+wrote it or completed (`prepare`). What cannot be asked, for lack of a right or of a network, is said as a warning and
+stops nobody, except that nothing works without credentials.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from tuner.aws import Aws, AwsError, ask
+from tuner.capacity import Kind
 from tuner.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec
 from tuner.verbs import Finding
@@ -27,19 +30,30 @@ _ROLE_ARN = re.compile(r"arn:[a-z-]+:iam::(\d{12}):role/(?:.*/)?([^/]+)")
 _TRUSTED = "sagemaker.amazonaws.com"
 
 
-def examine(aws: Aws, spec: StudySpec) -> list[Finding]:
-    """Everything that `launch` looks at, in the order in which a user would mend it."""
-    found = list(identity(aws, spec))
-    if any(finding.level == "error" for finding in found):
-        return found  # every other question would fail for the same reason
-    for check in CHECKS:
-        found += check(aws, spec)
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What Service Quotas says, in instances; None for what the account does not list. `error`: it did not answer."""
+
+    instances: Mapping[Kind, int | None]
+    error: AwsError | None = None
+
+
+def examine(aws: Aws, spec: StudySpec, known: Quotas) -> list[Finding]:
+    """Everything that `launch` looks at, in the order in which a user would mend it. Of credentials that work."""
+    found = [
+        *role(aws, spec),
+        *bucket(aws, spec),
+        *instance_types(aws, spec),
+        *quotas(spec, known),
+        *image(aws, spec),
+        *price(aws, spec),
+    ]
     # last, and of a study that lacks nothing: else it repeats what was just said
-    return found if any(finding.level == "error" for finding in found) else [*found, *request(aws, spec)]
+    return found if any(finding.level == "error" for finding in found) else [*found, *request(spec)]
 
 
-def identity(aws: Aws, spec: StudySpec) -> Iterator[Finding]:  # noqa: ARG001 - the shape of every check
-    """Credentials that work, and a region."""
+def identity(aws: Aws) -> Iterator[Finding]:
+    """Credentials that work, and a region: without them every other question fails for the same reason."""
     try:
         who, region = aws.identity, aws.region
     except AwsError as error:
@@ -198,21 +212,28 @@ def _known_types(aws: Aws) -> Sequence[str]:
     return list(aws.client("sagemaker").meta.service_model.shape_for("TrainingInstanceType").enum)
 
 
-def quota(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """At least one of the types may be used at all, and how many of each at a time."""
-    training = spec.training
-    wanted = {quota_name(kind, spot=spot): kind for kind in training.instance_types for spot in _capacities(spec)}
+def known_quotas(aws: Aws, spec: StudySpec) -> Quotas:
+    """How many instances of each listed type may run at a time, spot and on demand apart, as far as the study asks."""
+    kinds = {quota_name(each, spot=spot): (each, spot) for each in spec.training.instance_types for spot in _asks(spec)}
     try:
-        found = read_quotas(aws, wanted)
+        found = read_quotas(aws, kinds)
     except AwsError as error:
-        yield _unasked("quotas", error, stays="the service itself says so when a quota is used up")
+        return Quotas({}, error)
+    return Quotas({kind: found.get(name) for name, kind in kinds.items()})
+
+
+def quotas(spec: StudySpec, known: Quotas) -> Iterator[Finding]:
+    """At least one of the types may be used at all, and how many of each at a time."""
+    if known.error is not None:
+        yield _unasked("quotas", known.error, stays="the service itself says so when a quota is used up")
         return
-    for name in wanted:
-        yield _quota_finding(name, found.get(name), training.instance_count, spec.parallel)
-    if all(found.get(name, training.instance_count) < training.instance_count for name in wanted):
+    count = spec.training.instance_count
+    for (kind, spot), value in known.instances.items():
+        yield _quota_finding(quota_name(kind, spot=spot), value, count, spec.parallel)
+    if all(value is not None and value < count for value in known.instances.values()):
         yield Finding(
             level="error",
-            what=f"no listed type may run {training.instance_count} instances: no job of this study can start",
+            what=f"no listed type may run {count} instances: no job of this study can start",
             remedy=f"ask for more: {_QUOTAS_URL}; or name other types",
         )
 
@@ -224,7 +245,7 @@ def quota_name(instance_type: str, *, spot: bool) -> str:
 
 def read_quotas(aws: Aws, wanted: Mapping[str, object]) -> dict[str, int]:
     """The account's values of these quotas by name; those that the account does not list are left out."""
-    client, found = aws.client("service-quotas"), dict[str, int]()
+    client, found = aws.client("service-quotas", patient=True), dict[str, int]()
     more: dict[str, Any] = {}
     while True:
         page = ask(client.list_service_quotas, ServiceCode="sagemaker", MaxResults=100, **more)
@@ -234,7 +255,7 @@ def read_quotas(aws: Aws, wanted: Mapping[str, object]) -> dict[str, int]:
         more = {"NextToken": page["NextToken"]}
 
 
-def _capacities(spec: StudySpec) -> tuple[bool, ...]:
+def _asks(spec: StudySpec) -> tuple[bool, ...]:
     """Whether spot, on demand or both are asked for."""
     match spec.capacity.policy:
         case "spot":
@@ -309,7 +330,7 @@ def _look_at_image(aws: Aws, uri: str, parts: re.Match[str]) -> Iterator[Finding
         yield Finding(level="ok", what=f"image {uri}")
 
 
-def request(aws: Aws, spec: StudySpec) -> Iterator[Finding]:  # noqa: ARG001 - the shape of every check
+def request(spec: StudySpec) -> Iterator[Finding]:
     """What CreateTrainingJob would refuse, known from its own model. Of a study that was completed (`prepare`)."""
     if spec.account is not None and spec.checkpoints.root is not None:
         for line in request_violations(spec):
@@ -329,13 +350,3 @@ def price(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
 def _unasked(what: str, error: AwsError, *, stays: str = "") -> Finding:
     """Something that could not be looked at: no reason to stop."""
     return Finding(level="warn", what=f"{what}: could not be looked at: {error}", remedy=stays)
-
-
-CHECKS: tuple[Callable[[Aws, StudySpec], Iterator[Finding]], ...] = (
-    role,
-    bucket,
-    instance_types,
-    quota,
-    image,
-    price,
-)

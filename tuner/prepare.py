@@ -14,6 +14,7 @@ from datetime import datetime
 
 from tuner import image, preflight
 from tuner.aws import Aws, AwsError, ask
+from tuner.capacity import Kind
 from tuner.price_list import PriceCache, listed, pinned
 from tuner.prices import Rate, RateCard
 from tuner.spec import SpecError, StudySpec, completed
@@ -22,11 +23,15 @@ from tuner.verbs import Exit, Finding, UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A study that lacks nothing, and what was found on the way. `rates` are by instance type, with their source."""
+    """A study that lacks nothing, and what was found on the way.
+
+    `rates` are by instance type, with their source; `quotas` in instances, as far as the account lists them.
+    """
 
     spec: StudySpec
     rates: Mapping[str, Rate]
     warnings: tuple[str, ...]
+    quotas: Mapping[Kind, int]
 
 
 def connection(spec: StudySpec) -> Aws:
@@ -36,14 +41,20 @@ def connection(spec: StudySpec) -> Aws:
 
 def prepare(spec: StudySpec, aws: Aws, prices: PriceCache | None, now: datetime) -> Prepared:
     """Complete a study and look at everything. Raises UserError for what would keep all of its jobs from running."""
-    _refuse(preflight.identity(aws, spec))
+    _refuse(preflight.identity(aws))
     known = listed(aws, aws.region, prices, now)
     whole = _complete(pinned(_in_region(spec, aws), known.rates), aws)
-    found = preflight.examine(aws, whole)
+    quotas = preflight.known_quotas(aws, whole)
+    found = preflight.examine(aws, whole, quotas)
     _refuse(found)
     warned = [_line(finding) for finding in found if finding.level == "warn"]
     notices = [known.notice] if known.notice else []
-    return Prepared(spec=whole, rates=_rates(spec, whole, known.rates), warnings=(*whole.warnings, *notices, *warned))
+    return Prepared(
+        spec=whole,
+        rates=_rates(spec, whole, known.rates),
+        warnings=(*whole.warnings, *notices, *warned),
+        quotas={kind: value for kind, value in quotas.instances.items() if value is not None},
+    )
 
 
 def _rates(spec: StudySpec, whole: StudySpec, known: Mapping[str, Rate]) -> dict[str, Rate]:

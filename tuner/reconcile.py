@@ -16,7 +16,7 @@ from pathlib import Path
 from tuner import audit, prepare, workload, worlds
 from tuner.checkpoints import copy_own_files
 from tuner.jobs import JobError, JobService
-from tuner.memory import Work
+from tuner.memory import Work, limits_to_keep
 from tuner.model import RETRY_OF, Intent, Lease, Study, Trial, TrialState
 from tuner.packaging import BundleRefused
 from tuner.spec import Change, StudySpec, changes, from_json, load, refuse_unbuilt, to_json
@@ -122,6 +122,7 @@ class Reconciler:
             current = ready.spec
             for line in ready.warnings:
                 self._tell("warn", line)
+            unit.remember(limits_to_keep(ready.quotas, self._now))
         bundle_uri = worlds.upload_bundle(current, where.objects())
         unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
         unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))

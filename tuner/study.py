@@ -19,6 +19,7 @@ from tuner import prepare as preparing
 from tuner import workload, worlds
 from tuner.clock import Clock, SystemClock
 from tuner.driving import acquire, drive
+from tuner.memory import limits_to_keep
 from tuner.model import Intent, Study, StudyState
 from tuner.opening import operating_errors, user_name
 from tuner.prices import PriceUnknown, Rate, RateCard
@@ -61,7 +62,7 @@ def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
     with operating_errors():
         _refuse_taken(spec.name, store)
         found = preparing.prepare(spec, preparing.connection(spec), store, (clock or SystemClock()).now())
-        return replace(_planned(found.spec, found.rates), warnings=found.warnings)
+        return replace(_planned(found.spec, found.rates), warnings=found.warnings, quotas=found.quotas)
 
 
 def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> Plan:
@@ -155,7 +156,8 @@ def launch(
         _refuse_taken(spec.name, store)
         attrs = choose_earlier(store, spec, worlds.make_proposer(spec)) if spec.search.warm_start else {}
         bundle_uri = worlds.upload_bundle(spec, worlds.place(spec, directory).objects())
-        study = replace(study, attrs=attrs, bundle_uri=bundle_uri, warnings=planned.warnings)
+        attrs |= limits_to_keep(planned.quotas, clock.now())
+        study = replace(study, attrs=attrs, bundle_uri=bundle_uri, warnings=spec.warnings)
         try:
             study = store.create_study(study)
         except StudyExists as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 from tuner.model import AttemptState, Json, StudyState, TrialState
 
 if TYPE_CHECKING:
+    from tuner.capacity import Kind
     from tuner.spec import StudySpec
 
 Level: TypeAlias = Literal["info", "good", "warn", "error"]
@@ -64,6 +65,7 @@ class Plan:
     estimated_usd: float | None
     ceiling_usd: float | None  # the most it can cost, under the unknowns that `warnings` name
     warnings: tuple[str, ...] = ()
+    quotas: "Mapping[Kind, int]" = field(default_factory=dict)  # in instances, of an account of AWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

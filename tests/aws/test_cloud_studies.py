@@ -102,6 +102,21 @@ def test_a_study_runs_to_its_end_and_every_verb_finds_it(account: Account, folde
     assert "tuner resume cloud" in tuner.err
 
 
+def test_the_first_jobs_go_where_service_quotas_leaves_room(account: Account, folder: Path, tuner: Shell) -> None:
+    """The service played here has no quotas: it would take the type that comes first."""
+    study_file(folder, ("[ml.m5.large]", "[ml.c5.xlarge, ml.m5.large]"))
+    account.quotas = {
+        f"{kind} for spot training job usage": room for kind, room in (("ml.c5.xlarge", 0), ("ml.m5.large", 8))
+    }
+    assert tuner("launch", "study.yaml", "-y") == 0, tuner.err
+    assert "quota ml.c5.xlarge for spot training job usage: 0, and a job needs 1" in tuner.err
+    assert tuner("trials", "cloud", "--json") == 0
+    assert {trial["instance"] for trial in json.loads(tuner.out)} == {"ml.m5.large"}
+    assert account.calls.count("CreateTrainingJob") == 2
+    assert tuner("status", "cloud", "--json") == 0
+    assert json.loads(tuner.out)["warnings"] == [], "what was found at launch is no longer news when a study has ended"
+
+
 def test_without_a_terminal_or_a_yes_no_money_is_spent(account: Account, folder: Path, tuner: Shell) -> None:
     assert tuner("launch", "study.yaml") == 2
     assert "pass -y" in tuner.err

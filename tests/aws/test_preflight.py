@@ -16,7 +16,11 @@ QUOTA = "ml.m5.large for spot training job usage"
 
 
 def found(account: Account, folder: Path, *changes: tuple[str, str]) -> list[Finding]:
-    return preflight.examine(account.aws(), load(study_file(folder, *changes)))
+    aws, spec = account.aws(), load(study_file(folder, *changes))
+    who = list(preflight.identity(aws))
+    if any(each.level == "error" for each in who):
+        return who
+    return [*who, *preflight.examine(aws, spec, preflight.known_quotas(aws, spec))]
 
 
 def errors(findings: list[Finding]) -> list[str]:
