@@ -1,10 +1,10 @@
-"""What whoever runs a study must hear of, once: jobs that are not what was asked for, credentials that are refused.
+"""What whoever runs a study must hear of, once: jobs that are not what was asked for, calls that are refused.
 
 It exists because both cost money or time for as long as nobody looks: an SDK once dropped the spot flag without a word,
 and credentials that expire over a weekend are refused at every tick.
 
 Rules: a difference stops the study and all its jobs, since the next job would come out alike; nothing of it is a
-trial's failure. Trouble is an event when it begins, not at every tick that meets it again. The figures of a service
+trial's failure. Where the next job would be refused alike, those that run may go on to their end. Trouble is an event when it begins, not at every tick that meets it again. The figures of a service
 are checked against ours, and never take their place.
 """
 
@@ -20,25 +20,46 @@ from tuner.unit import UnitOfWork
 
 # SageMaker keeps metrics in single precision, which has seven digits.
 _SINGLE_PRECISION = 1e-6
+# So many creates in a row that are refused with the same words, and it is not the trials' values.
+_REJECTED_ALIKE = 3
 
 
 def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> None:
-    """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees."""
+    """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees.
+
+    Only jobs that this process created: others were asked for by a study file that may have been changed since.
+    """
     memory.compared = True
-    if seen.asked is None or memory.differs:
+    memory.uncompared.discard(seen.name)
+    if seen.asked is None or memory.halted:
         return
     attempt = work.attempts[-1]
     lines = differences(workload.job_request(memory.spec, unit.study, work.trial, attempt), seen.asked)
     if not lines:
         return
-    memory.differs = (
+    memory.halted = (
         f"job {attempt.job_name} is not what was asked for: {'; '.join(lines)}. The study and its jobs are stopped, "
         f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
         f"botocore, a proxy), then: tuner resume {unit.study.name}"
     )
-    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=memory.differs)
+    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=memory.halted)
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
+
+
+def rejected(memory: Memory, unit: UnitOfWork, job: str, reason: str) -> None:
+    """Start nothing new once jobs are refused alike one after the other: else every trial would fail for it."""
+    memory.rejections.append(reason.replace(job, "JOB"))
+    if len(memory.rejections) < _REJECTED_ALIKE or len(set(memory.rejections[-_REJECTED_ALIKE:])) > 1:
+        return
+    memory.halted = (
+        f"{_REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}. No other is asked for; those "
+        f"that run go on to their end: mend what is refused (of the study file: --accept-changes), then: "
+        f"tuner resume {unit.study.name} --retry-failed"
+    )
+    unit.event("halted", message=memory.halted)
+    if unit.study.intent is Intent.RUN:
+        unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
 
 
 def trouble(memory: Memory, unit: UnitOfWork, what: str, error: Exception, work: Work | None = None) -> None:

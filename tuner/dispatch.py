@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tuner import alarms, decide, workload
 from tuner.calls import UNMETERED, Call, Calls, OutOfCalls
-from tuner.capacity import Kind, kind_of
+from tuner.capacity import Kind, kind_of, listed
 from tuner.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
@@ -143,7 +143,7 @@ class Dispatcher:
             if not self._may_send():
                 return
             ends = work.attempts[-1].state is AttemptState.STOPPING
-            if not ends and (self._unsure or self._memory.differs):
+            if not ends and (self._unsure or self._memory.halted):
                 return
             try:
                 if ends:
@@ -211,6 +211,8 @@ class Dispatcher:
         else:
             unit.set_attempt(work, replace(attempt, arn=arn, submitted_at=unit.now))
             self._count_job(kind)
+            self._memory.uncompared.add(attempt.job_name)
+            self._memory.rejections.clear()
             alarms.over(self._memory, unit, "creates")
             if not self._memory.compared:
                 self._look_at_first(work)
@@ -314,6 +316,8 @@ class Dispatcher:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
             unit.end_unsubmitted(work, end, reason)
+            if end is AttemptEnd.REJECTED:
+                alarms.rejected(self._memory, unit, attempt.job_name, reason)
         except JobError as error:
             self._postpone(work, error)
         else:
@@ -323,12 +327,42 @@ class Dispatcher:
         """Take a job of our name for ours exactly if its digest is."""
         attempt, unit = work.attempts[-1], self._unit
         if seen.digest == attempt.digest:
+            attempt = self._where_it_is(work, seen)
             unit.set_attempt(work, replace(attempt, arn=seen.arn, submitted_at=seen.created_at))
             unit.event("adopted", work=work, attempt=attempt.number, job=attempt.job_name)
             return True
         unit.event("foreign", work=work, attempt=attempt.number, job=attempt.job_name)
         unit.end_unsubmitted(work, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
         return False
+
+    def _where_it_is(self, work: Work, seen: Observation) -> Attempt:
+        """The attempt as its job is: one that was given to another pool may find the job that it asked for first.
+
+        That job costs what it costs, whether or not the budget has room for it.
+        """
+        attempt, memory = work.attempts[-1], self._memory
+        if seen.asked is None or (seen.asked.instance_type, seen.asked.spot) == kind_of(attempt.pool):
+            return attempt
+        found = [
+            pool
+            for spot in (True, False)
+            for pool in listed(memory.policy, spot=spot)
+            if kind_of(pool) == (seen.asked.instance_type, seen.asked.spot)
+        ]
+        if not found:
+            return attempt  # nothing that we ask for
+        pool = found[0]
+        memory.scene.attempts[kind_of(attempt.pool)] -= 1
+        memory.scene.attempts[kind_of(pool)] += 1
+        return replace(
+            attempt,
+            instance_type=pool.instance_type,
+            spot=pool.spot,
+            zone=pool.zone,
+            max_wait_s=seen.asked.max_wait_s,
+            rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
+            reserved_microusd=memory.allowance_instead(work, pool),
+        )
 
     # --- stop
 

@@ -78,7 +78,7 @@ def drive(
 def _refused(engine: "Engine", *, once: bool) -> str | None:
     """What the user must see to. An engine that goes on waits for new credentials; a single cycle cannot."""
     memory = engine.memory
-    return memory.differs or (memory.refused if once else None)
+    return memory.halted or (memory.refused if once else None)
 
 
 def _apply_retention(study: Study, store: Store, display: Display, now: datetime) -> None:

@@ -175,7 +175,9 @@ class Memory:
     troubles: dict[str, Exception] = field(default_factory=dict)  # what could not be done when last tried, and why
     sync_delay_s: float = 0.0  # how late files of the checkpoint folder reach the store, where that is known
     compared: bool = False  # a job that this process created was compared with what was asked for
-    differs: str | None = None  # a job is not what was asked for
+    uncompared: set[str] = field(default_factory=set)  # jobs that it created and has not described yet
+    rejections: list[str] = field(default_factory=list)  # why creates were refused for good, since one was not
+    halted: str | None = None  # why no further job makes sense: they would come out alike, or be refused alike
     totals: dict[Pool, PoolTotals] = field(default_factory=dict)  # of attempts that have ended, of other studies too
     limits: dict[Kind, Limit] = field(default_factory=dict)
     lost_at: dict[Pool, datetime] = field(default_factory=dict)

@@ -154,7 +154,7 @@ class Observer:
         mine = [run for run in work.runs if run.attempt == attempt.number]
         unit.set_runs(work, [*others, *proof.merge_spans(attempt.trial, attempt.number, absorbed.spans, mine)])
         work.unread = True
-        if attempt.observed_at is None:
+        if attempt.job_name in self._memory.uncompared:
             alarms.compare(self._memory, unit, work, seen)
         if seen.status.final:
             self._end(work, seen)
@@ -315,6 +315,8 @@ class Observer:
         policy, intent = self._memory.policy, self._unit.study.intent
         if intent is Intent.CANCEL:
             return StopReason.CANCEL
+        if self._memory.halted and attempt.state is AttemptState.SUBMITTING and attempt.arn is None:
+            return StopReason.USER  # not even asked for
         if work.trial.pruned_at_step is not None:
             return StopReason.PRUNE
         if policy.trial_budget_microusd is not None:

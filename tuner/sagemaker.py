@@ -208,13 +208,15 @@ def _history_row(row: _Reply, name: str) -> HistoryRow:
 
 def _summary(entry: _Reply) -> JobSummary:
     name = str(_member(entry, "TrainingJobName", "a listed job"))
+    created_at = _member(entry, "CreationTime", name)
     return JobSummary(
         name=name,
         arn=_member(entry, "TrainingJobArn", name),
         status=_status(entry, name),
         secondary=entry.get("SecondaryStatus", ""),
-        created_at=_utc(_member(entry, "CreationTime", name)),
-        modified_at=_utc(_member(entry, "LastModifiedTime", name)),
+        created_at=_utc(created_at),
+        # the service model does not promise it; without, the job is described when it has not been for long
+        modified_at=_utc(entry.get("LastModifiedTime") or created_at),
     )
 
 

@@ -201,6 +201,7 @@ _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     "trouble": ("warn", lambda e: f"{_of(e, 'message')}"),
     "recovered": ("good", lambda e: f"the job service takes our calls again ({_of(e, 'what')})"),
     "differs": ("error", lambda e: f"{_of(e, 'message')}"),
+    "halted": ("error", lambda e: f"{_of(e, 'message')}"),
     "metric.differs": (
         "warn",
         lambda e: (

@@ -52,7 +52,7 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert len(sweep.cloud.jobs) == 1
     (job,) = sweep.cloud.jobs.values()
     assert job.status.final
-    assert "spot: asked for True, the job has False" in engine.memory.differs
+    assert "spot: asked for True, the job has False" in engine.memory.halted
     (differs,) = events(sweep, "differs")
     (line,) = narrate([differs])
     assert (line.level, job.name in line.text) == ("error", True)
@@ -77,7 +77,7 @@ def test_once_jobs_are_what_was_asked_for_the_study_goes_on(make_sweep):
     unit.set_study(replace(study, intent=Intent.RUN, intent_at=sweep.clock.now()))
     engine._commit(unit, "resumed")
     assert engine.run(lambda: False) is StudyState.FINISHED
-    assert engine.memory.differs is None
+    assert engine.memory.halted is None
     assert succeeded(sweep) == [0, 1, 2]
     assert broken(sweep) == []
 
