@@ -4,8 +4,9 @@ It exists because both cost money or time for as long as nobody looks: an SDK on
 and credentials that expire over a weekend are refused at every tick.
 
 Rules: a difference stops the study and all its jobs, since the next job would come out alike; nothing of it is a
-trial's failure. Where the next job would be refused alike, those that run may go on to their end. Trouble is an event when it begins, not at every tick that meets it again. The figures of a service
-are checked against ours, and never take their place.
+trial's failure. Where the next job would be refused alike, those that run may go on to their end. Trouble is an event
+when it begins, not at every tick that meets it again. The figures of a service are checked against ours, and never
+take their place.
 """
 
 import math

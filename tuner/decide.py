@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from tuner.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory
+from tuner.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory_at
 from tuner.model import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
 from tuner.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
 
@@ -253,7 +253,7 @@ def end_of(seen: Observation) -> tuple[AttemptEnd, str | None]:
         return AttemptEnd.COMPLETED, None
     if seen.status is JobStatus.FAILED:
         end, reason = classify_failure(seen.failure), seen.failure or "the service gave no reason"
-        if end is AttemptEnd.SCRIPT_ERROR and out_of_memory(reason):
+        if end is AttemptEnd.SCRIPT_ERROR and out_of_memory_at(reason) >= 0:
             reason = f"{OUT_OF_MEMORY}: {reason}"
         return end, reason
     last = {seen.secondary, seen.history[-1].status if seen.history else ""}
@@ -340,14 +340,14 @@ def _fault(trial: Trial, policy: Policy, now: datetime, reason: str) -> Verdict:
 def retryable(failure: str, policy: Policy) -> bool:
     """Whether `retry_on` names this failure, by the script's exit code or by its last lines.
 
-    What ran out of memory would again, whatever else its last lines say.
+    What ran out of memory would again. But a script may say so, take less, and fail of something else: then what
+    `retry_on` names comes after those words.
     """
-    if failure.startswith(f"{OUT_OF_MEMORY}:"):
-        return False
     code = re.search(r"ExitCode:? (\d+)", failure)
     if code and int(code.group(1)) in policy.retry_exit_codes:
         return True
-    return any(re.search(pattern, failure) for pattern in policy.retry_logs)
+    since = out_of_memory_at(failure) if failure.startswith(f"{OUT_OF_MEMORY}:") else -1
+    return any(found.start() > since for pattern in policy.retry_logs for found in re.finditer(pattern, failure))
 
 
 def back_off(times: int, poll_s: float) -> timedelta:

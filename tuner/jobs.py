@@ -277,9 +277,9 @@ _MEMORY = re.compile(
 )
 
 
-def out_of_memory(reason: str) -> bool:
-    """Whether a job failed for want of memory: on the same instance type it would again."""
-    return _MEMORY.search(reason) is not None
+def out_of_memory_at(reason: str) -> int:
+    """Where a job says last that it failed for want of memory, as on the same instance type it would again; else -1."""
+    return max((found.start() for found in _MEMORY.finditer(reason)), default=-1)
 
 
 def classify_failure(reason: str) -> AttemptEnd:

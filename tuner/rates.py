@@ -7,7 +7,9 @@ Rules: an engine takes what a tick needs in one short transaction per kind of ca
 with the next one; a call that nobody foresaw takes one of its own. Where several engines are at work, none takes more
 than its part. Describing what can wait leaves some calls for finding out about a job that a create met. Lists cost a
 call a page, are begun only when the pages of the last one are there, and take half of their bucket's rate at most:
-others of the account list, too. A call that is not there is `OutOfCalls`, at once: only `Patient` ever waits.
+others of the account list, too. Pages of one list keep the distance of that rate: a list that is refused in the middle
+is begun anew, and AWS need not allow the burst that our buckets hold. But for that, a call that is not there is
+`OutOfCalls`, at once: only `Patient` ever waits.
 """
 
 import os
@@ -105,6 +107,7 @@ class SharedCalls:
         self._engines = 1
         self._counted_at: datetime | None = None
         self._listed_at: datetime | None = None
+        self._paged_at: datetime | None = None
         self._pages = 0  # of the list under way, or the last one
         self._pages_needed = 1
 
@@ -150,8 +153,14 @@ class SharedCalls:
         raise OutOfCalls(f"{call}: the {rate.per_s:g} calls a second of {self._scope} are used up for the moment")
 
     def page(self) -> None:
-        """A further page of a list is about to be asked for. Raises OutOfCalls."""
+        """A page of a list is about to be asked for. Raises OutOfCalls."""
         self.spend(Call.LIST)
+        every_s = self._sharing() / self._rates[Call.LIST].per_s
+        now = self._clock.now()
+        if self._paged_at is not None and _within(now - self._paged_at, every_s):
+            due = self._paged_at + timedelta(seconds=every_s)
+            self._clock.wait(due, due=due)
+        self._paged_at = self._clock.now()
 
     def _take(self, call: Call, draw: Draw) -> int:
         draw = replace(draw, back=self._held.pop(call, 0))

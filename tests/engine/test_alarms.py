@@ -212,8 +212,10 @@ MEMORY = "ClientError: Please use an instance type with more memory, or reduce t
     ("failure", "attempts", "reason"),
     [
         (MEMORY, 1, f"out_of_memory: {MEMORY}"),
-        ("AlgorithmError: torch.OutOfMemoryError: CUDA out of memory. NCCL …", 1, "out_of_memory: AlgorithmError"),
-        ("AlgorithmError: ExitCode 137\nOutOfMemory: Process killed by SIGKILL", 1, "out_of_memory: AlgorithmError"),
+        ("AlgorithmError: NCCL …\ntorch.OutOfMemoryError: CUDA out of memory.", 1, "out_of_memory: AlgorithmError"),
+        ("AlgorithmError: ExitCode 1\nout of memory at 512, so 256\nNCCL timeout", 4, "out_of_memory: AlgorithmError"),
+        ("AlgorithmError: ExitCode 9\nOutOfMemory: Process killed by SIGKILL", 1, "out_of_memory: AlgorithmError"),
+        ("AlgorithmError: ExitCode 137\nOutOfMemory: Process killed by SIGKILL", 4, "out_of_memory: AlgorithmError"),
         ("ClientError: Artifact upload failed: access denied", 1, "ClientError: Artifact upload failed"),
         ("ClientError: Data download failed", 1, "ClientError: Data download"),
         ("AlgorithmError: NCCL timeout", 4, "AlgorithmError: NCCL timeout (after 3 retried faults)"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from unittest.mock import Mock
 
 import pytest
@@ -169,11 +170,11 @@ def test_a_list_waits_for_what_the_last_one_cost(calls: SharedCalls, clock: Virt
     assert calls.may_list()
     assert list_of(calls, 5)
     at = []
-    for second in range(1, 31):
+    while clock.now() < NOW + timedelta(seconds=31):
         pass_s(clock, 1)
         if calls.may_list():
+            at.append((clock.now() - NOW).total_seconds())
             assert list_of(calls, 5)
-            at.append(second)
     assert at == [10, 20, 30]
 
 
@@ -191,15 +192,40 @@ def test_a_list_is_begun_only_when_its_pages_are_there(calls: SharedCalls, store
 
 
 def test_a_list_that_was_cut_short_begins_with_more(calls: SharedCalls, store: Store, clock: VirtualClock) -> None:
-    assert spent(SharedCalls(store, SCOPE, clock, RATE), Call.LIST, 6) == 6
+    hungry = SharedCalls(store, SCOPE, clock, RATE)
+    assert spent(hungry, Call.LIST, 9) == 9
     assert calls.may_list()
-    assert not list_of(calls, 8)
-    complete = []
-    for _ in range(40):
+    calls.page()
+    assert spent(hungry, Call.LIST, 1) == 0
+    with pytest.raises(OutOfCalls):
+        calls.page()
+    begun = []
+    while len(begun) < 2:
         pass_s(clock, 1)
         if calls.may_list():
-            complete.append(list_of(calls, 8))
-    assert complete == [True, True]
+            begun.append((clock.now() - NOW).total_seconds())
+            # what it needs is held by now: others may be as hungry as they like
+            pages = 4
+            for _ in range(pages):
+                spent(hungry, Call.LIST, 20)
+                calls.page()
+    assert begun[0] >= 4
+
+
+def test_pages_keep_the_distance_that_aws_allows(store: Store, clock: VirtualClock) -> None:
+    """Whatever burst our bucket holds: a service that holds none would refuse the list in the middle, every time."""
+    calls = SharedCalls(store, SCOPE, clock, {**RATES, Call.LIST: CallRate(per_s=2.0, burst=60.0)})
+    at: list[datetime] = []
+    assert calls.may_list()
+    for _ in range(10):
+        calls.page()
+        at.append(clock.now())
+    assert {later - sooner for sooner, later in pairwise(at)} == {timedelta(seconds=0.5)}
+    # a clock that is set back keeps nobody waiting
+    clock.jump(timedelta(hours=-1))
+    before = clock.now()
+    calls.page()
+    assert clock.now() == before
 
 
 # --- in front of the port
@@ -217,14 +243,14 @@ def test_each_operation_is_counted_before_it_is_made(calls: SharedCalls, clock: 
     for _ in range(10):
         jobs.describe("s-1")
         jobs.stop("s-1")
-        assert len(jobs.list_changed("s-", created_after=NOW, modified_after=NOW)) == 10
-    for call in (
-        lambda: jobs.describe("s-1"),
-        lambda: jobs.stop("s-1"),
-        lambda: jobs.list_changed("s-", created_after=NOW, modified_after=NOW),
-    ):
+    for call in (jobs.describe, jobs.stop):
         with pytest.raises(OutOfCalls):
-            call()
+            call("s-1")
+    for _ in range(10):
+        assert len(jobs.list_changed("s-", created_after=NOW, modified_after=NOW)) == 10
+    spent(calls, Call.LIST, 20)
+    with pytest.raises(OutOfCalls):
+        jobs.list_changed("s-", created_after=NOW, modified_after=NOW)
     assert cloud.calls == {"create": 10, "describe": 10, "stop": 10, "list": 10}
 
 
@@ -274,13 +300,18 @@ def test_what_stayed_without_an_answer_is_asked_again_but_no_job_is_made_twice(c
         jobs.describe("s-2")
 
 
-def test_each_further_page_of_a_list_is_a_call(calls: SharedCalls) -> None:
+def test_each_further_page_of_a_list_is_a_call(calls: SharedCalls, store: Store, clock: VirtualClock) -> None:
     """The adapter pages inside one call of the port."""
+    hungry = SharedCalls(store, SCOPE, clock, RATE)
     client = Mock(list_training_jobs=Mock(side_effect=_pages(30)))
     jobs = RateLimited(SageMakerJobs(client, next_page=calls.page), calls)
+    jobs.list_changed("s-", created_after=NOW, modified_after=NOW)
+    assert client.list_training_jobs.call_count == 31
+    assert clock.now() - NOW >= timedelta(seconds=30 / RATE[Call.LIST].per_s)
+    spent(hungry, Call.LIST, 20)
     with pytest.raises(OutOfCalls):
         jobs.list_changed("s-", created_after=NOW, modified_after=NOW)
-    assert client.list_training_jobs.call_count == RATE[Call.LIST].burst
+    assert client.list_training_jobs.call_count == 31
 
 
 def _pages(last: int) -> Iterator[dict]:
