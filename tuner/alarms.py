@@ -36,6 +36,8 @@ def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> 
         return
     attempt = work.attempts[-1]
     lines = differences(workload.job_request(memory.spec, unit.study, work.trial, attempt), seen.asked)
+    if seen.digest != attempt.digest:
+        lines = (*lines, f"environment: asked for the digest {attempt.digest}, the job has {seen.digest}")
     if not lines:
         return
     memory.halted = (

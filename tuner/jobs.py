@@ -243,12 +243,34 @@ def _compared(request: JobRequest, seen: JobRequest) -> Iterator[tuple[str, obje
     if request.entrypoint:  # else it is the image's own affair, or that of `raw`
         yield "entrypoint", request.entrypoint, seen.entrypoint
     yield "encryption by a key of ours", bool(request.kms_key), bool(seen.kms_key)
+    if seen.kms_key and "alias/" not in request.kms_key:
+        yield "kms_key", _last(request.kms_key), _last(seen.kms_key)
+    if seen.volume_gb:  # instances with disks of their own have none
+        yield "volume_gb", request.volume_gb, seen.volume_gb
+    there = {channel.name: channel.uri.rstrip("/") for channel in seen.channels}
+    for channel in request.channels:
+        yield f"channel {channel.name}", channel.uri.rstrip("/"), there.get(channel.name)
+    yield from _shown(request.raw, seen.raw)
     if request.algorithm:
         yield "algorithm", _last(request.algorithm), _last(seen.algorithm)
     else:
         yield "image_uri", request.image_uri, seen.image_uri
     for key, value in request.hyperparameters.items():
         yield f"hyperparameter {key}", value, seen.hyperparameters.get(key)
+
+
+def _shown(
+    wanted: Mapping[str, Json], found: Mapping[str, Json], path: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Plain values that both name; a service need not show everything, and may stand defaults beside it."""
+    for name, value in wanted.items():
+        if name not in found:
+            continue
+        other = found[name]
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            yield from _shown(value, other, f"{path}{name}.")
+        elif not isinstance(value, Mapping | list):
+            yield f"{path}{name}", value, other
 
 
 def _last(arn: str) -> str:

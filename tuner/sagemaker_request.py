@@ -93,7 +93,10 @@ def _merge(parameters: Parameters, raw: Mapping[str, Any]) -> None:
 
 
 def request_of(reply: _Reply) -> JobRequest:
-    """The request that a DescribeTrainingJob answer shows; what it does not show is empty. Tags are never shown."""
+    """The request that a DescribeTrainingJob answer shows; what it does not show is empty. Tags are never shown.
+
+    Its `raw` is all of the answer but the environment, which holds secrets: any member may have been asked for.
+    """
     algorithm, resources = reply.get("AlgorithmSpecification", {}), reply.get("ResourceConfig", {})
     outputs, checkpoints = reply.get("OutputDataConfig", {}), reply.get("CheckpointConfig", {})
     limits, network = reply.get("StoppingCondition", {}), reply.get("VpcConfig", {})
@@ -125,6 +128,7 @@ def request_of(reply: _Reply) -> JobRequest:
         subnets=tuple(network.get("Subnets", ())),
         kms_key=outputs.get("KmsKeyId", "") if is_encrypted else "",
         network_isolation=reply.get("EnableNetworkIsolation", False),
+        raw={name: value for name, value in reply.items() if name != "Environment"},
     )
 
 

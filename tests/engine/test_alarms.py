@@ -1,6 +1,7 @@
 """What must be said once and loudly: jobs that are not what was asked for, credentials that expire in mid-sweep."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -62,6 +63,77 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert sum(event.kind == "attempt.stop" for event in sweep.store.events(sweep.study.id)) == 3
     assert sweep.clock.now() - sweep.study.created_at < timedelta(minutes=10)
     assert broken(sweep) == []
+
+
+def test_a_dropped_environment_stops_the_study(make_sweep):
+    """With it the digest is gone: nobody would know the job for ours again."""
+    sweep = make_sweep(changes={"trials": 2})
+    plain = sweep.cloud.describe
+    sweep.cloud.describe = lambda name: replace(plain(name), digest=None)
+    engine = sweep.engine()
+    assert engine.run(lambda: False) is StudyState.STOPPED
+    assert "environment: asked for the digest" in engine.memory.halted
+
+
+def test_a_study_file_that_was_changed_meanwhile_is_no_difference(make_sweep):
+    """The next process compares what it created itself, not what the former study file asked for."""
+    sweep = make_sweep(changes={"trials": 2, "parallel": 2})
+    first = sweep.engine()
+    sweep.cloud.fail_next("describe", ServiceUnavailable("not now"))
+    first.tick()
+    (job,) = sweep.cloud.jobs.values()
+    assert sweep.attempts()[0].observed_at is None
+    describing(sweep, lambda request: replace(request, role_arn="arn:former") if request.name == job.name else request)
+    engine = sweep.engine()
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert engine.memory.halted is None
+
+
+def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
+    sweep = make_sweep(changes={"trials": 12, "parallel": 3}, script=script_of(epochs=40, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    assert len(sweep.cloud.jobs) == 3
+    plain = sweep.cloud.create
+
+    def create(request: JobRequest) -> str:
+        raise RequestRejected(f"create of {request.name}: the image is gone")
+
+    sweep.cloud.create = create
+    assert engine.run(lambda: False) is StudyState.STOPPED
+    states = Counter(trial.state for trial in sweep.trials())
+    assert states[TrialState.SUCCEEDED] == 3, "those that ran went on to their end"
+    assert states[TrialState.FAILED] == 3, "three that were refused alike"
+    assert len(sweep.trials()) <= 6 + 2, "those that had been begun in the same tick; no other"
+    (halted,) = events(sweep, "halted")
+    (line,) = narrate([halted])
+    assert line.level == "error"
+    assert "the image is gone" in line.text
+    assert "tuner resume sweep --retry-failed" in line.text
+    assert engine.memory.halted in line.text
+
+    sweep.cloud.create = plain
+    again = sweep.engine()
+    unit = again._unit(sweep.clock.now())
+    unit.set_study(replace(again.study, intent=Intent.RUN, intent_at=sweep.clock.now()))
+    again._commit(unit, "resumed")
+    assert again.run(lambda: False) is StudyState.FINISHED
+    assert broken(sweep) == []
+
+
+def test_refusals_of_their_own_fail_each_its_trial(make_sweep):
+    """Values that a limit of the service refuses differ from trial to trial, and others are accepted between."""
+    sweep = make_sweep(changes={"trials": 9, "parallel": 1})
+    plain = sweep.cloud.create
+
+    def create(request: JobRequest) -> str:
+        if int(request.name.split("-")[-2]) % 3:
+            raise RequestRejected(f"create of {request.name}: too long")
+        return plain(request)
+
+    sweep.cloud.create = create
+    assert sweep.run() is StudyState.FINISHED
+    assert succeeded(sweep) == [0, 3, 6]
 
 
 def test_once_jobs_are_what_was_asked_for_the_study_goes_on(make_sweep):

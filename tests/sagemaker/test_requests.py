@@ -227,6 +227,16 @@ DROPPED: list[tuple[str, JobRequest, dict[str, Any], str]] = [
     ("volume's key", WHOLE,
      {"ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 30}}, "encryption"),
     ("algorithm", ALGORITHM, {"AlgorithmSpecification": {"AlgorithmName": "other"}}, "algorithm: asked for 'mine'"),
+    ("channels", SPOT, {"InputDataConfig": None}, f"channel {SPOT.channels[0].name}: asked for"),
+    ("key", WHOLE, {"OutputDataConfig": {"S3OutputPath": WHOLE.output_uri, "KmsKeyId": "other"}}, "kms_key: asked for"),
+    ("disk", WHOLE,
+     {"ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1,
+                         "VolumeKmsKeyId": WHOLE.kms_key}}, "volume_gb: asked for 30, the job has 1"),
+    ("raw member", replace(SPOT, raw={"EnableInterContainerTrafficEncryption": True}),
+     {"EnableInterContainerTrafficEncryption": False}, "EnableInterContainerTrafficEncryption: asked for True"),
+    ("raw member within", replace(SPOT, raw={"AlgorithmSpecification": {"EnableSageMakerMetricsTimeSeries": True}}),
+     {"AlgorithmSpecification": {"EnableSageMakerMetricsTimeSeries": False}},
+     "AlgorithmSpecification.EnableSageMakerMetricsTimeSeries: asked for True"),
 ]  # fmt: skip
 
 
