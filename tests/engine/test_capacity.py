@@ -81,6 +81,33 @@ def test_a_type_without_any_quota_is_left_alone_for_good(make_sweep):
     assert set(types_of(sweep)) == {SECOND}
 
 
+def test_a_job_that_shows_itself_after_its_attempt_went_elsewhere_is_booked_as_it_is(make_sweep):
+    """Its first create was not answered, its second refused, and then the first took effect after all."""
+    sweep = make_sweep(changes=study(FIRST, SECOND), script=script_of(epochs=30, step_s=60.0))
+    plain, asked = sweep.cloud.create, []
+
+    def create(request):
+        asked.append(request)
+        if len(asked) == 1:
+            raise ServiceUnavailable("no answer")
+        if len(asked) == 2:
+            raise CapacityUnavailable("at its quota", limit=0, used=0)
+        if len(asked) == 3:
+            plain(asked[0])
+        return plain(request)
+
+    sweep.cloud.create = create
+    engine = sweep.engine()
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert engine.memory.halted is None
+    assert [request.instance_type for request in asked] == [FIRST, FIRST, SECOND]
+    [attempt] = sweep.attempts()
+    assert (attempt.instance_type, attempt.end) == (FIRST, AttemptEnd.COMPLETED)
+    assert attempt.rate_microusd_per_h == engine.memory.policy.rate_microusd_per_h(FIRST)
+    assert {"rerouted", "adopted"} <= set(sweep.kinds())
+    assert broken(sweep) == []
+
+
 def test_where_no_type_has_any_quota_it_is_asked_for_again(make_sweep):
     """A raised quota shows within half an hour; nobody has to restart anything."""
     sweep = make_sweep(changes=study(FIRST, SECOND), settings=Settings(quota=0))
