@@ -55,10 +55,19 @@ def rejected(memory: Memory, unit: UnitOfWork, job: str, reason: str) -> None:
     memory.rejections.append(reason.replace(job, "JOB"))
     if len(memory.rejections) < _REJECTED_ALIKE or len(set(memory.rejections[-_REJECTED_ALIKE:])) > 1:
         return
+    halt(
+        memory,
+        unit,
+        f"{_REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
+        " --retry-failed",
+    )
+
+
+def halt(memory: Memory, unit: UnitOfWork, why: str, options: str) -> None:
+    """Begin nothing new until somebody has mended `why`; what runs goes on to its end."""
     memory.halted = (
-        f"{_REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}. No other is asked for; those "
-        f"that run go on to their end: mend what is refused (of the study file: --accept-changes), then: "
-        f"tuner resume {unit.study.name} --retry-failed"
+        f"{why}. Nothing new is begun; jobs that run go on to their end. Mend it (changes of the study file need "
+        f"--accept-changes), then: tuner resume {unit.study.name}{options}"
     )
     unit.event("halted", message=memory.halted)
     if unit.study.intent is Intent.RUN:

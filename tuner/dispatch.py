@@ -27,7 +27,7 @@ from tuner.jobs import (
 )
 from tuner.memory import Memory, Work
 from tuner.model import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
-from tuner.proposals import Proposal
+from tuner.proposals import Proposal, ProposalError
 from tuner.states import TrialEvent
 from tuner.unit import UnitOfWork
 
@@ -55,7 +55,11 @@ def submit_due(memory: Memory, unit: UnitOfWork) -> None:
         pool = memory.place(None)
         if pool is None or not memory.affordable(None):
             return
-        proposal = memory.proposer.ask(memory.trial_count)
+        try:
+            proposal = memory.proposer.ask(memory.trial_count)
+        except ProposalError as error:  # a space function of the user's, in mid-sweep: jobs that run know nothing of it
+            alarms.halt(memory, unit, f"no trial can be proposed: {error}", "")
+            return
         if proposal is None:
             unit.set_study(replace(unit.study, exhausted=True))
             unit.event("exhausted")

@@ -15,6 +15,7 @@ from tuner.model import Study
 from tuner.prices import PriceUnknown
 from tuner.spec import SpecError
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
+from tuner.store_schema import forgets
 from tuner.verbs import Exit, UserError
 
 STORE_VARIABLE = "TUNER_STORE"
@@ -47,7 +48,14 @@ def operating_errors() -> Iterator[None]:
 def open_store(url: str | None) -> Store:
     """The store that the user means: `url`, else TUNER_STORE, else `sqlite:///tuner.db`; made on first use."""
     with operating_errors():
-        return Store.open(url or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
+        chosen = url or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+        if forgets(chosen):
+            raise UserError(
+                f"the store {chosen} is in memory and would forget its jobs, which go on: use a file, for example "
+                f"{DEFAULT_STORE}",
+                Exit.REFUSED,
+            )
+        return Store.open(chosen)
 
 
 def find(name: str, store: Store) -> Study:

@@ -251,6 +251,14 @@ def _parse(url: str) -> sa.URL:
     return parsed.set(drivername="postgresql") if parsed.drivername == "postgres" else parsed
 
 
+def forgets(url: str) -> bool:
+    """Whether it is a database in memory, which is gone with its process while jobs go on."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite":
+        return False
+    return parsed.database in _IN_MEMORY or ":memory:" in str(parsed.database) or parsed.query.get("mode") == "memory"
+
+
 def _file(url: sa.URL) -> Path | None:
     """SQLite's file, where the address is a plain path."""
     if url.get_backend_name() != "sqlite" or url.database in _IN_MEMORY or str(url.database).startswith("file:"):

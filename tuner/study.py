@@ -55,12 +55,12 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
-    """Ask AWS, where the study runs there: what its file leaves open is filled in, what cannot work is refused."""
+    """Refuse a name that is taken; ask AWS, where the study runs there, for what its file leaves open or cannot work."""
     spec = planned.spec
-    if spec.backend == "local":
-        return planned
     with operating_errors():
         _refuse_taken(spec.name, store)
+        if spec.backend == "local":
+            return planned
         found = preparing.prepare(spec, preparing.connection(spec), store, (clock or SystemClock()).now())
         return replace(_planned(found.spec, found.rates), warnings=found.warnings, quotas=found.quotas)
 

@@ -22,6 +22,7 @@ from tuner.jobs import (
     ServiceUnavailable,
 )
 from tuner.model import AttemptEnd, AttemptState, Intent, StudyState, TrialState
+from tuner.proposals import ProposalError
 from tuner.watch import narrate
 
 EXPIRED = CredentialsRefused("DescribeTrainingJob of x: ExpiredTokenException: expired (renew the credentials …)")
@@ -119,6 +120,24 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     again._commit(unit, "resumed")
     assert again.run(lambda: False) is StudyState.FINISHED
     assert broken(sweep) == []
+
+
+def test_a_space_that_fails_in_mid_sweep_ends_the_asking_not_the_jobs(make_sweep, monkeypatch):
+    sweep = make_sweep(changes={"trials": 6, "parallel": 2}, script=script_of(epochs=40, step_s=60.0))
+    engine = sweep.engine()
+    ask = engine.memory.proposer.ask
+
+    def failing(number: int):
+        if number >= 3:
+            raise ProposalError("space: f of space.py failed: ValueError: no")
+        return ask(number)
+
+    monkeypatch.setattr(engine.memory.proposer, "ask", failing)
+    assert engine.run(lambda: False) is StudyState.STOPPED
+    assert succeeded(sweep) == [0, 1, 2]
+    assert "space: f of space.py failed" in engine.memory.halted
+    assert engine.memory.halted.endswith("tuner resume sweep")
+    assert len(events(sweep, "halted")) == 1
 
 
 def test_refusals_of_their_own_fail_each_its_trial(make_sweep):
