@@ -265,17 +265,21 @@ class Proposer:
 
     def _try_out(self) -> None:
         """Two whole trials, so that a sampler that does not fit the space is found now and not in mid-sweep."""
+        culprit = "search"
         try:
             self.rebuild((), {})
             for number in range(2):
                 if self.ask(number) is None:
                     return
+                culprit = f"search.pruner: {self._pruner.name if self._pruner else 'none'}"
                 self.report(number, 1, 0.0)
+                culprit = f"search.sampler: {self._sampler.name}"
                 self.tell(number, TrialState.SUCCEEDED, [0.0] * len(self._directions))
         except ProposalError:
             raise
         except Exception as error:
-            raise ProposalError(f"search: {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {error}"
+            raise ProposalError(f"{culprit}: fails on a trial ({said}); correct its arguments") from error
 
     def _culprit(self) -> str:
         if isinstance(self._space, tuple):

@@ -118,6 +118,8 @@ def make_sampler(component: Component, space: Space, number: int, default_seed: 
         if name == "QMCSampler" and given.get("independent_sampler") is None:
             # else each trial would draw the same value for parameters outside the sequence
             more["independent_sampler"] = optuna.samplers.RandomSampler(seed=drawn)
+        if name == "PartialFixedSampler":
+            _require_known(space, given.get("fixed_params"))
         if name == "GridSampler":
             more["search_space"] = _grid(space, given.get("search_space"))
         return more
@@ -125,6 +127,17 @@ def make_sampler(component: Component, space: Space, number: int, default_seed: 
     sampler = _make("BaseSampler", component, "search.sampler", fill)
     assert isinstance(sampler, BaseSampler)
     return sampler
+
+
+def _require_known(space: Space, fixed: object) -> None:
+    """Optuna passes over names that the space does not have, and fixes nothing."""
+    if isinstance(space, SpaceFunction) or not isinstance(fixed, Mapping):
+        return
+    names = [param.name for param in space]
+    for name in fixed:
+        if name not in names:
+            where = "search.sampler.fixed_params"
+            raise ProposalError(f"{where}: there is no parameter {name!r}; {_suggestion(str(name), names)}")
 
 
 def make_pruner(component: Component | None, remembered: Mapping[str, Json]) -> BasePruner:

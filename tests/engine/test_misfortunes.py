@@ -11,7 +11,7 @@ from sweeps import Sweep, holder
 
 from tuner.engine import LEASE_S
 from tuner.jobs import RequestRejected, ServiceUnavailable
-from tuner.model import AttemptEnd, Holder, StudyState
+from tuner.model import AttemptEnd, Holder, Intent, StudyState
 from tuner.simulator_parts import Script
 from tuner.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
 
@@ -47,6 +47,27 @@ def test_a_rejection_waits_until_it_is_known_that_there_is_no_job(make_sweep):
     # the second create was not refused, and the trial lives
     assert succeeded(sweep) == [0]
     assert sweep.attempts()[0].refusals == 1
+
+
+def test_a_stop_that_is_denied_for_good_loses_nothing(make_sweep):
+    """The user wants the jobs to end now and no stop is accepted: they are harvested when they end by themselves."""
+    sweep = make_sweep(changes={"trials": 2, "parallel": 2}, script=script_of(epochs=30, step_s=60.0))
+    denied: list[str] = []
+
+    def deny(name: str) -> None:
+        denied.append(name)
+        raise RequestRejected(f"StopTrainingJob of {name}: no")
+
+    sweep.cloud.stop = deny
+    engine = sweep.engine()
+    drive(sweep, engine, 600)
+    unit = engine._unit(sweep.clock.now())
+    unit.set_study(replace(engine.study, intent=Intent.STOP_NOW, intent_at=sweep.clock.now()))
+    engine._commit(unit, "stopped")
+    assert engine.run(lambda: False) is StudyState.FINISHED
+    assert succeeded(sweep) == [0, 1]
+    assert len(denied) > 10, "told again and again"
+    assert broken(sweep) == []
 
 
 @pytest.mark.parametrize("seen_s", [0, 300])

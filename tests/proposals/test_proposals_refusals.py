@@ -38,7 +38,18 @@ LISTED = {"rate": [0.1], "depth": [1], "kind": ["a"]}
         ({"pruner": "PercentilePruner"}, "search.pruner: PercentilePruner: "),
         ({"pruner": "PercentilePruner", "pruner_arguments": {"percentile": 200}}, "search.pruner: PercentilePruner: "),
         ({"pruner": "MedianPruner", "pruner_arguments": {"n_warmup_steps": -1}}, "search.pruner: MedianPruner: "),
-        ({"pruner": "HyperbandPruner", "pruner_arguments": {"max_resource": 0}}, "search: ValueError: "),
+        (
+            {"pruner": "HyperbandPruner", "pruner_arguments": {"max_resource": 0}},
+            "search.pruner: HyperbandPruner: fails on a trial (ValueError: ",
+        ),
+        (
+            {
+                "sampler": "PartialFixedSampler",
+                "fixed_params": {"wd": 0.5},
+                "base_sampler": {"name": "RandomSampler"},
+            },
+            "search.sampler.fixed_params: there is no parameter 'wd'; ",
+        ),
         (
             {"pruner": "SuccessiveHalvingPruner", "pruner_arguments": {"min_resource": "few"}},
             "search.pruner: SuccessiveHal",
