@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # type stubs are a tool of development
     from mypy_boto3_s3 import S3Client
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]*[a-z0-9])/(.*)", re.DOTALL)
+# Lies in the folder of a local service: what is in there, keys included, is no part of anybody's code.
+STATE_MARK = ".tuner-state"
 _PUT_TRIES = 20  # against deletes that remove an empty folder under us
 _DELETE_BATCH = 1000  # most keys in one DeleteObjects
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}

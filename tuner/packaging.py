@@ -3,8 +3,8 @@
 Content-addressed: its digest is that of its names and contents, so an upload happens once, an edited tree is another
 bundle, and a trial keeps its own for life. It is read into memory once, so that what was digested is what is uploaded.
 
-What goes in: the source directory without hidden files, caches, virtual environments, stores, what the caller
-excludes, and what `.tunerignore` names; and beside it `tuner/__init__.py` (empty) with the two modules that travel,
+What goes in: the source directory without hidden files, caches, virtual environments, stores, folders of a
+local service, what the caller excludes, and what `.tunerignore` names; and beside it `tuner/__init__.py` (empty) with the two modules that travel,
 and the job's configuration. Nothing is left out silently that a script could import: links that cannot be packed and
 trees that are too large are refused.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from tuner.objects import ObjectNotFound, Objects
+from tuner.objects import STATE_MARK, ObjectNotFound, Objects
 
 FORMAT = 1
 CONFIG_NAME = "tuner_bundle.json"
@@ -25,6 +25,7 @@ IGNORE_FILE = ".tunerignore"
 MAX_BYTES = 50 << 20  # data belongs into channels; the code is copied at every start, on billed time
 MAX_FILES = 5_000
 _NEVER = ("__pycache__/", "*.pyc", "*.egg-info/", "tuner.db*")
+_NO_CODE = ("pyvenv.cfg", STATE_MARK)  # what lies in virtual environments and in folders of a local service
 _TRAVELLERS = ("training.py", "bootstrap.py")
 
 
@@ -147,7 +148,7 @@ def _walk(folder: Path, source: Path, rules: Sequence[str], excluded: set[Path])
         if not is_folder:
             if path.is_file():  # no sockets, pipes or devices
                 yield path
-        elif not (path / "pyvenv.cfg").exists():  # no virtual environments
+        elif not any((path / mark).exists() for mark in _NO_CODE):
             yield from _walk(path, source, rules, excluded)
 
 

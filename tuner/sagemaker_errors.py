@@ -125,6 +125,8 @@ def _refusal(operation: str, response: Mapping[str, Any]) -> tuple[type[JobError
 def _special_case(operation: str, code: str, message: str) -> type[JobError] | None:
     """Where the code alone says too little."""
     text = message.lower()
+    if code == "ResourceLimitExceeded" and "longest run time" in text:
+        return RequestRejected  # a quota that no waiting frees
     if code == "ResourceNotFound" or (code == "ValidationException" and "not found" in text):
         # On create it is an image or a data set that is missing. Stop and Describe say it by ValidationException.
         return RequestRejected if operation == "CreateTrainingJob" else JobNotFound

@@ -55,7 +55,7 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
-    """Refuse a name that is taken, and ask AWS, where it runs there: what is open is filled in, what cannot work refused."""
+    """Refuse a name that is taken; on AWS, fill in what the file leaves open and refuse what cannot work."""
     spec = planned.spec
     with operating_errors():
         _refuse_taken(spec.name, store)

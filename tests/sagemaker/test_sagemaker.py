@@ -48,6 +48,13 @@ INVALID = "ValidationException"
 REFUSALS: list[tuple[str, str, str, int, type[JobError]]] = [
     (CREATE, "ResourceLimitExceeded", QUOTA, 400, CapacityUnavailable),
     (CREATE, "ResourceLimitExceeded", "something else of yours is used up", 400, CapacityUnavailable),
+    (
+        CREATE,
+        "ResourceLimitExceeded",
+        "The account-level service limit 'Longest run time for a training job' is 432000 Seconds",
+        400,
+        RequestRejected,
+    ),
     (CREATE, "ResourceInUse", "Training job names must be unique within an AWS account and region", 400, JobNameTaken),
     (CREATE, "ResourceNotFound", "no such thing", 400, RequestRejected),
     (CREATE, INVALID, "Invalid MaxWaitTimeInSeconds. It is only …", 400, RequestRejected),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuner import packaging
+from tuner.local.service import LocalSageMaker
 from tuner.objects import DirectoryObjects, StorageUnavailable
 from tuner.packaging import Bundle, BundleRefused, make_bundle, upload
 
@@ -67,6 +68,8 @@ def test_what_is_no_code_stays_out(source: Path, tmp_path: Path) -> None:
     write(source, ".git/config", ".env", "lib/.hidden/x", "__pycache__/a.pyc", "lib/__pycache__/b.pyc", "x.pyc")
     write(source, "tuner.db", "tuner.db-wal", "lib/tuner.db-shm", ".tuner/jobs/x", "state/jobs/x", "study.yaml")
     write(source, "venv/pyvenv.cfg", "venv/lib/huge.py", "p.egg-info/PKG")
+    LocalSageMaker(source / "served")  # as `tuner local serve --dir` does, which keeps its keys there
+    write(source, "served/credentials.json", "served/s3/bucket/model")
     os.mkfifo(source / "pipe")
     packed = bundle(source, exclude=[source / "state", source / "study.yaml", tmp_path / "not-there"])
     assert names(packed) == {"train.py", "lib/net.py", "lib/data/table.csv"}

@@ -32,6 +32,7 @@ from tuner.local.processes import end_all_of, start_supervisor
 from tuner.local.search import matches
 from tuner.local.settings import Settings, read_settings
 from tuner.local.validate import Refused, check_create, check_shape, invalid
+from tuner.objects import STATE_MARK
 
 ACCOUNT = "000000000000"
 STUDY_TAG = "tuner:study"
@@ -64,6 +65,8 @@ class LocalSageMaker:
     ) -> None:
         self.state_dir = state_dir.absolute()
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):  # one that can only be read is looked at all the same
+            (self.state_dir / STATE_MARK).touch()
         self.region = region
         self._clock = clock or SystemClock()
         self._s3_endpoint = s3_endpoint
