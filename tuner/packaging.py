@@ -3,10 +3,10 @@
 Content-addressed: its digest is that of its names and contents, so an upload happens once, an edited tree is another
 bundle, and a trial keeps its own for life. It is read into memory once, so that what was digested is what is uploaded.
 
-What goes in: the source directory without hidden files, caches, virtual environments, stores, folders of a
-local service, what the caller excludes, and what `.tunerignore` names; and beside it `tuner/__init__.py` (empty) with the two modules that travel,
-and the job's configuration. Nothing is left out silently that a script could import: links that cannot be packed and
-trees that are too large are refused.
+What goes in: the source directory without hidden files, caches, virtual environments, stores, folders of a local
+service, what the caller excludes, and what `.tunerignore` names; and beside it `tuner/__init__.py` (empty) with the
+two modules that travel, and the job's configuration. Nothing is left out silently that a script could import: links
+that cannot be packed and trees that are too large are refused.
 """
 
 import hashlib
