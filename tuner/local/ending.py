@@ -6,7 +6,8 @@ Rules: standard library only. The times that are billed are entered together wit
 recomputes them from the other rows.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from tuner.local.billing import shown_seconds
 from tuner.local.jobdir import JobDir, Row
@@ -24,12 +25,20 @@ def end_job(
     after: Collection[str] | None = None,
     artifacts: str | None = None,
     reason: str | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> bool:
     """Enter an end. False if the job is not in `after`, or has ended."""
     rows = job.rows()
     at = max(at, rows[-1].at)
     training_s, billable_s = shown_seconds([*rows, Row(status, at)], job.record)
-    facts = {"training_s": training_s, "billable_s": billable_s, "artifacts": artifacts, "reason": reason}
+    facts: dict[str, Any] = {
+        "training_s": training_s,
+        "billable_s": billable_s,
+        "artifacts": artifacts,
+        "reason": reason,
+    }
+    if metrics:
+        facts["metrics"] = dict(metrics)
     message = (
         reason
         or f"Training job {'failed' if status == 'Failed' else 'completed' if status == 'Completed' else 'stopped'}"
@@ -37,10 +46,12 @@ def end_job(
     return job.append(status, at, message, after=after, facts=facts)
 
 
-def end_stopped(job: JobDir, at: float, artifacts: str | None = None) -> bool:
+def end_stopped(
+    job: JobDir, at: float, artifacts: str | None = None, metrics: Mapping[str, float] | None = None
+) -> bool:
     """Enter the end that a job in Stopping is stopping for."""
     cause = job.rows()[-1].facts["cause"]
-    return end_job(job, _STOPPED_BY[cause], at, after=["Stopping"], artifacts=artifacts)
+    return end_job(job, _STOPPED_BY[cause], at, after=["Stopping"], artifacts=artifacts, metrics=metrics)
 
 
 def interrupt(job: JobDir, at: float) -> bool:

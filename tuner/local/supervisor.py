@@ -28,6 +28,7 @@ from tuner.local.agent import Agent
 from tuner.local.billing import limit_at, limits_of
 from tuner.local.container import Container, TransferFailed
 from tuner.local.ending import INTERNAL_ERROR, UP, end_job, end_stopped, interrupt
+from tuner.local.final_metrics import final_metrics
 from tuner.local.jobdir import ENDS, JobDir, Row
 from tuner.local.market import Market, market_path, parse_market
 from tuner.local.processes import LOCK_DESCRIPTOR, end_descendants
@@ -220,7 +221,7 @@ class Run:
         end_descendants()
         self._sync()
         artifacts = self._container.upload()
-        end_stopped(self._job, time.time(), artifacts)
+        end_stopped(self._job, time.time(), artifacts, final_metrics(self._job))
 
     def _finish(self) -> None:
         """The script ended by itself."""
@@ -230,14 +231,16 @@ class Run:
         if self._supervisor.rows()[-1].status == "Stopping":
             self._stop()
         elif exit_code:
-            reason = self._container.failure(exit_code)
-            if not end_job(self._job, "Failed", time.time(), after=["Training"], reason=reason):
+            reason, metrics = self._container.failure(exit_code), final_metrics(self._job)
+            if not end_job(self._job, "Failed", time.time(), after=["Training"], reason=reason, metrics=metrics):
                 self._stop()
         else:
             self._job.append("Uploading", time.time(), "Uploading generated training model", after=["Training"])
-            artifacts = self._container.upload()
-            if not end_job(self._job, "Completed", time.time(), after=["Uploading"], artifacts=artifacts):
-                end_stopped(self._job, time.time(), artifacts)
+            artifacts, metrics = self._container.upload(), final_metrics(self._job)
+            if not end_job(
+                self._job, "Completed", time.time(), after=["Uploading"], artifacts=artifacts, metrics=metrics
+            ):
+                end_stopped(self._job, time.time(), artifacts, metrics)
 
     def _exit_code(self) -> int:
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])

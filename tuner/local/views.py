@@ -53,8 +53,8 @@ def description(job: JobDir, rows: Sequence[Row], now: float | None = None) -> d
         shown["TrainingStartTime"] = segments[0][0]
     if now is not None and last.status not in ENDS and job.record["settings"].get("billable_mid_run"):
         training_s, billable_s = shown_seconds([*rows, Row("", max(now, last.at))], job.record)
-        return shown | _ending({"training_s": training_s, "billable_s": billable_s})
-    return shown | _ending(last.facts)
+        return shown | _ending({"training_s": training_s, "billable_s": billable_s}, now)
+    return shown | _ending(last.facts, last.at)
 
 
 def _transition(row: Row, following: Row | None) -> dict[str, Any]:
@@ -66,11 +66,15 @@ def _transition(row: Row, following: Row | None) -> dict[str, Any]:
     return shown
 
 
-def _ending(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _ending(facts: Mapping[str, Any], at: float) -> dict[str, Any]:
     shown = {
         "TrainingTimeInSeconds": facts.get("training_s"),
         "BillableTimeInSeconds": facts.get("billable_s"),
         "FailureReason": facts.get("reason"),
         "ModelArtifacts": {"S3ModelArtifacts": facts["artifacts"]} if facts.get("artifacts") else None,
     }
+    if metrics := facts.get("metrics"):
+        shown["FinalMetricDataList"] = [
+            {"MetricName": name, "Value": value, "Timestamp": at} for name, value in metrics.items()
+        ]
     return {key: value for key, value in shown.items() if value is not None}
