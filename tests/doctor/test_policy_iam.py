@@ -11,6 +11,8 @@ from tests.spec.spec_files import spec_of
 from tuner import cloud_logs, policy_iam
 from tuner.aws import Identity
 from tuner.policy_iam import FREE_CALLS, Place, documents, place, principal
+from tuner.sagemaker_request import request_parameters
+from tuner.workload import specimen
 
 ACCOUNT = "123456789012"
 ME = Identity(account=ACCOUNT, arn=f"arn:aws:iam::{ACCOUNT}:user/team/ann")
@@ -193,6 +195,28 @@ def test_key_and_network_add_their_statements(study):
     made = documents(place(replace(study, sagemaker=cloud), ME, "eu-west-1"))
     assert statements(made["caller"])["Key"]["Resource"] == statements(made["role"])["Key"]["Resource"] == [key]
     assert "ec2:CreateNetworkInterface" in statements(made["role"])["Vpc"]["Action"]
+
+
+@pytest.mark.parametrize(
+    ("network", "in_vpc"),
+    [
+        ("vpc: {security_groups: [sg-1], subnets: [subnet-1]}", True),
+        ("vpc: {security_groups: [sg-1]}, zones: {use1-az1: subnet-1}", True),
+        ("network_isolation: true", False),
+    ],
+)
+def test_the_role_has_the_rights_of_a_network_where_jobs_are_given_one(tmp_path, network, in_vpc):
+    """Zones are subnets: without these rights every job of such a study fails."""
+    spec = spec_of(
+        tmp_path,
+        backend="sagemaker",
+        sagemaker=f"{{region: us-east-1, role: 'arn:aws:iam::{ACCOUNT}:role/x', {network}}}",
+        checkpoints="{root: 's3://bucket/tuner/'}",
+        training="{entry_point: train.py, instance_types: [ml.g5.xlarge], image_uri: an/image}",
+    )
+    asked = request_parameters(specimen(spec, "ml.g5.xlarge"))
+    assert ("VpcConfig" in asked) == in_vpc
+    assert ("Vpc" in statements(documents(place(spec, ME, "us-east-1"))["role"])) == in_vpc
 
 
 @pytest.mark.parametrize(
