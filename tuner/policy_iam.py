@@ -91,6 +91,14 @@ def caller_rights(where: Place) -> Iterator[Right]:
     yield from _ON_EVENTS
     if where.image.split(":")[1] in ("{account}", where.account):
         yield _IMAGE  # others' registries are not looked into
+    beside = tuple(dict.fromkeys(each.partition("/")[0] for each in (where.outputs, *where.inputs)))
+    if others := tuple(f"arn:{{partition}}:s3:::{each}" for each in beside if each != where.bucket):
+        yield Right(
+            sid="OtherBuckets",  # HeadBucket, once more
+            actions=("s3:ListBucket",),
+            resources=others,
+            less_without="buckets of inputs and outputs cannot be looked at beforehand",
+        )
     if where.key is not None:
         # inferred: downloads of what SageMaker encrypted, uploads to a bucket that encrypts with it, volumes of jobs
         actions = ("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey")

@@ -42,7 +42,7 @@ def examine(aws: Aws, spec: StudySpec, known: Quotas) -> list[Finding]:
     """Everything that `launch` looks at, in the order in which a user would mend it. Of credentials that work."""
     found = [
         *role(aws, spec),
-        *bucket(aws, spec),
+        *buckets(aws, spec),
         *instance_types(aws, spec),
         *quotas(spec, known),
         *image(aws, spec),
@@ -138,30 +138,52 @@ def _list(holder: object, key: str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-# --- the bucket
+# --- the buckets
 
 
-def bucket(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """The bucket of checkpoints and code is there, may be used, and lies in the region of the jobs."""
-    root = spec.checkpoints.root
-    name = default_bucket(aws) if root is None else root.removeprefix("s3://").partition("/")[0]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """What a study wants of a bucket: the key of the study file that names it, and who has to reach it."""
+
+    key: str
+    named: bool = True  # by the user, not by us
+    role_only: bool = False  # the jobs' role reads or writes there, and whoever launches need not be able to
+
+
+def buckets(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
+    """The buckets of checkpoints, outputs and inputs are there, may be used, and lie in the region of the jobs."""
+    for name, use in _uses(aws, spec).items():
+        yield _look_at_bucket(aws, name, use)
+
+
+def _uses(aws: Aws, spec: StudySpec) -> dict[str, _Use]:
+    """Each bucket once, by its name, with the strictest of its uses."""
+    root, outputs = spec.checkpoints.root, spec.sagemaker.outputs
+    main = default_bucket(aws) if root is None else _bucket(root)
+    found = {main: _Use(key="checkpoints.root", named=root is not None)}
+    if outputs is not None:
+        found.setdefault(_bucket(outputs), _Use(key="sagemaker.outputs", role_only=True))
+    for each in spec.training.inputs:
+        found.setdefault(_bucket(each.uri), _Use(key=f"training.inputs.{each.channel}", role_only=True))
+    return found
+
+
+def _bucket(uri: str) -> str:
+    return uri.removeprefix("s3://").partition("/")[0]
+
+
+def _look_at_bucket(aws: Aws, name: str, use: _Use) -> Finding:
     # anybody can make a bucket whose name can be guessed, and open it to us: jobs would run what its owner puts there
     ours = {"ExpectedBucketOwner": aws.identity.account} if name == default_bucket(aws) else {}
     try:
         reply = ask(aws.client("s3").head_bucket, Bucket=name, **ours)
     except AwsError as error:
-        yield _no_bucket(aws, name, error, named=root is not None)
-        return
+        return _no_bucket(aws, name, error, use)
     headers: Mapping[str, str] = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = reply.get("BucketRegion") or headers.get("x-amz-bucket-region") or aws.region
     if region != aws.region:
-        yield Finding(
-            level="error",
-            what=f"bucket {name} lies in {region}, the jobs run in {aws.region}",
-            remedy="name a bucket of the same region in checkpoints.root, or run the study there (sagemaker.region)",
-        )
-    else:
-        yield Finding(level="ok", what=f"bucket {name} in {region}")
+        return _far_bucket(aws, name, region, use)
+    return Finding(level="ok", what=f"bucket {name} in {region}")
 
 
 def default_bucket(aws: Aws) -> str:
@@ -169,9 +191,17 @@ def default_bucket(aws: Aws) -> str:
     return f"sagemaker-{aws.region}-{aws.identity.account}"
 
 
-def _no_bucket(aws: Aws, name: str, error: AwsError, *, named: bool) -> Finding:
+def _far_bucket(aws: Aws, name: str, region: str, use: _Use) -> Finding:
+    return Finding(
+        level="error",
+        what=f"bucket {name} lies in {region}, the jobs run in {aws.region}",
+        remedy=f"name a bucket of the same region in {use.key}, or run the study there (sagemaker.region)",
+    )
+
+
+def _no_bucket(aws: Aws, name: str, error: AwsError, use: _Use) -> Finding:
     if error.code in ("404", "NoSuchBucket"):
-        ways = "correct checkpoints.root" if named else "write another one: checkpoints: {root: s3://BUCKET/tuner/}"
+        ways = f"correct {use.key}" if use.named else "write another one: checkpoints: {root: s3://BUCKET/tuner/}"
         return Finding(
             level="error",
             what=f"there is no bucket {name}",
@@ -181,13 +211,15 @@ def _no_bucket(aws: Aws, name: str, error: AwsError, *, named: bool) -> Finding:
         return Finding(
             level="error",
             what=f"bucket {name} lies in another region than {aws.region}",
-            remedy="name a bucket of the same region in checkpoints.root",
+            remedy=f"name a bucket of the same region in {use.key}",
         )
     if error.is_about_rights:
         return Finding(
-            level="error",
+            level="warn" if use.role_only else "error",
             what=f"bucket {name} may not be looked at: it is another account's, or s3:ListBucket is missing",
-            remedy="grant s3:ListBucket on it, or name another bucket in checkpoints.root",
+            remedy=f"see that the jobs' role may use it: {use.key}"
+            if use.role_only
+            else f"grant s3:ListBucket on it, or name another bucket in {use.key}",
         )
     return _unasked(f"bucket {name}", error)
 

@@ -38,6 +38,8 @@ class Account:
     calls: list[str] = field(default_factory=list)
     caller: str = ACCOUNT  # whose the credentials are
     refuse: dict[str, tuple[str, str]] = field(default_factory=dict)  # by operation: code and text of its refusal
+    # by bucket: status and region, as S3 answers HeadBucket, which has no body; the last answer stays
+    heads: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     def role(self, name: str, *statements: Any) -> str:
         """Make a role; SageMaker may assume it unless other statements are given."""
@@ -105,6 +107,9 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
     """Answer instead of moto: what a test refuses, quotas, no prices. None: whoever is next."""
     operation = sent["event_name"].rpartition(".")[2]
     account.calls.append(operation)
+    if operation == "HeadBucket" and (answers := _heads(account, sent["request"].url)):
+        status, region = answers.pop(0) if len(answers) > 1 else answers[0]
+        return _response(sent["request"].url, status, "", {"x-amz-bucket-region": region} if region else {})
     if operation in account.refuse:
         code, text = account.refuse[operation]
         if "Action=" in str(sent["request"].body):  # the older services speak XML
@@ -126,12 +131,18 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
     return None
 
 
-def _response(url: str, status: int, body: dict[str, Any] | str) -> AWSResponse:
+def _heads(account: Account, url: str) -> list[tuple[int, str]]:
+    """What a test says of the bucket that this address names, in its host or in its path."""
+    host, _, path = url.removeprefix("https://").partition("/")
+    return account.heads.get(path.partition("/")[0] or host.partition(".")[0], [])
+
+
+def _response(url: str, status: int, body: dict[str, Any] | str, headers: dict[str, str] | None = None) -> AWSResponse:
     class Raw:
         def stream(self, **_: object) -> Iterator[bytes]:
             yield (body if isinstance(body, str) else json.dumps(body)).encode()
 
-    return AWSResponse(url, status, {"content-type": "application/x-amz-json-1.1"}, Raw())
+    return AWSResponse(url, status, {"content-type": "application/x-amz-json-1.1", **(headers or {})}, Raw())
 
 
 STUDY = f"""\

@@ -96,6 +96,55 @@ def test_a_bucket_in_another_region_is_an_error(account: Account, tmp_path: Path
     assert "bucket far-away lies in eu-west-1, the jobs run in us-east-1" in told
 
 
+def make_bucket(name: str, region: str = "us-east-1") -> None:
+    place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    boto3.client("s3", region_name=region).create_bucket(Bucket=name, **place)
+
+
+OUTPUTS = (f"role: {ROLE}", f"role: {ROLE}, outputs: 's3://the-outputs/here/'")
+INPUTS = ("  max_run: 10m\n", "  max_run: 10m\n  inputs: {train: 's3://the-data/x/', test: 's3://the-data/y/'}\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "key"),
+    [(OUTPUTS, "the-outputs", "sagemaker.outputs"), (INPUTS, "the-data", "training.inputs.train")],
+)
+def test_buckets_of_outputs_and_inputs_are_looked_for_too(
+    account: Account, tmp_path: Path, change: tuple[str, str], name: str, key: str
+) -> None:
+    """A job whose inputs are not there is paid for until it fails; one without a place for its outputs, whole."""
+    [told] = errors(found(account, tmp_path, change))
+    assert told.startswith(f"there is no bucket {name}: create it: aws s3 mb s3://{name} --region us-east-1")
+    assert told.endswith(f"correct {key}")
+
+    make_bucket(name, "eu-west-1")
+    [told] = errors(found(account, tmp_path, change))
+    assert told.startswith(f"bucket {name} lies in eu-west-1, the jobs run in us-east-1: name a bucket")
+    assert key in told
+
+
+def test_each_bucket_is_asked_for_once(account: Account, tmp_path: Path) -> None:
+    make_bucket("the-outputs")
+    make_bucket("the-data")
+    account.calls.clear()
+    told = "\n".join(each.what for each in found(account, tmp_path, OUTPUTS, INPUTS) if each.level == "ok")
+    assert all(f"bucket {name} in us-east-1" in told for name in (BUCKET, "the-outputs", "the-data"))
+    assert account.calls.count("HeadBucket") == 3
+
+
+def test_a_bucket_that_only_the_role_may_read_is_a_warning(account: Account, tmp_path: Path) -> None:
+    """The root is the caller's own place, too: it writes the code there."""
+    account.heads = {name: [(403, "")] for name in (BUCKET, "the-outputs", "the-data")}
+    findings = found(account, tmp_path, OUTPUTS, INPUTS)
+    [told] = errors(findings)
+    assert told.startswith(f"bucket {BUCKET} may not be looked at")
+    of_role = [each for each in findings if each.level == "warn" and "may not be looked at" in each.what]
+    assert [each.remedy for each in of_role] == [
+        "see that the jobs' role may use it: sagemaker.outputs",
+        "see that the jobs' role may use it: training.inputs.train",
+    ]
+
+
 def test_without_a_root_the_default_bucket_has_to_be_there(account: Account, tmp_path: Path) -> None:
     nameless = (f"checkpoints: {{root: s3://{BUCKET}/tuner/}}\n", "")
     [told] = errors(found(account, tmp_path, nameless))

@@ -158,6 +158,9 @@ def test_with_a_study_every_arn_is_concrete(study):
     assert caller["RoleAndRights"]["Resource"][1] == ME.arn
     objects = ["arn:aws:s3:::bucket/tuner/*", "arn:aws:s3:::out/here/*"]
     assert caller["Objects"]["Resource"] == role["Objects"]["Resource"] == objects
+    assert caller["Bucket"]["Resource"] == ["arn:aws:s3:::bucket"]
+    assert caller["OtherBuckets"]["Action"] == ["s3:ListBucket"]
+    assert caller["OtherBuckets"]["Resource"] == ["arn:aws:s3:::out", "arn:aws:s3:::data"]
     assert role["Inputs"]["Resource"] == ["arn:aws:s3:::data/digits/*"]
     assert role["Buckets"]["Resource"] == ["arn:aws:s3:::bucket", "arn:aws:s3:::data"]
     assert role["Image"]["Resource"] == ["arn:aws:ecr:eu-west-1:111122223333:repository/team/image"]
@@ -174,7 +177,9 @@ def test_the_account_is_the_role_s_where_there_are_no_credentials(study):
 def test_the_default_bucket_is_filled_in(study):
     study = replace(study, checkpoints=replace(study.checkpoints, root=None))
     study = replace(study, sagemaker=replace(study.sagemaker, outputs=None))
+    study = replace(study, training=replace(study.training, inputs=()))
     made = statements(documents(place(study, ME, "eu-west-1"))["caller"])
+    assert "OtherBuckets" not in made
     assert made["Bucket"]["Resource"] == [f"arn:aws:s3:::sagemaker-eu-west-1-{ACCOUNT}"]
     assert made["Objects"]["Resource"] == [f"arn:aws:s3:::sagemaker-eu-west-1-{ACCOUNT}/tuner/*"]
 
