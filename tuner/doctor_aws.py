@@ -3,8 +3,10 @@
 It exists so that a first launch on an account works. `launch` asks what would keep every job from running; here also
 what would hurt later: a right that only `logs` needs, a role that may not write, a clock that drifts.
 
-Rules: as of `preflight`: one function a check, each finding with its remedy, what cannot be asked is said and stops
-nobody. One small object is written, below the study's own root, read and deleted again; nothing else is changed.
+Rules: the study is completed as `launch` does it (`prepare`), and what is examined is that one: what one of them would
+mind, the other does. For the rest as of `preflight`: one function a check, each finding with its remedy, what cannot be
+asked is said and stops nobody. One small object is written, below the study's own root, read and deleted again; nothing
+else is changed.
 """
 
 import secrets
@@ -18,13 +20,15 @@ from tuner import policy_iam, preflight
 from tuner.aws import Aws, AwsError, ask
 from tuner.objects import Objects, ObjectsError, S3Objects
 from tuner.policy_iam import Place, Right
-from tuner.price_list import listed, pinned
+from tuner.prepare import complete
+from tuner.price_list import listed
 from tuner.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec
 from tuner.verbs import Finding
 
 # AWS refuses signatures that are five minutes off.
 _SKEW_FATAL_S, _SKEW_ODD_S = 300.0, 30.0
+_LOOKED_UP = "then look again: nothing that depends on it was looked at"
 _POLICY_REMEDY = "grant it: tuner doctor FILE --policy prints the least policies that work"
 
 
@@ -38,11 +42,18 @@ def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
     known = listed(aws, aws.region, None, now)
     if known.notice:
         yield Finding(level="warn", what=known.notice, remedy="the plan of a launch shows the date of each price")
-    priced = pinned(spec, known.rates)
-    yield from preflight.examine(aws, priced, preflight.known_quotas(aws, priced))
+    try:
+        whole, refused = complete(spec, aws, known.rates)
+    except AwsError as error:
+        remedy = preflight.credentials_remedy(error)
+        yield Finding(level="error", what=f"AWS cannot be asked any more: {error}", remedy=remedy)
+        return
+    yield from (Finding(level="error", what=line, remedy=_LOOKED_UP) for line in refused)
+    yield from (Finding(level="warn", what=line) for line in whole.warnings if line not in spec.warnings)
+    yield from preflight.examine(aws, whole, preflight.known_quotas(aws, whole))
     yield from _prices(spec, RateCard(spec.prices, known.rates), aws.region)
-    yield from storage(aws, spec)
-    yield from rights(aws, spec)
+    yield from storage(aws, whole)
+    yield from rights(aws, whole)
 
 
 def clock_skew(aws: Aws, now: datetime) -> Iterator[Finding]:

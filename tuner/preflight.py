@@ -4,9 +4,9 @@ It exists because each of these mistakes costs a user minutes to hours when Sage
 assume, a bucket in another region, a quota of zero. `launch` asks all of it before anything is written, `doctor` too.
 
 Rules: each check is one function from an account and a study to findings, each with its remedy, and asks only what
-reads. Quotas are asked for once, since a launch also places its first jobs by them. A study may be given as the user
-wrote it or completed (`prepare`). What cannot be asked, for lack of a right or of a network, is said as a warning and
-stops nobody, except that nothing works without credentials.
+reads. Quotas are asked for once, since a launch also places its first jobs by them. The study was completed, as far as
+it could be (`prepare`): what is still open is passed over, since it was said. What cannot be asked, for lack of a right
+or of a network, is said as a warning and stops nobody, except that nothing works without credentials.
 """
 
 import re
@@ -75,14 +75,9 @@ def credentials_remedy(error: AwsError) -> str:
 
 
 def role(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """It is there, in this account, and SageMaker may assume it."""
+    """It is there, in this account, and SageMaker may assume it. That there is none is said by who looks for one."""
     named = spec.sagemaker.role
     if named is None:
-        yield Finding(
-            level="error",
-            what="no execution role: sagemaker.role is not set",
-            remedy="write the role that jobs run with: sagemaker: {role: NAME or ARN}",
-        )
         return
     arn = _ROLE_ARN.fullmatch(named)
     if named.startswith("arn:") and arn is None:
@@ -363,8 +358,9 @@ def _look_at_image(aws: Aws, uri: str, parts: re.Match[str]) -> Iterator[Finding
 
 
 def request(spec: StudySpec) -> Iterator[Finding]:
-    """What CreateTrainingJob would refuse, known from its own model. Of a study that was completed (`prepare`)."""
-    if spec.account is not None and spec.checkpoints.root is not None:
+    """What CreateTrainingJob would refuse, known from its own model. Of a study in which nothing is open."""
+    training = spec.training
+    if spec.account and spec.checkpoints.root and (training.image_uri or training.algorithm):
         for line in request_violations(spec):
             yield Finding(level="error", what=f"the jobs' requests would be refused: {line}", remedy="correct it")
 

@@ -8,7 +8,7 @@ that names the remedy; what may be odd is told. A study file that leaves somethi
 the same study: `carried` fills in what was recorded before they are compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -43,7 +43,12 @@ def prepare(spec: StudySpec, aws: Aws, prices: PriceCache | None, now: datetime)
     """Complete a study and look at everything. Raises UserError for what would keep all of its jobs from running."""
     _refuse(preflight.identity(aws))
     known = listed(aws, aws.region, prices, now)
-    whole = _complete(pinned(_in_region(spec, aws), known.rates), aws)
+    try:
+        whole, refused = complete(spec, aws, known.rates)
+    except AwsError as error:
+        raise UserError(f"{error}; {preflight.credentials_remedy(error)}", Exit.REFUSED) from error
+    if refused:
+        raise UserError("; ".join(refused), Exit.USAGE)
     quotas = preflight.known_quotas(aws, whole)
     found = preflight.examine(aws, whole, quotas)
     _refuse(found)
@@ -55,6 +60,37 @@ def prepare(spec: StudySpec, aws: Aws, prices: PriceCache | None, now: datetime)
         warnings=(*whole.warnings, *notices, *warned),
         quotas={kind: value for kind, value in quotas.instances.items() if value is not None},
     )
+
+
+def complete(spec: StudySpec, aws: Aws, rates: Mapping[str, Rate]) -> tuple[StudySpec, list[str]]:
+    """The study with what its file leaves open, and a line for each thing that cannot be found: that stays open.
+
+    `rates` are by instance type, for those to which the file gives no price. Raises AwsError for an account that no
+    longer answers.
+    """
+    priced = pinned(replace(spec, sagemaker=replace(spec.sagemaker, region=aws.region)), rates)
+    role, refused = _found(lambda: _role(spec.sagemaker.role, aws))
+    image_uri, refused_too = _found(lambda: _image(spec, aws))
+    refused += refused_too
+    try:
+        whole = completed(
+            priced,
+            region=aws.region,
+            role=role,
+            root=spec.checkpoints.root or f"s3://{preflight.default_bucket(aws)}/tuner/",
+            image_uri=image_uri,
+        )
+    except SpecError as error:
+        return priced, [*refused, str(error)]
+    return whole, refused
+
+
+def _found(find: Callable[[], str | None]) -> tuple[str | None, list[str]]:
+    """What the SDK is asked for, or why there is none."""
+    try:
+        return find(), []
+    except image.SdkRefused as error:
+        return None, [str(error)]
 
 
 def _rates(spec: StudySpec, whole: StudySpec, known: Mapping[str, Rate]) -> dict[str, Rate]:
@@ -80,26 +116,6 @@ def carried(spec: StudySpec, recorded: StudySpec) -> StudySpec:
         training=replace(training, image_uri=recorded.training.image_uri if same_image else training.image_uri),
         prices={**prices, **spec.prices},
     )
-
-
-def _in_region(spec: StudySpec, aws: Aws) -> StudySpec:
-    return replace(spec, sagemaker=replace(spec.sagemaker, region=aws.region))
-
-
-def _complete(spec: StudySpec, aws: Aws) -> StudySpec:
-    """Raises UserError for what can neither be read in the study file nor be found."""
-    try:
-        return completed(
-            spec,
-            region=aws.region,
-            role=_role(spec.sagemaker.role, aws),
-            root=spec.checkpoints.root or f"s3://{preflight.default_bucket(aws)}/tuner/",
-            image_uri=_image(spec, aws),
-        )
-    except (image.SdkRefused, SpecError) as error:
-        raise UserError(str(error), Exit.USAGE) from error
-    except AwsError as error:
-        raise UserError(f"{error}; {preflight.credentials_remedy(error)}", Exit.REFUSED) from error
 
 
 def _role(named: str | None, aws: Aws) -> str:

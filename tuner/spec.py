@@ -125,7 +125,7 @@ def _printable(path: Path) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
-def completed(spec: StudySpec, *, region: str, role: str, root: str, image_uri: str | None) -> StudySpec:
+def completed(spec: StudySpec, *, region: str, role: str | None, root: str, image_uri: str | None) -> StudySpec:
     """The spec with what was looked up for it, checked again: prices depend on the region. Raises `SpecError`."""
     whole = replace(
         spec,

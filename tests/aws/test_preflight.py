@@ -51,7 +51,6 @@ def test_an_account_that_lacks_nothing_is_said_to(account: Account, tmp_path: Pa
         (IMAGE, IMAGE.replace(":1", ":2"), "is not there (ImageNotFound)"),
         (IMAGE, IMAGE.replace("/train:", "/nothing:"), "is not there (RepositoryNotFound)"),
         (f"  image_uri: {IMAGE}\n", "", "no image"),
-        (f", role: {ROLE}", "", "no execution role"),
     ],
 )
 def test_what_keeps_every_job_from_running_is_an_error(

@@ -1,16 +1,21 @@
 """What `doctor` finds in an account, on moto and the local SageMaker: each mistake with its remedy, no traceback."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import boto3
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, study_file
-from tuner import cli, doctor_aws
+from tuner import cli, doctor_aws, image
 from tuner.aws import Aws
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
+from tuner.price_list import Listed
+from tuner.prices import Rate
 from tuner.spec import load
 
 QUOTA = "ml.m5.large for spot training job usage"
@@ -101,6 +106,78 @@ def test_what_launch_refuses_doctor_finds(account, tmp_path):
     for *_, said in mistakes:
         assert any(said in line for line in told), said
     assert all(line.rpartition(": ")[2] for line in told), "each with its remedy"
+
+
+FRAMEWORK = (f"image_uri: {IMAGE}", "framework: {name: pytorch, version: 99.9.9, python: py311}")
+NO_ROLE = (f", role: {ROLE}", "")
+
+
+def give_sdk(monkeypatch, *, knows):
+    """A SageMaker SDK in a notebook: it has a role, and images of some versions."""
+
+    def retrieve(name, *, version, **_):
+        if version not in knows:
+            raise ValueError(f"Unsupported {name} version: {version}")
+        return f"763104351884.dkr.ecr.{REGION}.amazonaws.com/{name}-training:{version}"
+
+    modules = {
+        "sagemaker.core.image_uris": SimpleNamespace(retrieve=retrieve),
+        "sagemaker.core.helper.session_helper": SimpleNamespace(
+            Session=lambda boto_session: boto_session, get_execution_role=lambda _session: ROLE
+        ),
+    }
+    monkeypatch.setattr(image, "import_module", modules.__getitem__)
+
+
+def test_an_image_that_launch_would_not_find_is_an_error(account, tmp_path, monkeypatch):
+    give_sdk(monkeypatch, knows=["2.5.1"])
+    [line] = lines(found(account, tmp_path, FRAMEWORK), "error")
+    assert "training.framework: no image for ml.m5.large: Unsupported pytorch version: 99.9.9" in line
+    assert lines(found(account, tmp_path, FRAMEWORK, ("99.9.9", "2.5.1")), "error") == []
+
+
+def test_an_absent_sdk_is_an_error_for_each_thing_that_needs_it(account, tmp_path, monkeypatch):
+    """And the rest is looked at all the same, once."""
+    for module in ("sagemaker", "sagemaker.core.image_uris", "sagemaker.core.helper.session_helper"):
+        monkeypatch.setitem(sys.modules, module, None)
+    findings = found(account, tmp_path, FRAMEWORK, NO_ROLE)
+    role, framework = lines(findings, "error")
+    assert role.startswith("a study without sagemaker.role needs the SageMaker SDK")
+    assert framework.startswith("training.framework needs the SageMaker SDK")
+    assert all("pip install 'spot-tuner[sagemaker]'" in line for line in (role, framework))
+    assert "user/moto has every right" in "\n".join(lines(findings, "ok"))
+
+
+def test_a_notebook_needs_no_role_in_its_study(account, tmp_path, monkeypatch):
+    give_sdk(monkeypatch, knows=[])
+    findings = found(account, tmp_path, NO_ROLE)
+    assert lines(findings, "error") == []
+    told = "\n".join(lines(findings, "ok"))
+    assert "role jobs: SageMaker may assume it" in told
+    assert "role/jobs has every right" in told
+
+
+def test_a_budget_that_no_trial_fits_at_the_prices_of_the_account_is_an_error(account, tmp_path, monkeypatch):
+    """The file alone is checked by the shipped prices; the rest is looked at all the same."""
+    dear = {"ml.m5.large": Rate(Decimal(50), "price list", "2026-01-01")}
+    monkeypatch.setattr(doctor_aws, "listed", lambda *_: Listed(rates=dear))
+    findings = found(account, tmp_path, ("backend:", "budget: {usd: 1}\nbackend:"))
+    [line] = lines(findings, "error")
+    assert line.startswith("budget.usd: ")
+    assert "role jobs: SageMaker may assume it" in "\n".join(lines(findings, "ok"))
+
+
+def test_limits_of_a_request_are_those_that_launch_minds(account, tmp_path, capsys, monkeypatch):
+    """A role by its name has no account, until it is looked up: without one no request can be made up."""
+    monkeypatch.chdir(tmp_path)
+    account.quotas = {QUOTA: 4}
+    raw = f"request: {{ExperimentConfig: {{ExperimentName: {'x' * 121}}}}}"
+    changes = ((f"role: {ROLE}", f"role: jobs, {raw}"),)
+    told = lines(found(account, tmp_path, *changes), "error")
+    assert told
+    assert all(line.startswith("the jobs' requests would be refused: ") for line in told)
+    assert cli.main(["launch", str(tmp_path / "study.yaml"), "-y"]) == 4
+    assert "; ".join(told) in capsys.readouterr().err
 
 
 def test_a_quota_of_zero_is_found(account, tmp_path):
