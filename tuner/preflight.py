@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tuner.aws import Aws, AwsError, ask
@@ -106,31 +107,60 @@ def _look_at_role(aws: Aws, name: str) -> Iterator[Finding]:
         else:
             yield _unasked(f"role {name}", error)
         return
-    if _trusts_sagemaker(found.get("AssumeRolePolicyDocument")):
-        yield Finding(level="ok", what=f"role {name}: SageMaker may assume it")
-    else:
-        yield Finding(
-            level="error",
-            what=f"role {name} does not let {_TRUSTED} assume it",
-            remedy=f"add a statement for the service {_TRUSTED} with sts:AssumeRole to its trust policy",
-        )
+    match _trusts_sagemaker(found.get("AssumeRolePolicyDocument")):
+        case True:
+            yield Finding(level="ok", what=f"role {name}: SageMaker may assume it")
+        case None:
+            yield Finding(
+                level="warn",
+                what=f"role {name}: its trust policy has conditions, so whether SageMaker may assume it is left open",
+                remedy="aws:SourceAccount and aws:SourceArn of this account let jobs in; of others the first job tells",
+            )
+        case False:
+            yield Finding(
+                level="error",
+                what=f"role {name} does not let {_TRUSTED} assume it",
+                remedy=f"allow the service {_TRUSTED} sts:AssumeRole in its trust policy, and deny it nowhere",
+            )
 
 
-def _trusts_sagemaker(document: object) -> bool:
-    """Whether some statement allows it. Conditions are not weighed: SageMaker itself says what they refuse."""
-    statements = document.get("Statement", []) if isinstance(document, dict) else []
-    return any(
-        each.get("Effect") == "Allow"
-        and _TRUSTED in _list(each.get("Principal", {}), "Service")
-        and {"sts:AssumeRole", "sts:*", "*"} & set(_list(each, "Action"))
-        for each in (statements if isinstance(statements, list) else [statements])
-        if isinstance(each, dict)
+def _trusts_sagemaker(document: object) -> bool | None:
+    """Whether a trust policy lets SageMaker assume the role, as IAM reads it: one denial outweighs all that allow.
+
+    None where it cannot be told: conditions are not weighed, and a document may be in words that we do not know.
+    """
+    statements = document.get("Statement") if isinstance(document, dict) else None
+    if isinstance(statements, dict):
+        statements = [statements]
+    if not isinstance(statements, list) or not all(isinstance(each, dict) for each in statements):
+        return None
+    meant = [each for each in statements if _is_about_assuming(each)]
+    allow, deny = ([each for each in meant if each.get("Effect") == effect] for effect in ("Allow", "Deny"))
+    if not allow or any(not each.get("Condition") for each in deny):
+        return False
+    return None if deny or all(each.get("Condition") for each in allow) else True
+
+
+def _is_about_assuming(statement: Mapping[str, Any]) -> bool:
+    """Whether it is about SageMaker and sts:AssumeRole, be it by name, by wildcard or by what it does not except."""
+    return _covers(statement, "Action", "sts:AssumeRole") and (
+        "*" in _list(statement, "Principal")  # everybody, in either spelling
+        or "*" in _list(statement.get("Principal"), "AWS")
+        or _covers(statement.get("Principal"), "Service", _TRUSTED)
+        or ("NotPrincipal" in statement and _TRUSTED not in _list(statement["NotPrincipal"], "Service"))
     )
+
+
+def _covers(holder: object, key: str, name: str) -> bool:
+    """Whether a name is among those that IAM is given by patterns, without regard to case; or not among `Not…`."""
+    if isinstance(holder, dict) and f"Not{key}" in holder:
+        return not _covers({key: holder[f"Not{key}"]}, key, name)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for pattern in _list(holder, key))
 
 
 def _list(holder: object, key: str) -> list[str]:
     value = holder.get(key, []) if isinstance(holder, dict) else []
-    return [value] if isinstance(value, str) else list(value)
+    return [value] if isinstance(value, str) else [str(each) for each in value]
 
 
 # --- the buckets

@@ -61,12 +61,79 @@ def test_what_keeps_every_job_from_running_is_an_error(
     assert all(line.rpartition(": ")[2] for line in told), "each with its remedy"
 
 
-def test_a_role_that_trusts_others_only_is_an_error(account: Account, tmp_path: Path) -> None:
-    lambda_only = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    denied = {"Effect": "Deny", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    arn = account.role("untrusting", lambda_only, denied)
-    [told] = errors(found(account, tmp_path, (ROLE, arn)))
+def trust(**changed: object) -> dict[str, object]:
+    """A statement that lets SageMaker assume the role, with other members."""
+    service = {"Service": "sagemaker.amazonaws.com"}
+    made = {"Effect": "Allow", "Principal": service, "Action": "sts:AssumeRole", **changed}
+    return {name: value for name, value in made.items() if value is not None}
+
+
+OF_ACCOUNT = {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+EVERYBODY = trust(Principal="*")
+LAMBDA = {"Service": "lambda.amazonaws.com"}
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [trust()],
+        [trust(Action="sts:assumerole")],
+        [trust(Action=["sts:TagSession", "sts:Assume*"])],
+        [trust(Action="STS:*")],
+        [trust(Action="*")],
+        [EVERYBODY],
+        [trust(Principal={"AWS": "*"})],
+        [trust(Principal={"Service": ["ec2.amazonaws.com", "SageMaker.amazonaws.com"]})],
+        [trust(Action=None, NotAction="sts:TagSession")],
+        [trust(Condition=OF_ACCOUNT), trust()],
+        [trust(), trust(Effect="Deny", Principal=LAMBDA)],
+        [trust(), trust(Effect="Deny", Action="sts:TagSession")],
+    ],
+)
+def test_a_role_that_sagemaker_may_assume_is_said_to(statements: list[dict[str, object]]) -> None:
+    """IAM's action names are read without regard to case, and by their wildcards."""
+    assert preflight._trusts_sagemaker({"Statement": statements}) is True
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [],
+        [trust(Principal=LAMBDA)],
+        [trust(Principal={"AWS": f"arn:aws:iam::{ACCOUNT}:root"})],
+        [trust(Action="sts:TagSession")],
+        [trust(Action=None, NotAction="sts:*")],
+        [trust(), trust(Effect="Deny")],
+        [trust(Effect="Deny", Principal="*", Action="STS:ASSUME*"), EVERYBODY],
+        [trust(), trust(Effect="Deny", Principal=None, NotPrincipal=LAMBDA)],
+    ],
+)
+def test_a_role_that_sagemaker_surely_may_not_assume_is_said_to(statements: list[dict[str, object]]) -> None:
+    assert preflight._trusts_sagemaker({"Statement": statements}) is False
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"Statement": trust(Condition=OF_ACCOUNT)},
+        {"Statement": [trust(), trust(Effect="Deny", Condition=OF_ACCOUNT)]},
+        {"Statement": ["Allow"]},
+        {},
+        None,
+    ],
+)
+def test_what_a_trust_policy_leaves_open_is_not_decided(document: object) -> None:
+    assert preflight._trusts_sagemaker(document) is None
+
+
+def test_only_a_role_that_surely_does_not_trust_is_an_error(account: Account, tmp_path: Path) -> None:
+    untrusting = account.role("untrusting", trust(Principal=LAMBDA), trust(Effect="Deny"))
+    [told] = errors(found(account, tmp_path, (ROLE, untrusting)))
     assert "does not let sagemaker.amazonaws.com assume it" in told
+    conditional = account.role("conditional", trust(Condition=OF_ACCOUNT))
+    findings = found(account, tmp_path, (ROLE, conditional))
+    assert errors(findings) == []
+    assert any(line.startswith("role conditional: its trust policy has conditions") for line in warnings(findings))
 
 
 def test_a_role_with_a_path_is_looked_up_by_its_name(account: Account, tmp_path: Path) -> None:
