@@ -174,8 +174,12 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Ite
 def _missing(aws: Aws, arn: str, right: Right, where: Place) -> list[str]:
     """The actions of a statement that are not allowed on all of its resources."""
     context = [
-        {"ContextKeyName": key, "ContextKeyValues": [str(value)], "ContextKeyType": "string"}
-        for test in (right.condition or {}).values()
+        {
+            "ContextKeyName": key,
+            "ContextKeyValues": [str(value)],
+            "ContextKeyType": "stringList" if operator.startswith("For") else "string",
+        }
+        for operator, test in (right.condition or {}).items()
         for key, value in (test.items() if isinstance(test, dict) else ())
     ]
     resources = [_specimen(each) for each in policy_iam.resources(right, where)]

@@ -53,7 +53,7 @@ class Place:
     role: str = "ROLE"  # its name, with its path
     caller: str = "user/CALLER"
     image: str = "{region}:{account}:repository/REPOSITORY"  # in ECR; stars where it is elsewhere or not known
-    key: str | None = None
+    key: str | None = None  # as the study file names it
     inputs: tuple[str, ...] = ()  # bucket and key, as in an ARN
     vpc: bool = False
 
@@ -102,7 +102,7 @@ def caller_rights(where: Place) -> Iterator[Right]:
     if where.key is not None:
         # inferred: downloads of what SageMaker encrypted, uploads to a bucket that encrypts with it, volumes of jobs
         actions = ("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey")
-        yield Right(sid="Key", actions=actions, resources=(where.key,))
+        yield _key_right(where.key, actions)
 
 
 def role_rights(where: Place) -> Iterator[Right]:
@@ -129,9 +129,21 @@ def role_rights(where: Place) -> Iterator[Right]:
     yield Right(sid="Image", actions=pull, resources=_IMAGE.resources, less_without=own)
     if where.key is not None:
         actions = ("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey")
-        yield Right(sid="Key", actions=actions, resources=(where.key,))
+        yield _key_right(where.key, actions)
     if where.vpc:
         yield Right(sid="Vpc", actions=_VPC_ACTIONS, resources=("*",))
+
+
+def _key_right(key: str, actions: tuple[str, ...]) -> Right:
+    """Of a key as SageMaker takes it: by ARN, by id, by alias or by an alias's ARN."""
+    arn = key.split(":", 5) if key.startswith("arn:") else ["arn", "{partition}", "kms", "{region}", "{account}", key]
+    alias = arn[-1] if arn[-1].startswith("alias/") else None
+    name = "key/*" if alias else f"key/{arn[-1].removeprefix('key/')}"
+    # a policy speaks of keys: in its resources, an alias would mean the alias itself
+    condition: Mapping[str, Json] | None = (
+        {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}} if alias else None
+    )
+    return Right(sid="Key", actions=actions, resources=(":".join([*arn[:-1], name]),), condition=condition)
 
 
 _JOBS = (

@@ -85,6 +85,17 @@ def test_the_simulation_asks_about_things_not_patterns(account, simulator, tmp_p
     assert {query["PolicySourceArn"][0] for query in simulator.asked} == {f"arn:aws:iam::{ACCOUNT}:user/moto", ROLE}
 
 
+def test_the_simulation_asks_about_the_key_behind_an_alias(account, simulator, tmp_path):
+    found(account, tmp_path, (f"role: {ROLE}", f"role: {ROLE}, kms_key: alias/mine"))
+    asked = [query for query in simulator.asked if query["ActionNames.member.1"] == ["kms:CreateGrant"]]
+    assert len(asked) == 2
+    for query in asked:
+        assert query["ResourceArns.member.1"] == [f"arn:aws:kms:{REGION}:{ACCOUNT}:key/x"]
+        assert query["ContextEntries.member.1.ContextKeyName"] == ["kms:ResourceAliases"]
+        assert query["ContextEntries.member.1.ContextKeyValues.member.1"] == ["alias/mine"]
+        assert query["ContextEntries.member.1.ContextKeyType"] == ["stringList"]
+
+
 def test_rights_that_may_not_be_looked_at_are_said_and_stop_nobody(account, tmp_path):
     account.refuse["SimulatePrincipalPolicy"] = ("AccessDenied", "not you")
     findings = found(account, tmp_path)

@@ -202,6 +202,33 @@ def test_key_and_network_add_their_statements(study):
     assert "ec2:CreateNetworkInterface" in statements(made["role"])["Vpc"]["Action"]
 
 
+KEYS = f"arn:aws-cn:kms:eu-west-1:{ACCOUNT}:key"
+KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("written", "resource", "alias"),
+    [
+        (KEY_ID, f"{KEYS}/{KEY_ID}", None),
+        (f"mrk-{KEY_ID}", f"{KEYS}/mrk-{KEY_ID}", None),
+        (f"{KEYS}/{KEY_ID}", f"{KEYS}/{KEY_ID}", None),
+        ("arn:aws:kms:us-east-1:999999999999:key/k", "arn:aws:kms:us-east-1:999999999999:key/k", None),
+        ("alias/team/mine", f"{KEYS}/*", "alias/team/mine"),
+        ("arn:aws:kms:us-east-1:999999999999:alias/a", "arn:aws:kms:us-east-1:999999999999:key/*", "alias/a"),
+    ],
+)
+def test_a_key_is_an_arn_however_it_is_written(study, written, resource, alias):
+    """IAM refuses a policy with a resource that is none; an alias in an ARN would not mean the key behind it."""
+    spec = replace(study, sagemaker=replace(study.sagemaker, kms_key=written))
+    me = Identity(account=ACCOUNT, arn=f"arn:aws-cn:iam::{ACCOUNT}:user/ann")
+    for policy in documents(place(spec, me, "eu-west-1")).values():
+        key = statements(policy)["Key"]
+        assert key["Resource"] == [resource]
+        asked = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}} if alias else None
+        assert key.get("Condition") == asked
+        assert all(arn == "*" or arn.startswith("arn:") for each in policy["Statement"] for arn in each["Resource"])
+
+
 @pytest.mark.parametrize(
     ("network", "in_vpc"),
     [
