@@ -432,8 +432,5 @@ def _up_s(last: Observation) -> float:
 
 def _rates(aws: Aws) -> Json:
     """What Service Quotas says of calls per second; None where it does not."""
-    try:
-        found = preflight.read_quotas(aws, _RATES)
-    except AwsError:
-        return None
+    found, _ = preflight.read_quotas(aws, _RATES)
     return {_RATES[name]: value for name, value in sorted(found.items())} or None

@@ -241,9 +241,9 @@ _LOOKS = (
     ),
     Right(
         sid="Quotas",
-        actions=("servicequotas:ListServiceQuotas",),
+        actions=("servicequotas:ListAWSDefaultServiceQuotas", "servicequotas:ListServiceQuotas"),
         resources=("*",),
-        calls=(("service-quotas", "ListServiceQuotas"),),
+        calls=(("service-quotas", "ListAWSDefaultServiceQuotas"), ("service-quotas", "ListServiceQuotas")),
         less_without="quotas cannot be looked at beforehand",
     ),
     Right(

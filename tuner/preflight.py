@@ -10,7 +10,7 @@ or of a network, is said as a warning and stops nobody, except that nothing work
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -24,6 +24,7 @@ from tuner.verbs import Finding
 from tuner.workload import request_violations
 
 _QUOTAS_URL = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
+_QUOTA_PAGES_MAX = 200  # of 100 quotas: several times what there is
 _ECR = re.compile(
     r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)(?:@(sha256:[0-9a-f]{64})|:(.+))?"
 )
@@ -33,7 +34,7 @@ _TRUSTED = "sagemaker.amazonaws.com"
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """What Service Quotas says, in instances; None for what the account does not list. `error`: it did not answer."""
+    """What Service Quotas says, in instances; None for what it does not tell. `error`: why it may tell too little."""
 
     instances: Mapping[Kind, int | None]
     error: AwsError | None = None
@@ -272,21 +273,18 @@ def _known_types(aws: Aws) -> Sequence[str]:
 def known_quotas(aws: Aws, spec: StudySpec) -> Quotas:
     """How many instances of each listed type may run at a time, spot and on demand apart, as far as the study asks."""
     kinds = {quota_name(each, spot=spot): (each, spot) for each in spec.training.instance_types for spot in _asks(spec)}
-    try:
-        found = read_quotas(aws, kinds)
-    except AwsError as error:
-        return Quotas({}, error)
-    return Quotas({kind: found.get(name) for name, kind in kinds.items()})
+    found, error = read_quotas(aws, kinds)
+    return Quotas({kind: found.get(name) for name, kind in kinds.items()}, error)
 
 
 def quotas(spec: StudySpec, known: Quotas) -> Iterator[Finding]:
     """At least one of the types may be used at all, and how many of each at a time."""
     if known.error is not None:
         yield _unasked("quotas", known.error, stays="the service itself says so when a quota is used up")
-        return
     count = spec.training.instance_count
     for (kind, spot), value in known.instances.items():
-        yield _quota_finding(quota_name(kind, spot=spot), value, count, spec.parallel)
+        if value is not None or known.error is None:
+            yield _quota_finding(quota_name(kind, spot=spot), value, count, spec.parallel)
     if all(value is not None and value < count for value in known.instances.values()):
         yield Finding(
             level="error",
@@ -300,16 +298,38 @@ def quota_name(instance_type: str, *, spot: bool) -> str:
     return f"{instance_type} for {'spot ' if spot else ''}training job usage"
 
 
-def read_quotas(aws: Aws, wanted: Mapping[str, object]) -> dict[str, int]:
-    """The account's values of these quotas by name; those that the account does not list are left out."""
-    client, found = aws.client("service-quotas", patient=True), dict[str, int]()
-    more: dict[str, Any] = {}
-    while True:
-        page = ask(client.list_service_quotas, ServiceCode="sagemaker", MaxResults=100, **more)
-        found |= {each["QuotaName"]: int(each["Value"]) for each in page["Quotas"] if each["QuotaName"] in wanted}
+def read_quotas(aws: Aws, wanted: Collection[str]) -> tuple[dict[str, int], AwsError | None]:
+    """The values of these quotas by name, as far as they are told, and what kept more from being told.
+
+    An account lists those that were ever applied to it; for the others what AWS gives to every account counts.
+    """
+    found = dict[str, int]()
+    try:
+        client = aws.client("service-quotas", patient=True)
+        for ask_page in (client.list_service_quotas, client.list_aws_default_service_quotas):
+            missing = set(wanted) - set(found)
+            if missing:
+                found |= _listed_quotas(ask_page, missing)
+    except AwsError as error:
+        return found, error
+    return found, None
+
+
+def _listed_quotas(ask_page: Callable[..., Any], wanted: Collection[str]) -> dict[str, int]:
+    """Raises AwsError for a list without an end, too: a quota that was not reached would be taken for one left out."""
+    found, more = dict[str, int](), dict[str, Any]()
+    for _ in range(_QUOTA_PAGES_MAX):
+        page = ask(ask_page, ServiceCode="sagemaker", MaxResults=100, **more)
+        # one that AWS itself could not look up has a reason in place of its value
+        found |= {
+            each["QuotaName"]: int(each["Value"])
+            for each in page.get("Quotas", ())
+            if each.get("QuotaName") in wanted and "Value" in each
+        }
         if not page.get("NextToken") or len(found) == len(wanted):
             return found
         more = {"NextToken": page["NextToken"]}
+    raise AwsError(f"Service Quotas: more than {_QUOTA_PAGES_MAX} pages of quotas", "TooManyPages")
 
 
 def _asks(spec: StudySpec) -> tuple[bool, ...]:
@@ -325,7 +345,7 @@ def _asks(spec: StudySpec) -> tuple[bool, ...]:
 
 def _quota_finding(name: str, value: int | None, count: int, parallel: int) -> Finding:
     if value is None:
-        return Finding(level="warn", what=f"quota {name}: this account does not list it", remedy=f"see {_QUOTAS_URL}")
+        return Finding(level="warn", what=f"quota {name}: Service Quotas does not know it", remedy=f"see {_QUOTAS_URL}")
     if value < count:
         return Finding(
             level="warn", what=f"quota {name}: {value}, and a job needs {count}", remedy=f"ask for more: {_QUOTAS_URL}"

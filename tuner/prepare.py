@@ -25,7 +25,7 @@ from tuner.verbs import Exit, Finding, UserError
 class Prepared:
     """A study that lacks nothing, and what was found on the way.
 
-    `rates` are by instance type, with their source; `quotas` in instances, as far as the account lists them.
+    `rates` are by instance type, with their source; `quotas` in instances, as far as Service Quotas tells them.
     """
 
     spec: StudySpec

@@ -35,6 +35,7 @@ class Account:
 
     state_dir: Path
     quotas: dict[str, float] = field(default_factory=dict)
+    default_quotas: dict[str, float] = field(default_factory=dict)  # AWS's, for those that it was never given itself
     calls: list[str] = field(default_factory=list)
     caller: str = ACCOUNT  # whose the credentials are
     refuse: dict[str, tuple[str, str]] = field(default_factory=dict)  # by operation: code and text of its refusal
@@ -123,8 +124,9 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
             f"<GetCallerIdentityResult><Arn>{arn}</Arn><Account>{account.caller}</Account></GetCallerIdentityResult>"
         )
         return _response(sent["request"].url, 200, f"<R>{result}</R>")
-    if operation == "ListServiceQuotas":
-        quotas = [{"QuotaName": name, "Value": value} for name, value in account.quotas.items()]
+    if operation in ("ListServiceQuotas", "ListAWSDefaultServiceQuotas"):
+        listed = account.quotas if operation == "ListServiceQuotas" else account.default_quotas
+        quotas = [{"QuotaName": name, "Value": value} for name, value in listed.items()]
         return _response(sent["request"].url, 200, {"Quotas": quotas})
     if operation == "GetProducts":
         return _response(sent["request"].url, 200, {"PriceList": []})

@@ -257,6 +257,60 @@ def test_a_quota_of_zero_for_every_listed_type_is_an_error(account: Account, tmp
     ]
 
 
+GPU = "ml.g5.xlarge for spot training job usage"
+ON_GPU = ("ml.m5.large", "ml.g5.xlarge")
+
+
+def test_a_quota_that_the_account_was_never_given_is_the_default(account: Account, tmp_path: Path) -> None:
+    """AWS lists applied values alone: a new account's zero for GPUs on spot stands in no list of its own."""
+    account.quotas, account.default_quotas = {QUOTA: 4}, {GPU: 0, QUOTA: 0}
+    [told] = errors(found(account, tmp_path, ON_GPU))
+    assert "no listed type may run 1 instances" in told
+    both = found(account, tmp_path, ("[ml.m5.large]", "[ml.m5.large, ml.g5.xlarge]"))
+    assert errors(both) == []
+    assert f"quota {QUOTA}: 4" in [each.what for each in both], "what was applied counts before a default"
+
+    account.quotas[GPU] = 4
+    account.calls.clear()
+    assert errors(found(account, tmp_path, ON_GPU)) == []
+    assert "ListAWSDefaultServiceQuotas" not in account.calls, "nothing was left to ask"
+
+
+def test_without_the_right_to_defaults_what_was_applied_is_known(account: Account, tmp_path: Path) -> None:
+    account.quotas = {QUOTA: 0}
+    account.refuse["ListAWSDefaultServiceQuotas"] = ("AccessDeniedException", "no right to")
+    findings = found(account, tmp_path, ("[ml.m5.large]", "[ml.m5.large, ml.g5.xlarge]"))
+    assert errors(findings) == []
+    told = [line for line in warnings(findings) if "quota" in line]
+    assert told[0].startswith("quotas: could not be looked at: ListAWSDefaultServiceQuotas: AccessDenied")
+    assert told[1:] == [f"quota {QUOTA}: 0, and a job needs 1"]
+
+
+def test_a_quota_that_nobody_knows_is_a_warning(account: Account, tmp_path: Path) -> None:
+    findings = found(account, tmp_path)
+    assert errors(findings) == []
+    assert f"quota {QUOTA}: Service Quotas does not know it" in warnings(findings)
+
+
+def test_a_list_of_quotas_that_does_not_end_decides_nothing(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last pages may hold what was applied: a default of zero must not be believed instead."""
+    pages: list[object] = []
+
+    def endless(**_: object) -> dict[str, object]:
+        pages.append(_)
+        return {"Quotas": [{"QuotaName": QUOTA, "ErrorReason": {"ErrorCode": "x"}}], "NextToken": "more"}
+
+    account.default_quotas = {QUOTA: 0}
+    aws, spec = account.aws(), load(study_file(tmp_path))
+    monkeypatch.setattr(aws.client("service-quotas", patient=True), "list_service_quotas", endless)
+    known = preflight.known_quotas(aws, spec)
+    assert list(known.instances.values()) == [None]
+    assert "more than 200 pages" in str(known.error)
+    assert len(pages) == 200
+
+
 @pytest.mark.parametrize(
     ("operation", "what"),
     [("ListServiceQuotas", "quotas"), ("GetRole", "role jobs"), ("DescribeImages", f"image {IMAGE}")],

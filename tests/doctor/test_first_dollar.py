@@ -190,11 +190,9 @@ def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
 
 
 def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, store, monkeypatch):
-    def refuse(_aws, _wanted):
-        raise AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
-
     asked = planned(cloud, tmp_path)
-    monkeypatch.setattr(first_dollar.preflight, "read_quotas", refuse)
+    refusal = AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
+    monkeypatch.setattr(first_dollar.preflight, "read_quotas", lambda _aws, _wanted: ({}, refusal))
     facts = first_dollar.run(asked, worlds.place(asked.spec, None), store, SystemClock(), say=lambda _: None, pace=PACE)
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
 
