@@ -28,6 +28,7 @@ from tuner.verbs import Finding
 
 # AWS refuses signatures that are five minutes off.
 _SKEW_FATAL_S, _SKEW_ODD_S = 300.0, 30.0
+_PAGES_MAX = 50  # of results of one statement, of which there are some tens
 _LOOKED_UP = "then look again: nothing that depends on it was looked at"
 _POLICY_REMEDY = "grant it: tuner doctor FILE --policy prints the least policies that work"
 
@@ -152,7 +153,7 @@ def _role_arn(aws: Aws, arn: str) -> str:
 def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Iterator[Finding]:
     who = arn.rpartition(":")[2]
     try:
-        missing = [(right, _missing(aws, arn, right, where)) for right in needed]
+        answers = [(right, _verdicts(aws, arn, right, where)) for right in needed]
     except AwsError as error:
         yield Finding(
             level="warn",
@@ -160,19 +161,27 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Ite
             remedy="grant iam:SimulatePrincipalPolicy, or compare with tuner doctor FILE --policy",
         )
         return
-    for right, actions in missing:
-        if actions:
+    for right, verdicts in answers:
+        denied = sorted(action for action, allowed in verdicts.items() if allowed is False)
+        unknown = sorted(action for action, allowed in verdicts.items() if allowed is None)
+        if denied:
             yield Finding(
                 level="warn" if right.less_without else "error",
-                what=f"{who} lacks {', '.join(actions)}" + (f": {right.less_without}" if right.less_without else ""),
+                what=f"{who} lacks {', '.join(denied)}" + (f": {right.less_without}" if right.less_without else ""),
                 remedy=_POLICY_REMEDY,
             )
-    if not any(actions for _, actions in missing):
+        if unknown:
+            yield Finding(
+                level="warn",
+                what=f"{who}: the simulation did not say whether it has {', '.join(unknown)}",
+                remedy="compare its policies with tuner doctor FILE --policy",
+            )
+    if all(all(verdicts.values()) for _, verdicts in answers):
         yield Finding(level="ok", what=f"{who} has every right that is needed (by simulation)")
 
 
-def _missing(aws: Aws, arn: str, right: Right, where: Place) -> list[str]:
-    """The actions of a statement that are not allowed on all of its resources."""
+def _verdicts(aws: Aws, arn: str, right: Right, where: Place) -> dict[str, bool | None]:
+    """For each action of a statement whether it is allowed on all of its resources; None: there was no answer."""
     context = [
         {
             "ContextKeyName": key,
@@ -182,16 +191,28 @@ def _missing(aws: Aws, arn: str, right: Right, where: Place) -> list[str]:
         for operator, test in (right.condition or {}).items()
         for key, value in (test.items() if isinstance(test, dict) else ())
     ]
-    resources = [_specimen(each) for each in policy_iam.resources(right, where)]
-    reply = ask(
-        aws.client("iam", patient=True).simulate_principal_policy,
-        PolicySourceArn=arn,
-        ActionNames=list(right.actions),
-        ResourceArns=resources,
+    query: dict[str, Any] = {
+        "PolicySourceArn": arn,
+        "ActionNames": list(right.actions),
+        "ResourceArns": [_specimen(each) for each in policy_iam.resources(right, where)],
         **({"ContextEntries": context} if context else {}),
-    )
-    results = reply.get("EvaluationResults", ())
-    return sorted({each["EvalActionName"] for each in results if each["EvalDecision"] != "allowed"})
+    }
+    verdicts: dict[str, bool | None] = dict.fromkeys(right.actions)
+    for result in _evaluations(aws.client("iam", patient=True), query):
+        action, allowed = result["EvalActionName"], result["EvalDecision"] == "allowed"
+        verdicts[action] = allowed and verdicts.get(action) is not False
+    return verdicts
+
+
+def _evaluations(client: Any, query: dict[str, Any]) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - as of `Aws.client`
+    """All pages of an answer. Raises AwsError, also for one that does not end: the rest may be denials."""
+    for _ in range(_PAGES_MAX):
+        page = ask(client.simulate_principal_policy, **query)
+        yield from page.get("EvaluationResults", ())
+        if not page.get("IsTruncated") or not page.get("Marker"):
+            return
+        query = {**query, "Marker": page["Marker"]}
+    raise AwsError(f"SimulatePrincipalPolicy: more than {_PAGES_MAX} pages", "TooManyPages")
 
 
 def _specimen(resource: str) -> str:

@@ -26,21 +26,30 @@ def no_aws(tmp_path, monkeypatch):
 
 @dataclass
 class Simulator:
-    """Answers SimulatePrincipalPolicy; `denied` are actions that are not allowed, `asked` what was asked."""
+    """Answers SimulatePrincipalPolicy; `denied` are actions that are not allowed, `asked` what was asked.
+
+    `silent` are actions about which nothing is said; `page` is how many results one answer holds.
+    """
 
     denied: set = field(default_factory=set)
+    silent: set = field(default_factory=set)
+    page: int = 100
     asked: list = field(default_factory=list)
 
     def answer(self, query):
         self.asked.append(query)
         actions = [query[f"ActionNames.member.{n}"][0] for n in range(1, 50) if f"ActionNames.member.{n}" in query]
+        actions = [action for action in actions if action not in self.silent]
+        start = int(query.get("Marker", ["0"])[0])
+        end = start + self.page
+        more = f"<IsTruncated>true</IsTruncated><Marker>{end}</Marker>" if end < len(actions) else ""
         members = "".join(
             f"<member><EvalActionName>{action}</EvalActionName><EvalResourceName>*</EvalResourceName>"
             f"<EvalDecision>{'implicitDeny' if action in self.denied else 'allowed'}</EvalDecision></member>"
-            for action in actions
+            for action in actions[start:end]
         )
         return f"""<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">
-            <SimulatePrincipalPolicyResult><IsTruncated>false</IsTruncated>
+            <SimulatePrincipalPolicyResult>{more or "<IsTruncated>false</IsTruncated>"}
             <EvaluationResults>{members}</EvaluationResults></SimulatePrincipalPolicyResult>
             </SimulatePrincipalPolicyResponse>"""
 

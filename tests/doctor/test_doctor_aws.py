@@ -74,6 +74,33 @@ def test_missing_rights_are_found(account, simulator, tmp_path):
     assert all("tuner doctor FILE --policy" in line for line in errors)
 
 
+def test_a_denial_on_a_later_page_is_found(account, simulator, tmp_path):
+    """IAM may cut an answer short anywhere, whatever was asked for."""
+    simulator.page = 1
+    assert lines(found(account, tmp_path), "error") == []
+    simulator.denied = {"sagemaker:StopTrainingJob"}  # the last of its statement
+    [line] = lines(found(account, tmp_path), "error")
+    assert line.startswith("user/moto lacks sagemaker:StopTrainingJob")
+
+
+def test_an_action_without_an_answer_is_unknown_and_not_allowed(account, simulator, tmp_path):
+    simulator.silent = {"sagemaker:StopTrainingJob", "logs:PutLogEvents"}
+    findings = found(account, tmp_path)
+    assert lines(findings, "error") == []
+    told = [line for line in lines(findings, "warn") if "did not say" in line]
+    assert [line.split(":")[0] for line in told] == ["user/moto", "role/jobs"]
+    assert "sagemaker:StopTrainingJob" in told[0]
+    assert "has every right" not in "\n".join(lines(findings, "ok"))
+
+
+def test_an_answer_that_does_not_end_is_no_answer(account, simulator, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_aws, "_PAGES_MAX", 2)
+    simulator.page = 1
+    told = [line for line in lines(found(account, tmp_path), "warn") if "rights of" in line]
+    assert len(told) == 2
+    assert all("more than 2 pages" in line for line in told)
+
+
 def test_the_simulation_asks_about_things_not_patterns(account, simulator, tmp_path):
     found(account, tmp_path)
     asked = [value[0] for query in simulator.asked for key, value in query.items() if key.startswith("ResourceArns")]
