@@ -29,6 +29,8 @@ _ECR = re.compile(
     r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)(?:@(sha256:[0-9a-f]{64})|:(.+))?"
 )
 _ROLE_ARN = re.compile(r"arn:[a-z-]+:iam::(\d{12}):role/(?:.*/)?([^/]+)")
+# What a region answers that was not enabled for the account, or that is of another partition: it knows no such key.
+_UNKNOWN_KEY_CODES = frozenset(("InvalidClientTokenId", "UnrecognizedClientException"))
 _TRUSTED = "sagemaker.amazonaws.com"
 
 
@@ -43,6 +45,7 @@ class Quotas:
 def examine(aws: Aws, spec: StudySpec, known: Quotas) -> list[Finding]:
     """Everything that `launch` looks at, in the order in which a user would mend it. Of credentials that work."""
     found = [
+        *region(aws),
         *role(aws, spec),
         *buckets(aws, spec),
         *instance_types(aws, spec),
@@ -59,7 +62,8 @@ def identity(aws: Aws) -> Iterator[Finding]:
     try:
         who, region = aws.identity, aws.region
     except AwsError as error:
-        yield Finding(level="error", what=f"AWS cannot be asked: {error}", remedy=credentials_remedy(error))
+        remedy = credentials_remedy(error) + _region_doubt(aws, error)
+        yield Finding(level="error", what=f"AWS cannot be asked: {error}", remedy=remedy)
         return
     yield Finding(level="ok", what=f"account {who.account} in {region}, as {who.arn}")
 
@@ -71,6 +75,42 @@ def credentials_remedy(error: AwsError) -> str:
     if error.is_about_rights:
         return "grant the right to whoever launches"
     return "see that this machine reaches AWS, and that AWS_REGION and AWS_ENDPOINT_URL say what you mean"
+
+
+def region(aws: Aws) -> Iterator[Finding]:
+    """It is one where SageMaker is, as far as boto3 knows: an older one does not know the newest."""
+    known = _regions(aws)
+    if aws.region not in known:
+        yield Finding(
+            level="warn",
+            what=f"region {aws.region}: this boto3 knows no SageMaker there",
+            remedy=_meant(aws.region, known) or "correct sagemaker.region, or upgrade boto3",
+        )
+
+
+def _region_doubt(aws: Aws, error: AwsError) -> str:
+    """What helps where a region that is wrong looks like a network or like credentials that fail."""
+    try:
+        name, known = aws.region, _regions(aws)
+    except AwsError:
+        return ""
+    if error.code in _UNKNOWN_KEY_CODES:
+        return f"; where they work elsewhere, enable region {name} for the account, or correct sagemaker.region"
+    if name not in known:
+        return f"; no SageMaker is known in {name}: {_meant(name, known) or 'correct sagemaker.region'}"
+    return ""
+
+
+def _regions(aws: Aws) -> list[str]:
+    """Where SageMaker is, of all partitions, without asking anybody. Raises AwsError."""
+    session = aws.session
+    partitions = session.get_available_partitions()
+    return [name for each in partitions for name in session.get_available_regions("sagemaker", partition_name=each)]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 # --- the execution role
@@ -204,12 +244,20 @@ def _look_at_bucket(aws: Aws, name: str, use: _Use) -> Finding:
     try:
         reply = ask(aws.client("s3").head_bucket, Bucket=name, **ours)
     except AwsError as error:
+        where = _bucket_region(getattr(error.__cause__, "response", None) or {})
+        if where and where != aws.region:
+            return _far_bucket(aws, name, where, use)
         return _no_bucket(aws, name, error, use)
+    where = reply.get("BucketRegion") or _bucket_region(reply) or aws.region
+    if where != aws.region:
+        return _far_bucket(aws, name, where, use)
+    return Finding(level="ok", what=f"bucket {name} in {where}")
+
+
+def _bucket_region(reply: Mapping[str, Any]) -> str | None:
+    """Where S3 says that a bucket lies: it does so in refusals, too, be they for a region or for rights."""
     headers: Mapping[str, str] = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    region = reply.get("BucketRegion") or headers.get("x-amz-bucket-region") or aws.region
-    if region != aws.region:
-        return _far_bucket(aws, name, region, use)
-    return Finding(level="ok", what=f"bucket {name} in {region}")
+    return headers.get("x-amz-bucket-region")
 
 
 def default_bucket(aws: Aws) -> str:
@@ -228,12 +276,14 @@ def _far_bucket(aws: Aws, name: str, region: str, use: _Use) -> Finding:
 def _no_bucket(aws: Aws, name: str, error: AwsError, use: _Use) -> Finding:
     if error.code in ("404", "NoSuchBucket"):
         ways = f"correct {use.key}" if use.named else "write another one: checkpoints: {root: s3://BUCKET/tuner/}"
+        if not use.named:  # its name is made of the region
+            ways += f"; or correct sagemaker.region, if {aws.region} was not meant"
         return Finding(
             level="error",
             what=f"there is no bucket {name}",
             remedy=f"create it: aws s3 mb s3://{name} --region {aws.region}; or {ways}",
         )
-    if error.code == "301":
+    if error.code in ("301", "PermanentRedirect"):
         return Finding(
             level="error",
             what=f"bucket {name} lies in another region than {aws.region}",
@@ -247,7 +297,9 @@ def _no_bucket(aws: Aws, name: str, error: AwsError, use: _Use) -> Finding:
             if use.role_only
             else f"grant s3:ListBucket on it, or name another bucket in {use.key}",
         )
-    return _unasked(f"bucket {name}", error)
+    # an answer to HEAD has no body: 400 stands for a wrong region as for credentials that expired meanwhile
+    stays = f"see that it lies in {aws.region}, as the jobs do, or correct {use.key}" if error.code == "400" else ""
+    return _unasked(f"bucket {name}", error, stays=stays)
 
 
 # --- instance types and their quotas

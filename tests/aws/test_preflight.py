@@ -9,6 +9,7 @@ import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, ROLE, Account, study_file
 
 from tuner import preflight
+from tuner.aws import Aws
 from tuner.spec import load
 from tuner.verbs import Finding
 
@@ -209,6 +210,51 @@ def test_a_bucket_that_only_the_role_may_read_is_a_warning(account: Account, tmp
         "see that the jobs' role may use it: sagemaker.outputs",
         "see that the jobs' role may use it: training.inputs.train",
     ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "level", "said"),
+    [
+        ([(301, "eu-west-1"), (200, "eu-west-1")], "error", "lies in eu-west-1, the jobs run in us-east-1"),
+        ([(301, "eu-west-1"), (403, "eu-west-1")], "error", "lies in eu-west-1, the jobs run in us-east-1"),
+        ([(400, "eu-west-1"), (403, "eu-west-1")], "error", "lies in eu-west-1, the jobs run in us-east-1"),
+        ([(403, "eu-west-1")], "error", "lies in eu-west-1, the jobs run in us-east-1"),
+        ([(403, "us-east-1")], "warn", "may not be looked at"),
+        ([(400, "")], "warn", "could not be looked at: HeadBucket: 400"),
+        ([(404, "")], "error", "there is no bucket the-data"),
+    ],
+)
+def test_a_bucket_elsewhere_is_told_from_one_that_is_missing_or_closed(
+    account: Account, tmp_path: Path, answers: list[tuple[int, str]], level: str, said: str
+) -> None:
+    """S3 names the region in its refusals, too."""
+    account.heads["the-data"] = answers
+    [told] = [each for each in found(account, tmp_path, INPUTS) if "the-data" in each.what]
+    assert told.level == level
+    assert said in told.what
+    assert "training.inputs.train" in told.remedy
+
+
+def test_a_region_that_looks_like_something_else_is_doubted(account: Account, tmp_path: Path) -> None:
+    """One that is not enabled for the account does not know its keys; a default bucket is named after its region."""
+    account.refuse["GetCallerIdentity"] = (
+        "InvalidClientTokenId",
+        "The security token included in the request is invalid",
+    )
+    [told] = errors(found(account, tmp_path))
+    assert "enable region us-east-1 for the account, or correct sagemaker.region" in told
+
+    account.refuse.clear()
+    [told] = errors(found(account, tmp_path, (f"checkpoints: {{root: s3://{BUCKET}/tuner/}}\n", "")))
+    assert "or correct sagemaker.region, if us-east-1 was not meant" in told
+
+
+def test_a_region_without_sagemaker_is_doubted(account: Account) -> None:
+    assert list(preflight.region(Aws(region="eu-west-1"))) == []
+    assert list(preflight.region(Aws(region="cn-north-1"))) == []
+    [told] = preflight.region(Aws(region="eu-wset-1"))
+    assert told.level == "warn"
+    assert told.remedy.startswith("did you mean eu-west-1")
 
 
 def test_without_a_root_the_default_bucket_has_to_be_there(account: Account, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, study_file
-from tuner import cli, doctor_aws, image
+from tuner import cli, doctor_aws, image, preflight
 from tuner.aws import Aws
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 from tuner.price_list import Listed
@@ -20,6 +20,7 @@ from tuner.spec import load
 
 QUOTA = "ml.m5.large for spot training job usage"
 NOW = datetime.now(UTC)
+KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
 
 
 def found(account, folder, *changes):
@@ -344,10 +345,7 @@ def test_the_command_on_an_account(account, tmp_path, capsys, monkeypatch):
     [
         ({}, "NoCredentialsError"),
         ({"AWS_PROFILE": "nobody"}, "ProfileNotFound"),
-        (
-            {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
-            "EndpointConnectionError",
-        ),
+        ({**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "EndpointConnectionError"),
     ],
 )
 def test_without_credentials_or_network_it_is_one_line(no_aws, tmp_path, capsys, environment, said):
@@ -360,6 +358,17 @@ def test_without_credentials_or_network_it_is_one_line(no_aws, tmp_path, capsys,
     assert said in error["what"]
     assert error["remedy"]
     assert "\n" not in error["what"]
+
+
+def test_a_mistyped_region_is_not_told_as_a_network_that_fails(no_aws, tmp_path):
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        no_aws.setenv(name, value)
+    [finding] = preflight.identity(Aws(region="us-esat-1"))
+    assert "EndpointConnectionError" in finding.what
+    assert "no SageMaker is known in us-esat-1: did you mean" in finding.remedy
+    assert "us-east-1" in finding.remedy
+    [finding] = preflight.identity(Aws(region="us-east-1"))
+    assert "SageMaker" not in finding.remedy
 
 
 def test_a_region_may_be_named_by_either_variable(no_aws):
