@@ -5,9 +5,14 @@ scripts that may write anything. So whatever does not parse, or could not be rec
 manifest makes a checkpoint complete only together with all its files, a line of metrics counts once its end is there,
 and names that the agent leaves behind are not seen at all.
 
+`scan` tells a complete checkpoint by sizes, since the engine asks at every tick. Scripts compare hashes, so whoever
+deletes or hands out asks `newest_whole`, which does too: a run that is interrupted while it saves a step anew can leave
+files of the same sizes that no manifest describes.
+
 Readers keep their place in memory only. A new one reads everything again: who uses it must bear repetition.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +29,7 @@ METRICS, RUNS = "metrics/", "runs/"
 MAX_POLL_BYTES = 1 << 20  # one poll of one trial reads no more; the rest waits for the next
 MAX_DOCUMENT_BYTES = 16 << 20  # a manifest or a record that is larger is none of ours
 _DELETE_BATCH = 1000
+_HASH_BLOCK_BYTES = 8 << 20
 _MAX_STEP = 10**18 - 1  # as many digits as a step folder's name may have, and what a database integer holds
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 256  # characters of a metric's name, a run's, a host's
@@ -58,10 +64,7 @@ def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
     _check_prefix(prefix)
     found = {info.uri[len(prefix) :]: info for info in objects.list(prefix)}
     own = {name: info for name, info in found.items() if not name.startswith((METRICS, RUNS)) and not _of_agent(name)}
-    steps: dict[int, dict[str, ObjectInfo]] = {}
-    for name, info in own.items():
-        if match := _STEP.fullmatch(name):
-            steps.setdefault(int(match[1]), {})[match[2]] = info
+    steps = _step_folders(own)
     complete = (_complete(objects, step, steps[step]) for step in sorted(steps, reverse=True))
     return PrefixState(
         newest_complete=next((step for step in complete if step is not None), None),
@@ -72,9 +75,20 @@ def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
     )
 
 
+def newest_whole(objects: ReadableObjects, prefix: str) -> StepInfo | None:
+    """The checkpoint that a script would resume from: the newest whose files have the hashes of its manifest.
+
+    Reads all of it, in blocks, and of those before it until one holds.
+    """
+    _check_prefix(prefix)
+    steps = _step_folders({info.uri[len(prefix) :]: info for info in objects.list(prefix)})
+    whole = (_complete(objects, step, steps[step], hashes=True) for step in sorted(steps, reverse=True))
+    return next((step for step in whole if step is not None), None)
+
+
 def wanted_files(objects: ReadableObjects, prefix: str) -> list[str]:
-    """Names under a prefix that a person wants of a trial: of all steps only the newest complete one."""
-    newest = scan(objects, prefix).newest_complete
+    """Names under a prefix that a person wants of a trial: of all steps only the newest that is whole."""
+    newest = newest_whole(objects, prefix)
     names = [info.uri[len(prefix) :] for info in objects.list(prefix)]
     own = [name for name in names if not name.startswith((METRICS, RUNS)) and not _of_agent(name)]
     return [name for name in own if (step := _STEP.fullmatch(name)) is None or (newest and int(step[1]) == newest.step)]
@@ -101,7 +115,11 @@ def delete_prefix(
 
 
 def copy_own_files(objects: Objects, source: str, target: str) -> int:
-    """Copy the checkpoints of one trial under the prefix of another, without metrics and records; how many files."""
+    """Copy the checkpoints of one trial under the prefix of another, without metrics and records; how many files.
+
+    All steps, inside the store: the script there falls back to an earlier one as it would have here, and nothing has
+    to be read to choose for it.
+    """
     _check_prefix(source)
     _check_prefix(target)
     names = [info.uri[len(source) :] for info in objects.list(source)]
@@ -205,19 +223,39 @@ def _too_large(document: ObjectInfo) -> bool:
     return document.size > MAX_DOCUMENT_BYTES
 
 
-def _complete(objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo]) -> StepInfo | None:
-    """The checkpoint, if its manifest is there and so is every file that it names, in the right size."""
+def _step_folders(own: Mapping[str, ObjectInfo]) -> dict[int, dict[str, ObjectInfo]]:
+    """By step: what lies in its folder, by the name there."""
+    steps: dict[int, dict[str, ObjectInfo]] = {}
+    for name, info in own.items():
+        if not _of_agent(name) and (match := _STEP.fullmatch(name)):
+            steps.setdefault(int(match[1]), {})[match[2]] = info
+    return steps
+
+
+def _complete(
+    objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo], *, hashes: bool = False
+) -> StepInfo | None:
+    """The checkpoint, if its manifest is there and so is every file that it names, in the right size (and `hashes`)."""
     if MANIFEST not in files or _too_large(files[MANIFEST]):
         return None
     try:
         manifest = _json(objects.read(files[MANIFEST].uri))
-        named = {item["name"]: item["size"] for item in manifest["files"]}
+        named = {item["name"]: item for item in manifest["files"]}
         saved_at = _moment(manifest["saved_at"])
-        if manifest["step"] != step or any(files[name].size != size for name, size in named.items()):
+        if manifest["step"] != step or any(files[name].size != item["size"] for name, item in named.items()):
+            return None
+        if hashes and any(_sha256(objects, files[name]) != item["sha256"] for name, item in named.items()):
             return None
     except (ObjectNotFound, ValueError, TypeError, KeyError):
         return None
     return StepInfo(step=step, saved_at=saved_at, size_bytes=sum(info.size for info in files.values()))
+
+
+def _sha256(objects: ReadableObjects, file: ObjectInfo) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, file.size, _HASH_BLOCK_BYTES):
+        digest.update(objects.read(file.uri, start, _HASH_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _record(data: bytes) -> RunRecord | None:

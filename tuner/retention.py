@@ -5,7 +5,9 @@
 a script saved without manifests cannot be told apart, and stays whole where its latest step would stay. What jobs
 put out, their models, are results: they stay with the latest step, and those of the best trials under `none` too.
 
-Rules: a trial that has not ended is never looked at, so no job writes where this deletes. Metrics and records of runs
+Rules: a trial that has not ended is never looked at, so no job writes where this deletes. Before a step goes because a
+later one stays, that one is read and its hashes compared: what stays is what a script would resume from. Where none
+holds, nothing goes. Metrics and records of runs
 always stay. A trial is only found below the study's own folder, and deletion goes through `delete_prefix` alone, which
 refuses everything else. What is deleted once is not there the second time, so it may be repeated at any moment.
 """
@@ -17,7 +19,7 @@ from itertools import chain
 from typing import Literal
 
 from tuner import views, workload
-from tuner.checkpoints import METRICS, RUNS, delete_prefix, scan
+from tuner.checkpoints import METRICS, RUNS, delete_prefix, newest_whole, scan
 from tuner.model import Json, Study, Trial, TrialState
 from tuner.objects import ObjectInfo, Objects
 from tuner.prices import S3_STANDARD_USD_PER_GB_MONTH
@@ -180,10 +182,13 @@ def _waste(
     kept_step: int | None = None
     if latest_stays and listed:
         newest = scan(objects, trial.prefix).newest_complete
+        if newest is None or not _doomed(trial, listed, newest.step):
+            return None  # most of the time: nothing has to be read to know it
+        newest = newest_whole(objects, trial.prefix)
         if newest is None:
             return None
         kept_step = newest.step
-    doomed = [info for info in listed if not _stays(info.uri[len(trial.prefix) :], kept_step)]
+    doomed = _doomed(trial, listed, kept_step)
     doomed += chain.from_iterable(outputs.values())
     if not doomed:
         return None
@@ -196,6 +201,10 @@ def _waste(
         objects=len(doomed),
         size_bytes=sum(info.size for info in doomed),
     )
+
+
+def _doomed(trial: Trial, listed: list[ObjectInfo], kept_step: int | None) -> list[ObjectInfo]:
+    return [info for info in listed if not _stays(info.uri[len(trial.prefix) :], kept_step)]
 
 
 def _stays(name: str, kept_step: int | None) -> bool:

@@ -85,6 +85,41 @@ def test_a_torn_newest_step_goes_and_the_newest_complete_one_stays(make_sweep, t
     assert steps(objects, sweep.trials()[0]) == (2,)
 
 
+def rewritten(objects, prefix, step=3):
+    """What a run leaves that is interrupted while it saves a step anew: the old manifest, other bytes, as many."""
+    objects.write(f"{prefix}step-{step:08d}/weights", bytes([7]) * 1000)
+
+
+@pytest.mark.parametrize("keep", ["latest", "best"])
+def test_what_stays_is_what_a_script_would_resume_from(make_sweep, tmp_path, keep):
+    sweep, objects = swept(make_sweep, tmp_path, keep)
+    prefix = sweep.trials()[1].prefix  # the failed one: its latest stays in both
+    rewritten(objects, prefix)
+    retention.sweep(sweep.store, sweep.study, objects, dry_run=False)
+    assert steps(objects, sweep.trials()[1]) == (2,)
+    assert Checkpoints(tmp_path / "s3" / prefix.removeprefix("s3://")).latest().step == 2
+
+
+def test_where_no_step_is_whole_nothing_is_deleted(make_sweep, tmp_path):
+    sweep, objects = swept(make_sweep, tmp_path, "latest")
+    prefix = sweep.trials()[0].prefix
+    for step in (1, 2, 3):
+        rewritten(objects, prefix, step)
+    assert 0 not in {waste.trial for waste in retention.survey(sweep.store, sweep.study, objects).waste}
+
+
+def test_checkpoints_are_read_only_where_something_would_go(make_sweep, tmp_path, monkeypatch):
+    """Reading costs time, and money where the store is far away."""
+    sweep, objects = swept(make_sweep, tmp_path, "latest")
+    retention.sweep(sweep.store, sweep.study, objects, dry_run=False)
+    read, original = [], DirectoryObjects.read
+    monkeypatch.setattr(
+        DirectoryObjects, "read", lambda self, uri, *args: (read.append(uri), original(self, uri, *args))[1]
+    )
+    assert retention.survey(sweep.store, sweep.study, objects).waste == ()
+    assert [uri for uri in read if not uri.endswith("manifest.json")] == []
+
+
 def test_what_has_no_manifests_stays_whole_where_its_latest_would(make_sweep, tmp_path):
     sweep, objects = swept(make_sweep, tmp_path, "latest")
     prefix = sweep.trials()[0].prefix

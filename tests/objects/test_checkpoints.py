@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.checkpoints import MetricsReader, StepInfo, delete_prefix, scan
+from tuner.checkpoints import (
+    MetricsReader,
+    StepInfo,
+    copy_own_files,
+    delete_prefix,
+    newest_whole,
+    scan,
+    wanted_files,
+)
 from tuner.model import MetricPoint, RunRecord
 from tuner.objects import DirectoryObjects, ObjectInfo
 from tuner.training import Checkpoints
@@ -86,6 +94,36 @@ def test_scan_finds_the_newest_complete_checkpoint(objects: Counting, tmp_path: 
         assert after.step == before.step - 1
     objects.write(PREFIX + "step-00000001/manifest.json", b"[")
     assert scan(objects, PREFIX).newest_complete is None
+
+
+def test_a_step_of_the_right_sizes_and_other_bytes_is_not_whole(objects: Counting, tmp_path: Path) -> None:
+    """A run that is interrupted while it saves a step anew leaves it; scripts fall back, and so does who chooses."""
+    checkpoints = Checkpoints(tmp_path / "s3" / "bucket" / "study" / "00001")
+    for step in (1, 2):
+        with checkpoints.save(step) as folder:
+            (folder / "a").write_bytes(bytes(9 << 20))
+    assert newest_whole(objects, PREFIX) == scan(objects, PREFIX).newest_complete
+    objects.write(PREFIX + "step-00000002/a", bytes(8 << 20) + bytes([1]) * (1 << 20))
+    objects.bytes_read = 0
+    assert scan(objects, PREFIX).newest_complete.step == 2
+    assert objects.bytes_read < 1 << 20  # by sizes alone
+    assert newest_whole(objects, PREFIX).step == checkpoints.latest().step == 1
+    assert wanted_files(objects, PREFIX) == ["step-00000001/a", "step-00000001/manifest.json"]
+    copy_own_files(objects, PREFIX, "s3://bucket/study/00002/")
+    copied = Checkpoints(tmp_path / "s3" / "bucket" / "study" / "00002")
+    assert copied.latest().step == 1
+    objects.write(PREFIX + "step-00000001/a", bytes([1]) * (9 << 20))
+    assert newest_whole(objects, PREFIX) is None
+    assert wanted_files(objects, PREFIX) == []
+
+
+def test_checkpoints_are_hashed_in_blocks(objects: Counting, tmp_path: Path) -> None:
+    """However large a checkpoint is, little of it is in memory."""
+    with Checkpoints(tmp_path / "s3" / "bucket" / "study" / "00001").save(1) as folder:
+        (folder / "a").write_bytes(bytes(20 << 20))
+    objects.calls.clear()
+    assert newest_whole(objects, PREFIX) is not None
+    assert objects.calls == {"list": 1, "read": 1 + 3}
 
 
 MANIFESTS = [
