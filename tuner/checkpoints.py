@@ -9,6 +9,9 @@ and names that the agent leaves behind are not seen at all.
 deletes or hands out asks `newest_whole`, which does too: a run that is interrupted while it saves a step anew can leave
 files of the same sizes that no manifest describes.
 
+What takes long calls `renew` before each of its steps: whoever may do it under a lease alone keeps it that way, and
+leaves by its exception once it is lost.
+
 Readers keep their place in memory only. A new one reads everything again: who uses it must bear repetition.
 """
 
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from tuner.model import MetricPoint, RunRecord
 from tuner.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
@@ -34,6 +37,8 @@ _MAX_STEP = 10**18 - 1  # as many digits as a step folder's name may have, and w
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 256  # characters of a metric's name, a run's, a host's
 _YEAR_2200 = 7_258_118_400.0  # later moments are nonsense, and overflow somewhere
+
+Renew: TypeAlias = Callable[[], object]
 
 _STEP = re.compile(r"step-(\d{8,18})/(.+)", re.DOTALL)
 _FILE = re.compile(r"(\d{3,9})-([0-9a-z]+)-([^/]+)\.jsonl")
@@ -75,14 +80,18 @@ def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
     )
 
 
-def newest_whole(objects: ReadableObjects, prefix: str) -> StepInfo | None:
+def no_lease() -> None:
+    """Renew nothing: for what anybody may do at any time."""
+
+
+def newest_whole(objects: ReadableObjects, prefix: str, *, renew: Renew = no_lease) -> StepInfo | None:
     """The checkpoint that a script would resume from: the newest whose files have the hashes of its manifest.
 
     Reads all of it, in blocks, and of those before it until one holds.
     """
     _check_prefix(prefix)
     steps = _step_folders({info.uri[len(prefix) :]: info for info in objects.list(prefix)})
-    whole = (_complete(objects, step, steps[step], hashes=True) for step in sorted(steps, reverse=True))
+    whole = (_complete(objects, step, steps[step], hashed_with=renew) for step in sorted(steps, reverse=True))
     return next((step for step in whole if step is not None), None)
 
 
@@ -95,7 +104,12 @@ def wanted_files(objects: ReadableObjects, prefix: str) -> list[str]:
 
 
 def delete_prefix(
-    objects: Objects, prefix: str, *, study_root: str, stays: Callable[[str], bool] = lambda _name: False
+    objects: Objects,
+    prefix: str,
+    *,
+    study_root: str,
+    stays: Callable[[str], bool] = lambda _name: False,
+    renew: Renew = no_lease,
 ) -> int:
     """Delete what lies under a trial's prefix, but for names that stay; how many objects that were.
 
@@ -109,12 +123,13 @@ def delete_prefix(
     uris = iter([info.uri for info in objects.list(prefix) if not stays(info.uri[len(prefix) :])])
     count = 0
     while batch := list(islice(uris, _DELETE_BATCH)):
+        renew()
         objects.delete(batch)
         count += len(batch)
     return count
 
 
-def copy_own_files(objects: Objects, source: str, target: str) -> int:
+def copy_own_files(objects: Objects, source: str, target: str, *, renew: Renew = no_lease) -> int:
     """Copy the checkpoints of one trial under the prefix of another, without metrics and records; how many files.
 
     All steps, inside the store: the script there falls back to an earlier one as it would have here, and nothing has
@@ -125,6 +140,7 @@ def copy_own_files(objects: Objects, source: str, target: str) -> int:
     names = [info.uri[len(source) :] for info in objects.list(source)]
     own = [name for name in names if not name.startswith((METRICS, RUNS)) and not _of_agent(name)]
     for name in own:
+        renew()
         objects.copy(source + name, target + name)
     return len(own)
 
@@ -233,9 +249,9 @@ def _step_folders(own: Mapping[str, ObjectInfo]) -> dict[int, dict[str, ObjectIn
 
 
 def _complete(
-    objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo], *, hashes: bool = False
+    objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo], *, hashed_with: Renew | None = None
 ) -> StepInfo | None:
-    """The checkpoint, if its manifest is there and so is every file that it names, in the right size (and `hashes`)."""
+    """The checkpoint, if its manifest is there and so is every file that it names: in the right size, or hashed too."""
     if MANIFEST not in files or _too_large(files[MANIFEST]):
         return None
     try:
@@ -244,16 +260,19 @@ def _complete(
         saved_at = _moment(manifest["saved_at"])
         if manifest["step"] != step or any(files[name].size != item["size"] for name, item in named.items()):
             return None
-        if hashes and any(_sha256(objects, files[name]) != item["sha256"] for name, item in named.items()):
+        if hashed_with is not None and any(
+            _sha256(objects, files[name], hashed_with) != item["sha256"] for name, item in named.items()
+        ):
             return None
     except (ObjectNotFound, ValueError, TypeError, KeyError):
         return None
     return StepInfo(step=step, saved_at=saved_at, size_bytes=sum(info.size for info in files.values()))
 
 
-def _sha256(objects: ReadableObjects, file: ObjectInfo) -> str:
+def _sha256(objects: ReadableObjects, file: ObjectInfo, renew: Renew) -> str:
     digest = hashlib.sha256()
     for start in range(0, file.size, _HASH_BLOCK_BYTES):
+        renew()
         digest.update(objects.read(file.uri, start, _HASH_BLOCK_BYTES))
     return digest.hexdigest()
 

@@ -3,7 +3,8 @@
 Shared by the verbs that start, go on with, stop or end a study; they differ in what they settle before.
 
 Rules: whoever drives holds the lease and gives it back, whatever happens. What the study file does not keep is deleted
-only once the study rests. Credentials that are refused while one cycle is driven are an exit code of their own.
+only once the study rests, and only for as long as the lease is held. Credentials that are refused while one cycle is
+driven are an exit code of their own.
 """
 
 from contextlib import suppress
@@ -15,7 +16,7 @@ from tuner import holders, retention, views, worlds
 from tuner.clock import Clock, SystemClock
 from tuner.model import Lease, Study, StudyState, TrialState
 from tuner.spec import from_json
-from tuner.store import LeaseHeld, Store, StoreUnreachable
+from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def drive(
             engine.tick()
         else:
             engine.run(lambda: signals.stop_requested)
-        _apply_retention(store.study_by_id(study.id), store, display, clock.now())
+        _apply_retention(store.study_by_id(study.id), engine.lease, store, display, clock)
     except StoreUnreachable as error:
         if signals.stop_requested:  # the signal was heard while the engine waited for the store
             raise UserError(f"{error}; {signals.last_words}", signals.exit_code or Exit.REFUSED) from error
@@ -81,24 +82,31 @@ def _refused(engine: "Engine", *, once: bool) -> str | None:
     return memory.halted or (memory.refused if once else None)
 
 
-def _apply_retention(study: Study, store: Store, display: Display, now: datetime) -> None:
-    """Delete what the study file does not keep, once the study rests; a store of objects that refuses is no failure."""
+def _apply_retention(study: Study, lease: Lease, store: Store, display: Display, clock: Clock) -> None:
+    """Delete what the study file does not keep, once the study rests; a store of objects that refuses is no failure.
+
+    Raises LeaseLost.
+    """
     from tuner.objects import ObjectsError  # noqa: PLC0415 - small
 
     if study.state.active:
         return
+
+    def renew() -> None:
+        store.renew(lease, now=clock.now(), period_s=LONG_STEP_S)
+
     try:
-        found = retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=False)
+        found = retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=False, renew=renew)
     except ObjectsError as error:
         text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
-        display.event(EventLine(at=now, level="warn", text=text))
+        display.event(EventLine(at=clock.now(), level="warn", text=text))
         return
     if found.waste:
         text = (
             f"checkpoints.keep is {found.keep}: deleted {found.size_bytes} bytes of checkpoints and outputs of "
             f"{len(found.waste)} trials that have ended"
         )
-        display.event(EventLine(at=now, level="info", text=text))
+        display.event(EventLine(at=clock.now(), level="info", text=text))
 
 
 def _how_to_go_on(name: str) -> str:

@@ -5,25 +5,28 @@ that whoever resumes it learns what differs and what costs money beside it.
 
 Rules: it runs under the lease. A study file that no longer fits is refused before anything is written; what differs is
 told first, a line each. The new trial of a failed one is recorded before its checkpoints are copied and gets a job
-only after: a copy that was cut off is made again by the next `resume`, and no other trial can find it.
+only after: a copy that was cut off is made again by the next `resume`, and no other trial can find it. One that was
+done is an event, and is not made again. The lease is renewed before each object: who lost it leaves, since jobs of the
+next engine's may already write there.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from tuner import audit, prepare, workload, worlds
 from tuner.checkpoints import copy_own_files
+from tuner.clock import Clock
 from tuner.jobs import JobError, JobService
 from tuner.memory import Work, limits_to_keep
 from tuner.model import RETRY_OF, Intent, Lease, Study, Trial, TrialState
 from tuner.packaging import BundleRefused
 from tuner.spec import Change, StudySpec, changes, from_json, load, refuse_unbuilt, to_json
-from tuner.store import Store
+from tuner.store import LONG_STEP_S, Store
 from tuner.unit import UnitOfWork
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
 
+_COPIED = "copied"  # the event of a copy that was done
 _KINDS = {
     "harmless": "may differ, and is taken over by --accept-changes or tuner set",
     "needs_accept": "needs --accept-changes, and is for new trials only",
@@ -44,20 +47,16 @@ class Resumption:
 class Reconciler:
     """Settles one study, under its lease."""
 
-    def __init__(self, store: Store, lease: Lease, display: Display, now: datetime) -> None:
+    def __init__(self, store: Store, lease: Lease, display: Display, clock: Clock) -> None:
         self._store = store
         self._lease = lease
         self._display = display
-        self._now = now
+        self._clock = clock
+        self._now = clock.now()
 
     def take_up(self, study: Study, wish: Resumption) -> Study:
         """Record that the study goes on; returns it as it is then. Raises UserError, with nothing written."""
-        store = self._store
-        last_seq = store.last_seq(study.id)
-        last = store.events(study.id, after_seq=last_seq - 1)
-        unit = UnitOfWork(
-            study, last_seq=last_seq, now=self._now, recorded_after=last[-1].recorded_at if last else None
-        )
+        unit = self._unit(study)
         if wish.moved is not None:
             self._move(unit, wish.moved)
         self._compare_file(unit, accept_changes=wish.accept_changes)
@@ -66,9 +65,7 @@ class Reconciler:
             unit.set_study(replace(unit.study, intent=Intent.RUN, intent_at=self._now))
         if wish.retry_failed:
             self._retry_failed(unit)
-        change = unit.change()
-        assert change is not None, "a resumption is an event"
-        store.commit(self._lease, change, now=self._now)
+        self._commit(unit)
         self._copy_checkpoints(unit.study)
         return unit.study
 
@@ -82,6 +79,21 @@ class Reconciler:
             return
         for orphan in found:
             self._tell("error", f"job {orphan.job}: {orphan.text}")
+
+    def _unit(self, study: Study) -> UnitOfWork:
+        last_seq = self._store.last_seq(study.id)
+        last = self._store.events(study.id, after_seq=last_seq - 1)
+        recorded_after = last[-1].recorded_at if last else None
+        return UnitOfWork(study, last_seq=last_seq, now=self._clock.now(), recorded_after=recorded_after)
+
+    def _commit(self, unit: UnitOfWork) -> None:
+        change = unit.change()
+        assert change is not None, "every unit here has an event"
+        self._store.commit(self._lease, change, now=unit.now)
+
+    def _renew(self) -> None:
+        """Raises LeaseLost."""
+        self._store.renew(self._lease, now=self._clock.now(), period_s=LONG_STEP_S)
 
     def _tell(self, level: Level, text: str) -> None:
         self._display.event(EventLine(at=self._now, level=level, text=text))
@@ -159,9 +171,9 @@ class Reconciler:
             self._tell("info", "no failed trial is left to be retried")
 
     def _copy_checkpoints(self, study: Study) -> None:
-        """For trials that repeat another and have no job yet; done again where a copy was cut off."""
+        """For trials that repeat another and have no job yet; done again where a copy was cut off. Raises LeaseLost."""
         waiting = [trial for trial, attempts, _ in self._store.live(study.id) if trial.retry_of is not None]
-        waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED]
+        waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED and not self._copied(study, trial)]
         if not waiting:
             return
         objects = worlds.place_of(study).objects()
@@ -169,7 +181,13 @@ class Reconciler:
         prefixes = {trial.number: trial.prefix for trial in sources}
         for trial in waiting:
             assert trial.retry_of is not None, "chosen by it"
-            copy_own_files(objects, prefixes[trial.retry_of], trial.prefix)
+            files = copy_own_files(objects, prefixes[trial.retry_of], trial.prefix, renew=self._renew)
+            unit = self._unit(study)
+            unit.event(_COPIED, work=Work(trial), of=trial.retry_of, files=files)
+            self._commit(unit)
+
+    def _copied(self, study: Study, trial: Trial) -> bool:
+        return any(event.kind == _COPIED for event in self._store.events(study.id, trial=trial.number))
 
 
 def _again(old: Trial, number: int, unit: UnitOfWork, spec: StudySpec) -> Trial:

@@ -9,7 +9,9 @@ Rules: a trial that has not ended is never looked at, so no job writes where thi
 later one stays, that one is read and its hashes compared: what stays is what a script would resume from. Where none
 holds, nothing goes. Metrics and records of runs
 always stay. A trial is only found below the study's own folder, and deletion goes through `delete_prefix` alone, which
-refuses everything else. What is deleted once is not there the second time, so it may be repeated at any moment.
+refuses everything else. What is deleted once is not there the second time, so it may be repeated at any moment. An
+engine that deletes renews its lease before each batch, and leaves when it is lost: its successor may copy from what
+would go, or keep more.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +21,7 @@ from itertools import chain
 from typing import Literal
 
 from tuner import views, workload
-from tuner.checkpoints import METRICS, RUNS, delete_prefix, newest_whole, scan
+from tuner.checkpoints import METRICS, RUNS, Renew, delete_prefix, newest_whole, no_lease, scan
 from tuner.model import Json, Study, Trial, TrialState
 from tuner.objects import ObjectInfo, Objects
 from tuner.prices import S3_STANDARD_USD_PER_GB_MONTH
@@ -61,8 +63,8 @@ def usd_per_month(size_bytes: int) -> float:
     return size_bytes / _GB * float(S3_STANDARD_USD_PER_GB_MONTH)
 
 
-def survey(store: Store, study: Study, objects: Objects) -> Survey:
-    """Look at everything under the study's folder once. Raises ObjectsError."""
+def survey(store: Store, study: Study, objects: Objects, *, renew: Renew = no_lease) -> Survey:
+    """Look at everything under the study's folder once. Raises ObjectsError, and what `renew` raises."""
     spec = from_json(study.spec)
     ended = {trial.prefix: trial for trial in store.trials(study.id) if trial.state.terminal}
     kept = _whose_latest_stays(store, study, spec, ended.values())
@@ -81,6 +83,7 @@ def survey(store: Store, study: Study, objects: Objects) -> Survey:
             listed.get(prefix, []),
             {} if trial.number in models else outputs.get(trial.number, {}),
             latest_stays=trial.number in kept,
+            renew=renew,
         )
         for prefix, trial in ended.items()
     )
@@ -88,21 +91,24 @@ def survey(store: Store, study: Study, objects: Objects) -> Survey:
     return Survey(keep=spec.checkpoints.keep, waste=waste, total_bytes=total_bytes)
 
 
-def sweep(store: Store, study: Study, objects: Objects, *, dry_run: bool) -> Survey:
-    """Delete what the study file does not keep; `dry_run` only says what that is. Raises ObjectsError."""
-    found = survey(store, study, objects)
+def sweep(store: Store, study: Study, objects: Objects, *, dry_run: bool, renew: Renew = no_lease) -> Survey:
+    """Delete what the study file does not keep; `dry_run` only says what that is.
+
+    Raises ObjectsError, and what `renew` raises.
+    """
+    found = survey(store, study, objects, renew=renew)
     if not dry_run:
-        collect(found, study, objects)
+        collect(found, study, objects, renew=renew)
     return found
 
 
-def collect(found: Survey, study: Study, objects: Objects) -> None:
-    """Delete what a survey found. Raises ObjectsError; what is left then is found again."""
+def collect(found: Survey, study: Study, objects: Objects, *, renew: Renew = no_lease) -> None:
+    """Delete what a survey found. Raises as `sweep` does; what is left then is found again."""
     for waste in found.waste:
         stays = partial(_stays, kept_step=waste.kept_step)
-        delete_prefix(objects, waste.prefix, study_root=study_root(study), stays=stays)
+        delete_prefix(objects, waste.prefix, study_root=study_root(study), stays=stays, renew=renew)
         for folder in waste.outputs:
-            delete_prefix(objects, folder, study_root=study_root(study))
+            delete_prefix(objects, folder, study_root=study_root(study), renew=renew)
 
 
 def gc_view(found: Survey, study: str, *, simulated: bool, dry_run: bool) -> views.View:
@@ -178,13 +184,14 @@ def _waste(
     outputs: Mapping[str, list[ObjectInfo]],
     *,
     latest_stays: bool,
+    renew: Renew,
 ) -> Waste | None:
     kept_step: int | None = None
     if latest_stays and listed:
         newest = scan(objects, trial.prefix).newest_complete
         if newest is None or not _doomed(trial, listed, newest.step):
             return None  # most of the time: nothing has to be read to know it
-        newest = newest_whole(objects, trial.prefix)
+        newest = newest_whole(objects, trial.prefix, renew=renew)
         if newest is None:
             return None
         kept_step = newest.step

@@ -46,6 +46,7 @@ from tuner.model import (
 from tuner.store_schema import StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
 
 __all__ = [
+    "LONG_STEP_S",
     "LeaseHeld",
     "LeaseLost",
     "Store",
@@ -59,6 +60,9 @@ __all__ = [
     "masked",
     "upgrade",
 ]
+
+# A lease is prolonged by so much before each step of work that no tick does: copying one large object takes minutes.
+LONG_STEP_S = 300.0
 
 _S, _T, _A, _R = tables.studies.c, tables.trials.c, tables.attempts.c, tables.runs.c
 _P, _E, _Q = tables.points.c, tables.events.c, tables.requests.c

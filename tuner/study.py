@@ -224,7 +224,7 @@ def resume(
         lease = acquire(store, study, clock, wait=not no_wait)
         try:
             wish = Resumption(user_name(), accept_changes, retry_failed, moved)
-            reconciler = Reconciler(store, lease, display, clock.now())
+            reconciler = Reconciler(store, lease, display, clock)
             study = reconciler.take_up(store.study_by_id(study.id), wish)
             if not once:  # a cycle of cron's is short
                 reconciler.report_orphans(study, worlds.jobs_in_turn(study, store, clock))

@@ -1,6 +1,7 @@
 """What `resume` settles first: the study file, the code, failed trials, and jobs that nobody asked for."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from tuner.reconcile import Reconciler, Resumption
 from tuner.sampler_view import choose_earlier, earlier_rows
 from tuner.simulator_parts import Script
 from tuner.spec import SpecError
-from tuner.store import StudyNotFound
+from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError
 
 ME = Resumption("me")
@@ -52,7 +53,7 @@ def take_up(sweep, wish=ME):
         sweep.study.id, holder(sweep.engines), now=sweep.clock.now(), period_s=LEASE_S, gone=lambda _: True
     )
     study = sweep.store.study_by_id(sweep.study.id)
-    told.study = Reconciler(sweep.store, lease, told, sweep.clock.now()).take_up(study, wish)
+    told.study = Reconciler(sweep.store, lease, told, sweep.clock).take_up(study, wish)
     return told
 
 
@@ -148,6 +149,72 @@ def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, object
     assert len(sweep.trials()) == 5
 
 
+def counted(monkeypatch, after=lambda: None):
+    """The targets of every copy that is made from now on; `after` happens after each."""
+    copy, copied = DirectoryObjects.copy, []
+
+    def counting(self, source, target):
+        copy(self, source, target)
+        copied.append(target)
+        after()
+
+    monkeypatch.setattr(DirectoryObjects, "copy", counting)
+    return copied
+
+
+def test_a_copy_that_was_done_is_not_made_again(make_sweep, objects, monkeypatch):
+    """Under cron a trial may wait for its job, through many resumes."""
+    sweep = failing(make_sweep)
+    old = sweep.trials()[1]
+    for step in (1, 2):
+        objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
+    copied = counted(monkeypatch)
+    take_up(sweep, RETRY)
+    assert len(copied) == 2
+    for _ in range(3):
+        take_up(sweep, RETRY)
+    assert len(copied) == 2
+    assert sweep.kinds(4) == ["trial.propose", "retry", "copied"]
+    sweep.run()
+    assert sweep.trials()[4].state is TrialState.SUCCEEDED
+    assert broken(sweep) == []
+
+
+def test_who_loses_the_lease_copies_nothing_more(make_sweep, objects, monkeypatch):
+    """The next engine's jobs may already write to the prefixes of the copies."""
+    sweep = failing(make_sweep)
+    old = sweep.trials()[1]
+    for step in (1, 2, 3):
+        objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
+
+    def take_over():
+        sweep.store.acquire(sweep.study.id, holder(99), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
+
+    copied = counted(monkeypatch, after=take_over)
+    with pytest.raises(LeaseLost):
+        take_up(sweep, RETRY)
+    assert len(copied) == 1
+    assert "copied" not in sweep.kinds(4)
+
+
+def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objects, monkeypatch):
+    sweep = failing(make_sweep)
+    old = sweep.trials()[1]
+    for step in (1, 2, 3):
+        objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
+    refused = []
+
+    def minutes_later():
+        sweep.clock.wait(sweep.clock.now() + timedelta(seconds=2 * LEASE_S))
+        with pytest.raises(LeaseHeld) as held:
+            sweep.store.acquire(sweep.study.id, holder(99), now=sweep.clock.now(), period_s=60, gone=lambda _: False)
+        refused.append(held)
+
+    counted(monkeypatch, after=minutes_later)
+    take_up(sweep, RETRY)
+    assert len(refused) == 3
+
+
 # --- the study file
 
 
@@ -158,10 +225,10 @@ def test_an_unchanged_study_is_taken_up_in_silence_but_for_its_code(make_sweep):
     lease = sweep.store.acquire(study.id, holder(9), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
     told = Told()
     recorded = replace(study, bundle_uri=f"s3://tuner-local/bundles/{digest}/")
-    Reconciler(sweep.store, lease, told, sweep.clock.now())._compare_code(recorded, sweep.spec)
+    Reconciler(sweep.store, lease, told, sweep.clock)._compare_code(recorded, sweep.spec)
     assert told.lines == []
     (sweep.folder / "train.py").write_text("edited")
-    Reconciler(sweep.store, lease, told, sweep.clock.now())._compare_code(recorded, sweep.spec)
+    Reconciler(sweep.store, lease, told, sweep.clock)._compare_code(recorded, sweep.spec)
     ((level, text),) = told.lines
     assert level == "info"
     assert "the recorded bundle is used" in text

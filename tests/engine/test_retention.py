@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 from simulated import script_of
+from sweeps import holder
 
-from tuner import retention
+from tuner import driving, retention, worlds
 from tuner.checkpoints import delete_prefix, scan
+from tuner.engine import LEASE_S
 from tuner.model import TrialState
 from tuner.objects import DirectoryObjects
 from tuner.simulator_parts import Script
+from tuner.store import LeaseLost
 from tuner.training import Checkpoints
 
 ENDED = ["metrics/001-a-algo-1.jsonl", "runs/001-a-algo-1.json"]
@@ -194,6 +197,48 @@ def test_a_survey_finds_no_trial_whose_row_points_elsewhere(make_sweep, tmp_path
     trials = sweep.trials()
     sweep.store.trials = lambda _study, **_: [replace(trials[0], prefix=stolen)]
     assert retention.survey(sweep.store, sweep.study, objects).waste == ()
+
+
+def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path, monkeypatch):
+    """The next engine may have been told to keep more, or may be copying for `--retry-failed`."""
+    sweep, objects = swept(make_sweep, tmp_path, "none")
+    before = {info.uri for info in objects.list("s3://tuner-local/")}
+    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
+    study = sweep.store.study_by_id(sweep.study.id)
+    lease = acquired(sweep, 50)
+    acquired(sweep, 51)
+    with pytest.raises(LeaseLost):
+        driving._apply_retention(study, lease, sweep.store, Quiet(), sweep.clock)
+    assert {info.uri for info in objects.list("s3://tuner-local/")} == before
+
+    class TakenOver(DirectoryObjects):
+        def delete(self, uris):
+            super().delete(uris)
+            acquired(sweep, 53)
+
+    monkeypatch.setattr(worlds.LocalPlace, "objects", lambda _place: TakenOver(tmp_path / "s3"))
+    with pytest.raises(LeaseLost):
+        driving._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock)
+    assert [steps(objects, trial) for trial in sweep.trials()] == [(), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
+
+
+def acquired(sweep, number):
+    return sweep.store.acquire(
+        sweep.study.id, holder(number), now=sweep.clock.now(), period_s=LEASE_S, gone=lambda _: True
+    )
+
+
+class Quiet:
+    def event(self, line):
+        pass
+
+
+def test_hashing_renews_the_lease(make_sweep, tmp_path):
+    """A large checkpoint takes longer to read than a lease lasts."""
+    sweep, objects = swept(make_sweep, tmp_path, "latest")
+    renewed = []
+    retention.survey(sweep.store, sweep.study, objects, renew=lambda: renewed.append(1))
+    assert len(renewed) == 4  # a block for each trial
 
 
 def test_names_that_stay(tmp_path):
