@@ -2,6 +2,10 @@
 
 It exists because money is spent where we do not see it. Each difference is one line with its remedy. It reads the job
 service through the port, as the engine does, and writes nothing.
+
+Rules: a job is a study's by the whole shape of its name, never by its beginning: another study's may begin alike, and
+an orphan is stopped. What an orphan costs is the rate of the type it runs on; where the service does not say, the
+dearest that the study lists.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,9 +13,9 @@ from datetime import timedelta
 from operator import attrgetter
 
 from tuner import decide
-from tuner.jobs import JobError, JobNotFound, JobService, JobSummary, Observation
+from tuner.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
 from tuner.model import Attempt, AttemptEnd, Study
-from tuner.prices import PriceUnknown, RateCard, cost_microusd
+from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD
 from tuner.store import Store
@@ -47,7 +51,8 @@ def orphans(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> li
 def _listed(study: Study, jobs: JobService) -> dict[str, JobSummary]:
     since = study.created_at - _CLOCKS_DIFFER
     found = jobs.list_changed(f"{study.key}-", created_after=since, modified_after=since)
-    return {each.name: each for each in sorted(found, key=attrgetter("name"))}
+    ours = (each for each in found if trial_and_attempt(each.name, study.key) is not None)
+    return {each.name: each for each in sorted(ours, key=attrgetter("name"))}
 
 
 def _orphans(
@@ -58,9 +63,10 @@ def _orphans(
         if summary.status.final or (attempt is not None and attempt.live):
             continue
         try:
-            if jobs.describe(name).status.final:  # lists lag
-                continue
+            seen = jobs.describe(name)
         except JobNotFound:
+            continue
+        if seen.status.final:  # lists lag
             continue
         if attempt is None:
             why = "no attempt asked for it"
@@ -69,7 +75,7 @@ def _orphans(
         else:
             why = f"recorded as ended ({attempt.end})"
         ends = f"tuner audit {study.name} --stop-orphans ends it"
-        yield Orphan(job=name, text=f"ORPHAN: {why}, and it costs {_rate(spec)}: {ends}")
+        yield Orphan(job=name, text=f"ORPHAN: {why}, and it costs {_rate(spec, seen.asked)}: {ends}")
 
 
 def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary], orphaned: str | None) -> AuditRow:
@@ -126,15 +132,16 @@ def _final_differences(attempt: Attempt, seen: Observation) -> Iterator[str]:
 def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str | None) -> AuditRow:
     """A job with a name of ours that no attempt asked for."""
     try:
-        billable_s = jobs.describe(job.name).billable_s
+        seen = jobs.describe(job.name)
+        billed_usd = None if seen.billable_s is None else _cost(spec, seen.asked, seen.billable_s)
     except JobError:
-        billable_s = None
+        billed_usd = None
     return AuditRow(
         job=job.name,
         trial=None,
         attempt=None,
         status=job.secondary,
-        billed_usd=None if billable_s is None else _cost(spec, billable_s),
+        billed_usd=billed_usd,
         ledger_usd=None,
         difference=orphaned,
         # what has ended is past mending: a check that failed for ever would not be looked at any more
@@ -142,17 +149,26 @@ def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str |
     )
 
 
-def _rate(spec: StudySpec) -> str:
+def _resources(spec: StudySpec, asked: JobRequest | None) -> tuple[Rate, int]:
+    """The rate and the number of the instances that a job has. Raises PriceUnknown."""
+    card = RateCard(spec.prices)
+    if asked is not None and asked.instance_type:
+        return card.rate(asked.instance_type, spec.region), asked.instance_count
+    listed = (card.rate(kind, spec.region) for kind in spec.training.instance_types)
+    return max(listed, key=attrgetter("microusd_per_hour")), spec.training.instance_count
+
+
+def _rate(spec: StudySpec, asked: JobRequest | None) -> str:
     try:
-        rate = RateCard(spec.prices).rate(spec.training.instance_types[0], spec.region)
+        rate, count = _resources(spec, asked)
     except PriceUnknown:
         return "an unknown rate"
-    return f"up to ${rate.usd_per_hour * spec.training.instance_count}/h"
+    return f"up to ${rate.usd_per_hour * count}/h"
 
 
-def _cost(spec: StudySpec, billable_s: int) -> float | None:
+def _cost(spec: StudySpec, asked: JobRequest | None, billable_s: int) -> float | None:
     try:
-        rate = RateCard(spec.prices).rate(spec.training.instance_types[0], spec.region)
+        rate, count = _resources(spec, asked)
     except PriceUnknown:
         return None
-    return cost_microusd(billable_s, spec.training.instance_count, rate.microusd_per_hour) / MICROUSD
+    return cost_microusd(billable_s, count, rate.microusd_per_hour) / MICROUSD

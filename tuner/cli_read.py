@@ -26,6 +26,7 @@ from tuner.clock import Clock, SystemClock
 from tuner.compare import compare as compare_studies
 from tuner.compare import document, to_csv, write_png
 from tuner.download import download
+from tuner.jobs import trial_and_attempt
 from tuner.model import Json
 from tuner.store import Store, StoreError, StudyNotFound
 from tuner.store_schema import SCHEMA, current, masked, upgrade
@@ -163,8 +164,10 @@ def db_current(args: argparse.Namespace) -> int:
 
 
 def local_jobs(args: argparse.Namespace) -> int:
-    directory, prefix = _local_directory(args)
-    rows = [row for row in local_view.local_jobs(directory) if row.name.startswith(prefix)]
+    directory, study_key = _local_directory(args)
+    rows = local_view.local_jobs(directory)
+    if study_key is not None:
+        rows = [row for row in rows if trial_and_attempt(row.name, study_key) is not None]
     if args.json:
         out_json([asdict(row) | {"created_at": views.iso(row.created_at)} for row in rows])
     else:
@@ -241,18 +244,18 @@ def _screen() -> Iterator[Live | None]:
         yield live
 
 
-def _local_directory(args: argparse.Namespace) -> tuple[Path, str]:
-    """Where the local service keeps its jobs, and how the names of those asked for begin.
+def _local_directory(args: argparse.Namespace) -> tuple[Path, str | None]:
+    """Where the local service keeps its jobs, and the key of the study whose jobs are asked for.
 
     As recorded with the study; without one, all of them where a launch here would put them.
     """
     if args.study is None:
-        return worlds.default_local_dir(), ""
+        return worlds.default_local_dir(), None
     with reading(args.store) as store:
         found = store.study(args.study)
     if found.local_dir is None:
         raise UserError(f"study {found.name} does not run on the local service but on {found.backend}", Exit.USAGE)
-    return Path(found.local_dir), f"{found.key}-"
+    return Path(found.local_dir), found.key
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,12 +13,13 @@ import gzip
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO
 
+from tuner.jobs import trial_and_attempt
 from tuner.model import Attempt, Study
 from tuner.spec_records import MICROUSD
 from tuner.verbs import UserError
@@ -100,6 +101,8 @@ class CurAudit:
 def audit_bill(study: Study, attempts: Sequence[Attempt], files: Sequence[Path]) -> CurAudit:
     """Join the ledger to the bill. Raises UserError for a file that is no such report."""
     report = read(files, f":training-job/{study.key}-")
+    ours_alone = {arn: billed for arn, billed in report.jobs.items() if trial_and_attempt(_name(arn), study.key)}
+    report = replace(report, jobs=ours_alone)
     asked = [attempt for attempt in attempts if attempt.arn is not None]
     rows = [_compare(attempt, report) for attempt in asked]
     known = {attempt.arn for attempt in asked}
@@ -201,7 +204,7 @@ def _why(attempt: Attempt, billed: Billed) -> str:
 def _unasked(arn: str, billed: Billed) -> CurRow:
     cost = float(billed.cost_usd)
     return CurRow(
-        job=arn.rpartition("/")[2],
+        job=_name(arn),
         trial=None,
         attempt=None,
         ledger_usd=None,
@@ -212,6 +215,10 @@ def _unasked(arn: str, billed: Billed) -> CurRow:
         note="",
         difference=f"billed ${cost:.4f} for a job that this store does not know",
     )
+
+
+def _name(arn: str) -> str:
+    return arn.rpartition("/")[2]
 
 
 def _add(billed: Billed, line: Mapping[str, str], file: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tuner.aws import Aws, AwsError, ask
 from tuner.clock import Clock
-from tuner.jobs import ServiceUnavailable
+from tuner.jobs import ServiceUnavailable, trial_and_attempt
 from tuner.rounds import Hint
 from tuner.store import Store
 
@@ -44,7 +44,7 @@ class QueueHints:
 
     def __init__(self, client: Any, url: str, study_key: str, clock: Clock, *, wait_s: int = _WAIT_S) -> None:  # noqa: ANN401 - botocore makes its methods at run time
         self._client, self._url, self._clock = client, url, clock
-        self._prefix = f"{study_key}-"
+        self._study_key = study_key
         self._wait_s = wait_s
         self._failed_at: datetime | None = None
 
@@ -81,7 +81,7 @@ class QueueHints:
     def _take(self, messages: list[dict[str, Any]]) -> list[Hint]:
         """The hints of this study among some messages, which are deleted: should that fail, they come twice."""
         found = [(message, hint) for message in messages if (hint := parse(message.get("Body", ""))) is not None]
-        ours = [(message, hint) for message, hint in found if hint.name.startswith(self._prefix)]
+        ours = [(message, hint) for message, hint in found if self._is_ours(hint)]
         if ours:
             entries = [
                 {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
@@ -89,6 +89,9 @@ class QueueHints:
             ]
             ask(self._client.delete_message_batch, QueueUrl=self._url, Entries=entries)
         return [hint for _, hint in ours]
+
+    def _is_ours(self, hint: Hint) -> bool:
+        return trial_and_attempt(hint.name, self._study_key) is not None
 
 
 def parse(body: str) -> Hint | None:

@@ -203,6 +203,21 @@ def job_name(study_key: str, trial: int, attempt: int) -> str:
     return f"{study_key}-{trial:05d}-{attempt:03d}"
 
 
+_NUMBERS = re.compile(r"-([0-9]{5,})-([0-9]{3,})")
+
+
+def trial_and_attempt(name: str, study_key: str) -> tuple[int, int] | None:
+    """The trial and the attempt of this study that a name is of; None for every other name.
+
+    The beginning alone proves nothing: the key of one study may be the name of another, whose jobs begin with it too.
+    """
+    match = _NUMBERS.fullmatch(name.removeprefix(study_key)) if name.startswith(study_key) else None
+    if match is None:
+        return None
+    trial, attempt = int(match[1]), int(match[2])
+    return (trial, attempt) if job_name(study_key, trial, attempt) == name else None
+
+
 def digest(hyperparameters: Mapping[str, str], checkpoint_uri: str, code_uri: str) -> str:
     """What makes a job ours beyond its name: the same values, the same checkpoints, the same code (SHA-256, hex)."""
     text = json.dumps([sorted(hyperparameters.items()), checkpoint_uri, code_uri], ensure_ascii=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tuner import workload
 from tuner.aws import Aws
 from tuner.clock import Clock
+from tuner.jobs import trial_and_attempt
 from tuner.model import Fact, Json, Study
 from tuner.spec import COST_METRIC, StudySpec, from_json
 from tuner.spec_records import LocalMarket
@@ -118,7 +119,8 @@ def moved_to(study: Study) -> Path | None:
     if study.local_dir is None or Path(study.local_dir).is_dir():
         return None
     here = default_local_dir()
-    return here if any(here.glob(f"jobs/{study.key}-*")) else None
+    found = here.glob(f"jobs/{study.key}-*")
+    return here if any(trial_and_attempt(path.name, study.key) for path in found) else None
 
 
 def place_of(study: Study) -> Place:

@@ -354,3 +354,10 @@ def test_an_hour_of_slack_is_not_read_into_times(report):
     """Times with offsets and with fractions are moments, too."""
     found = read([report(EC2 | {"start": "2026-03-01 00:00:00.000", "end": "2026-03-02T00:00:00.000Z"})], "x")
     assert found.ends_at - found.starts_at == timedelta(days=1)
+
+
+def test_jobs_of_a_study_that_is_named_as_our_key_are_none_of_ours(report):
+    theirs = line(resource=ARN.format(f"{STUDY.key}-bcdfgh-00000-001"))
+    found = audit_bill(STUDY, [attempt()], [report(line(), theirs)])
+    assert found.ok
+    assert len(found.rows) == 1

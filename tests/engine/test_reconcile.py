@@ -12,8 +12,10 @@ from test_sweeps import foreign_request
 
 from tuner import audit, worlds
 from tuner.engine import LEASE_S
+from tuner.jobs import job_name
 from tuner.model import Intent, StudyState, TrialState
 from tuner.objects import DirectoryObjects, StorageUnavailable
+from tuner.prices import RateCard
 from tuner.reconcile import Reconciler, Resumption
 from tuner.sampler_view import choose_earlier, earlier_rows
 from tuner.simulator_parts import Script
@@ -313,6 +315,34 @@ def test_jobs_that_nobody_asked_for_are_reported_with_their_rate_and_what_ends_t
     assert [row.note for row in whole.rows if row.job == stray] == [
         "no attempt of ours asked for it; it has ended, and costs nothing more"
     ]
+
+
+def test_jobs_of_a_study_that_is_named_as_our_key_are_none_of_ours(make_sweep):
+    """`--stop-orphans` would stop them: they are healthy."""
+    sweep = make_sweep(script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    theirs = job_name(f"{sweep.study.key}-bcdfgh", 0, 1)
+    sweep.cloud.create(foreign_request(engine, theirs))
+    assert orphans(sweep) == []
+    whole = audit.audit(sweep.store.study_by_id(sweep.study.id), sweep.spec, sweep.store, sweep.cloud)
+    assert theirs not in {row.job for row in whole.rows}
+
+
+def test_an_orphan_costs_the_rate_of_the_type_that_it_runs_on(make_sweep):
+    types = ["ml.m5.xlarge", "ml.g5.xlarge"]
+    sweep = make_sweep(changes={"training": {"instance_types": types}}, script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+    stray = replace(foreign_request(engine, job_name(sweep.study.key, 99, 1)), instance_type=types[1], instance_count=2)
+    sweep.cloud.create(stray)
+    dear = RateCard({}).rate(types[1], "us-east-1").usd_per_hour
+    (orphan,) = orphans(sweep)
+    assert f"up to ${dear * 2}/h" in orphan.text
+    describe = sweep.cloud.describe
+    sweep.cloud.describe = lambda name: replace(describe(name), asked=None)
+    (orphan,) = orphans(sweep)
+    assert f"up to ${dear}/h" in orphan.text, "the service does not say: the dearest that is listed"
 
 
 def test_a_job_with_our_name_and_another_digest_is_an_orphan(make_sweep):

@@ -15,7 +15,7 @@ from tuner.aws import Aws, AwsError
 from tuner.calls import Call
 from tuner.clock import SystemClock, VirtualClock
 from tuner.hints import QUEUE_FACT, QueueHints, hints_for, parse
-from tuner.jobs import ServiceUnavailable
+from tuner.jobs import ServiceUnavailable, job_name
 from tuner.rates import scope
 from tuner.rounds import Hint
 from tuner.simulator_parts import Script
@@ -70,11 +70,11 @@ def left(aws: Aws, url: str) -> int:
 def test_the_rule_brings_changes_of_training_jobs_and_nothing_else(aws: Aws, url: str) -> None:
     put(
         aws,
-        entry("mine-1"),
-        entry("mine-2", Source="aws.ec2"),
-        entry("mine-3", DetailType="SageMaker Endpoint State Change"),
+        entry("mine-00001-001"),
+        entry("mine-00002-001", Source="aws.ec2"),
+        entry("mine-00003-001", DetailType="SageMaker Endpoint State Change"),
     )
-    assert listener(aws, url).receive() == [Hint("mine-1", NOW)]
+    assert listener(aws, url).receive() == [Hint("mine-00001-001", NOW)]
     assert left(aws, url) == 0
 
 
@@ -149,14 +149,15 @@ def test_what_is_no_event_is_no_hint(body: str) -> None:
 def test_each_study_takes_its_own_and_leaves_the_others(aws: Aws, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also names that begin alike, and what no study knows."""
     monkeypatch.setattr(hints, "VISIBILITY_S", 1)  # so soon do the others see what one has left
-    names = [f"{key}-{n:05d}-001" for key in ("mine", "mine2", "theirs") for n in range(12)]
+    keys = ("mine", "mine2", "mine-abcdef", "theirs")  # the third one's study is named as the first one's key
+    names = [job_name(key, n, 1) for key in keys for n in range(12)]
     random.Random(1).shuffle(names)
     put(aws, *(entry(name) for name in names), entry("someone-elses"))
-    for key in ("mine", "mine2", "theirs"):
+    for key in keys:
         listening, found, until = listener(aws, url, key), set(), SystemClock().now() + timedelta(seconds=60)
         while len(found) < 12 and SystemClock().now() < until:
             found |= {hint.name for hint in listening.receive()}
-        assert found == {name for name in names if name.startswith(f"{key}-")}
+        assert found == {job_name(key, n, 1) for n in range(12)}
     # moto counts the visible and then the hidden: one that turns visible in between is in neither
     until = SystemClock().now() + timedelta(seconds=60)
     while (count := left(aws, url)) != 1 and SystemClock().now() < until:
@@ -178,10 +179,10 @@ def test_a_queue_that_is_gone_is_said_once_in_a_while(aws: Aws, store: Store, ur
 
 def test_engines_find_the_queue_of_their_account(aws: Aws, store: Store, url: str) -> None:
     assert hints_for(store, scope("123456789012", "eu-west-1"), aws, "mine", VirtualClock(NOW)) is None
-    put(aws, entry("mine-1"))
+    put(aws, entry("mine-00001-001"))
     found = hints_for(store, SCOPE, aws, "mine", VirtualClock(NOW))
     assert found is not None
-    assert found.receive() == [Hint("mine-1", NOW)]
+    assert found.receive() == [Hint("mine-00001-001", NOW)]
 
 
 # --- an engine that listens
