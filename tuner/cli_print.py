@@ -44,7 +44,8 @@ def plan(shown: Plan, stream: TextIO | None = None, *, every_setting: bool = Fal
         grid.add_row(cell(label), cell(value))
     note = simulated_note(shown.spec.backend == "local")
     grid.add_row(Text("estimated cost"), Text(f"{dollars(shown.estimated_usd)}{note}"))
-    grid.add_row(Text("at most"), Text(f"{dollars(shown.ceiling_usd)}{note}"))
+    reading = "at most" if shown.spec.budget.usd is not None else "at most, with one job a trial"
+    grid.add_row(Text(reading), Text(f"{dollars(shown.ceiling_usd)}{note}"))
     return "\n".join([render(grid, stream), *(f"warning: {safe(line)}" for line in shown.warnings)])
 
 

@@ -4,7 +4,8 @@ It checks a study against its world before anything is written, wires engine, st
 and decides nothing about trials. The other verbs stand beside it: `wishes` change a study, `looking` looks at it.
 
 Rules: nothing is written before everything that can be checked was checked. `plan` asks nobody but this machine;
-`prepare` asks AWS, where a study runs there, and a launch needs what it found.
+`prepare` asks AWS, where a study runs there, and a launch needs what it found. An amount is called "at most" only where
+it cannot be passed under the reading that stands beside it: what the engine reserves, on the dearest type listed.
 """
 
 import os
@@ -67,20 +68,18 @@ def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
 
 def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> Plan:
     """What it comes to. `rates` say where prices are from. Raises PriceUnknown."""
-    training = spec.training
-    kind = training.instance_types[0]
-    rate = rates.get(kind) or RateCard(spec.prices).rate(kind, spec.region)
-    worst_case_usd = workload.worst_case_microusd(spec) / MICROUSD
+    training, card = spec.training, RateCard(spec.prices)
+    known = {kind: rates.get(kind) or card.rate(kind, spec.region) for kind in training.instance_types}
     hours = spec.trials * training.max_run_s * training.instance_count / 3600
-    at_most = hours * float(rate.usd_per_hour)
     ratio = _ASSUMED_SPOT_RATIO if spec.capacity.policy == "spot" else 1.0
-    budget = spec.budget.usd
+    budget = spec.budget.microusd
+    at_most = spec.trials * workload.ceiling(spec).first_job_microusd if budget is None else budget
     return Plan(
         spec=spec,
-        headline=(*_headline(spec), *_amounts(spec, rate, at_most, worst_case_usd)),
+        headline=(*_headline(spec), *_amounts(spec, known, hours)),
         rows=tuple(describe(spec)),
-        estimated_usd=at_most * ratio,
-        ceiling_usd=at_most if budget is None else float(budget),
+        estimated_usd=hours * float(known[training.instance_types[0]].usd_per_hour) * ratio,
+        ceiling_usd=at_most / MICROUSD,
         warnings=spec.warnings,
     )
 
@@ -121,12 +120,25 @@ def _capacity(spec: StudySpec) -> str:
     return "spot" if spec.capacity.policy == "spot" else "on demand"
 
 
-def _amounts(spec: StudySpec, rate: Rate, at_most_usd: float, worst_case_usd: float) -> Iterator[tuple[str, str]]:
-    yield "rate", f"${rate.usd_per_hour}/h ({rate.basis}{f', {rate.as_of}' if rate.as_of else ''})"
-    yield "if every trial used its whole max_run", f"${at_most_usd:.2f} on demand"
+def _amounts(spec: StudySpec, rates: Mapping[str, Rate], hours: float) -> Iterator[tuple[str, str]]:
+    """`rates` by instance type, `hours` of all trials that use their whole max_run."""
+    one = len(rates) == 1
+    for kind, rate in rates.items():
+        source = f"({rate.basis}{f', {rate.as_of}' if rate.as_of else ''})"
+        yield "rate" if one else f"rate of {kind}", f"${rate.usd_per_hour}/h {source}"
+    dearest = max(rates, key=lambda kind: rates[kind].usd_per_hour)
+    on = "" if one else f", all on {dearest}"
+    yield (
+        "if every trial used its whole max_run",
+        f"${hours * float(rates[dearest].usd_per_hour):.2f} on demand{on}",
+    )
+    if spec.budget.usd is None:
+        # faults are bounded, losses of capacity are not
+        further_usd = workload.ceiling(spec).further_job_microusd / MICROUSD
+        yield "a trial's further jobs add, each at most", f"${further_usd:.2f}"
     if spec.capacity.policy == "spot":
         # what AWS leaves open: whether MaxRuntime counts on after an interruption
-        yield "at most, if max_run counts each run anew", f"${worst_case_usd:.2f}"
+        yield "at most, if max_run counts each run anew", f"${workload.worst_case_microusd(spec) / MICROUSD:.2f}"
     if spec.backend == "sagemaker" and spec.budget.usd is not None:
         upload = f"an upload takes at most {spec.settings.upload_allowance_s / 60:g} minutes"
         counts = "max_run counts all runs of a job together, and " if spec.capacity.policy != "on-demand" else ""

@@ -63,7 +63,7 @@ class Plan:
     headline: tuple[tuple[str, str], ...]  # label, value: what to look at before it runs
     rows: tuple[tuple[str, str], ...]  # dotted key, value: every effective setting
     estimated_usd: float | None
-    ceiling_usd: float | None  # the most it can cost, under the unknowns that `warnings` name
+    ceiling_usd: float | None  # the most it can cost: its budget; without one, with one job a trial
     warnings: tuple[str, ...] = ()
     quotas: "Mapping[Kind, int]" = field(default_factory=dict)  # in instances, of an account of AWS
 

@@ -7,9 +7,10 @@ as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are strings and 
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tuner.decide import Policy
+from tuner.decide import Policy, allowance_microusd
 from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
 from tuner.model import Attempt, AttemptState, Intent, ParamValue, Study, StudyState, Trial, TrialState
 from tuner.prices import RateCard, cost_microusd
@@ -27,8 +28,11 @@ _CODE_CHANNEL = "code"
 _LONGEST_FLOAT = -1.2345678901234567e-300
 
 
-def policy(spec: StudySpec, study: Study) -> Policy:
-    """The part of the study file that decisions need. Raises PriceUnknown for a type without a price."""
+def policy(spec: StudySpec, study: Study | None) -> Policy:
+    """The part of the study file that decisions need. Raises PriceUnknown for a type without a price.
+
+    Before there is a study there is no deadline.
+    """
     card = RateCard(spec.prices)
     training, spot = spec.training, spec.capacity.policy == "spot"
     rates = tuple(card.rate(kind, spec.region).microusd_per_hour for kind in training.instance_types)
@@ -49,12 +53,35 @@ def policy(spec: StudySpec, study: Study) -> Policy:
         rates_microusd_per_h=rates,
         budget_microusd=spec.budget.microusd,
         trial_budget_microusd=spec.budget.per_trial_microusd,
-        deadline_at=None if deadline_s is None else study.created_at + timedelta(seconds=deadline_s),
+        deadline_at=None if deadline_s is None or study is None else study.created_at + timedelta(seconds=deadline_s),
         stall_after_s=training.stall_after_s,
         retry_exit_codes=frozenset(rule.exit_code for rule in training.retry_on if rule.exit_code is not None),
         retry_logs=tuple(rule.log for rule in training.retry_on if rule.log is not None),
         on_demand_after=spec.capacity.on_demand_after_losses,
         zones=tuple(spec.sagemaker.zones) or (None,),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """The most that jobs of a study may bill, on the dearest of its types, if max_run counts all runs of a job.
+
+    A trial may have any number of jobs, since capacity may be lost any number of times; together they train no longer
+    than `max_run`. So the first one's bound is the trial's, and each further one adds what may pass before a job is
+    stopped and uploaded.
+    """
+
+    first_job_microusd: int
+    further_job_microusd: int
+
+
+def ceiling(spec: StudySpec) -> Ceiling:
+    """What attempts reserve, by the engine's own arithmetic. Raises PriceUnknown."""
+    rules = policy(spec, None)
+    dearest = max(rules.rates_microusd_per_h)
+    return Ceiling(
+        first_job_microusd=allowance_microusd(rules.max_run_s, dearest, rules),
+        further_job_microusd=allowance_microusd(0, dearest, rules),
     )
 
 
@@ -64,7 +91,8 @@ def worst_case_microusd(spec: StudySpec) -> int:
     MaxRuntime may count each run of a job anew. An engine at work ends a job that passes its `max_run` all the same,
     and then the budget holds; while none is, `max_wait` alone ends a job that is interrupted again and again. Jobs in
     flight when the budget is full may overrun their reservations by that much, and none is submitted after. What a job
-    may bill after its last stop is in its reservation, as are `poll` and `stop_within`. Raises PriceUnknown.
+    may bill after its last stop is in its reservation, as are `poll` and `stop_within`. Without a budget it holds for
+    one job a trial, as `ceiling` does. Raises PriceUnknown.
     """
     training, card = spec.training, RateCard(spec.prices)
     rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in training.instance_types)

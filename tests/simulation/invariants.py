@@ -13,6 +13,7 @@ and stop; what was checked is not checked again, as far as it cannot change. The
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import pairwise
@@ -21,12 +22,15 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState as Seen
 
 from tests.simulation.broken import Broken
+from tuner import study as launching
+from tuner import workload
 from tuner.decide import read_rows
 from tuner.jobs import DIGEST_VARIABLE, JobRequest
 from tuner.memory import RUNS_FOR_NOTHING_MAX
 from tuner.model import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.prices import cost_microusd
 from tuner.spec import StudySpec, from_json
+from tuner.spec_records import MICROUSD
 from tuner.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 
 if TYPE_CHECKING:
@@ -39,6 +43,18 @@ _SHOWN_AS = {
     TrialState.CANCELLED: Seen.FAIL,
 }
 parsed = cache(from_json)
+
+
+@cache
+def printed(recorded: str, trials: int, further_jobs: int, *, per_run: bool) -> int:
+    """What `launch` calls "at most" where there is no budget, for so many trials and jobs beyond one of each."""
+    spec = replace(parsed(recorded), trials=trials)
+    more = further_jobs * workload.ceiling(spec).further_job_microusd
+    if per_run:
+        return workload.worst_case_microusd(spec) + more
+    at_most_usd = launching._planned(spec, {}).ceiling_usd
+    assert at_most_usd is not None, "the types of a story have prices"
+    return round(at_most_usd * MICROUSD) + more
 
 
 class Invariants:
@@ -321,15 +337,18 @@ class Invariants:
     def _spend_keeps_the_budget(self, attempts: list[Attempt]) -> Iterator[str]:
         """4: what the cloud has billed so far, under the stated reading of MaxRuntime; else a ceiling.
 
+        Without a budget: what `launch` prints as "at most", for as many trials as there are, and for further jobs.
+
         If an interruption sets the count for MaxRuntime back, the engine itself ends a job in time; while it is away
         MaxWait bounds an attempt alone. What has ended is known, so only those in flight at once can be dearer than
         they reserved.
         """
         soak, spec = self._soak, self._spec()
-        limit = spec.budget.microusd
+        limit, per_run = spec.budget.microusd, soak.cloud.settings.max_run_per_run and soak.was_away
         if limit is None:
-            return
-        if soak.cloud.settings.max_run_per_run and soak.was_away:
+            recorded, trials = soak.store.study_by_id(soak.study.id).spec, len({each.trial for each in attempts})
+            limit = printed(recorded, trials, len(attempts) - trials, per_run=per_run)
+        elif per_run:
             settings = spec.settings
             overrun_s = max(0.0, spec.training.max_wait_s - settings.poll_interval_s - settings.stop_within_s)
             limit += self._parallel_max * math.ceil(overrun_s * max(soak.rates.values()) / 3600)
