@@ -20,6 +20,11 @@ NO_STEP = -1
 # Attribute of a trial that repeats a failed one: whose parameters and checkpoints it began with.
 RETRY_OF = "tuner:retry_of"
 
+# Attribute of a trial that was begun before changes were accepted: the study file as it was then (see `workload`).
+BEGUN_WITH = "tuner:begun_with"
+# Attribute of a study: the keys that `tuner set` changed, with what its file said of them then.
+SET_LIVE = "tuner:set_live"
+
 
 class StudyState(StrEnum):
     """What a study is doing; `stopped`, `out_of_budget` and `past_deadline` are rests that `resume` or `set` ends."""

@@ -4,24 +4,40 @@ It exists so that a study which rested, for a minute or a month, goes on only as
 that whoever resumes it learns what differs and what costs money beside it.
 
 Rules: it runs under the lease. A study file that no longer fits is refused before anything is written; what differs is
-told first, a line each. The new trial of a failed one is recorded before its checkpoints are copied and gets a job
-only after: a copy that was cut off is made again by the next `resume`, and no other trial can find it. One that was
-done is an event, and is not made again. The lease is renewed before each object: who lost it leaves, since jobs of the
-next engine's may already write there.
+told first, a line each. Trials that exist go on with what shaped their results so far, and what `tuner set` changed
+stays as it was set unless the file changed too. The new trial of a failed one is recorded before its checkpoints are
+copied and gets a job only after: a copy that was cut off is made again by the next `resume`, and no other trial can
+find it. One that was done is an event, and is not made again. The lease is renewed before each object: who lost it
+leaves, since jobs of the next engine's may already write there.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from tuner import audit, prepare, workload, worlds
 from tuner.checkpoints import copy_own_files
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobService
 from tuner.memory import Work, limits_to_keep
-from tuner.model import RETRY_OF, Intent, Lease, Study, Trial, TrialState
+from tuner.model import BEGUN_WITH, RETRY_OF, SET_LIVE, Intent, Json, Lease, Study, Trial, TrialState
 from tuner.packaging import BundleRefused
-from tuner.spec import Change, StudySpec, changes, from_json, load, refuse_unbuilt, to_json
+from tuner.prices import usd
+from tuner.spec import (
+    Change,
+    StudySpec,
+    apply_set,
+    as_begun,
+    changes,
+    from_json,
+    live_settings,
+    load,
+    refuse_unbuilt,
+    to_json,
+)
+from tuner.spec_document import setting_text
 from tuner.store import LONG_STEP_S, Store
 from tuner.unit import UnitOfWork
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
@@ -29,7 +45,7 @@ from tuner.verbs import Display, EventLine, Exit, Level, UserError
 _COPIED = "copied"  # the event of a copy that was done
 _KINDS = {
     "harmless": "may differ, and is taken over by --accept-changes or tuner set",
-    "needs_accept": "needs --accept-changes, and is for new trials only",
+    "needs_accept": "needs --accept-changes, and is for all jobs from then on",
     "never": "can never change: undo it, or launch a new study with search.warm_start",
 }
 
@@ -116,17 +132,60 @@ class Reconciler:
         current = load(recorded.file, recorded.overrides)
         if recorded.backend == current.backend == "sagemaker":
             current = prepare.carried(current, recorded)
+        current = self._as_set(unit.study, recorded, current)
         found = changes(recorded, current)
         for change in found:
-            self._tell("warn", f"{recorded.file.name}: {change} ({_KINDS[change.kind]})")
+            self._tell("warn", f"{recorded.file.name}: {change} ({_kind_text(change)})")
         _refuse(recorded, found, accept_changes=accept_changes)
         if accept_changes:
             self._accept(unit, current, found)
         else:
             self._compare_code(unit.study, current)
 
+    def _as_set(self, study: Study, recorded: StudySpec, current: StudySpec) -> StudySpec:
+        """The file as it is now, with what `tuner set` changed since the file said so."""
+        now, in_file = live_settings(recorded), live_settings(current)
+        stays = [
+            key
+            for key, said in cast("dict[str, Json]", study.attrs.get(SET_LIVE, {})).items()
+            if in_file[key] == said != now[key]
+        ]
+        for change in changes(recorded, current):
+            if change.key in stays:
+                self._tell(
+                    "info",
+                    f"{change.key} was set to {setting_text(change.old)}, and stays so: the file's "
+                    f"{setting_text(change.new)} is older",
+                )
+        return apply_set(current, [f"{key}={json.dumps(now[key])}" for key in stays]) if stays else current
+
+    def _check_budget(self, study: Study, current: StudySpec) -> None:
+        """Raises UserError for one that could not be kept any more, as `tuner set` does."""
+        summary, limit = self._store.summary(study.id), current.budget.microusd
+        bound = summary.spend_microusd + summary.reserved_microusd
+        if limit is not None and limit < bound and limit != from_json(study.spec).budget.microusd:
+            raise UserError(
+                f"budget.usd: {usd(limit)} in {current.file} is below the {usd(bound)} that study {study.name} has "
+                "spent and reserved; give at least that, or stop the study first",
+                Exit.USAGE,
+            )
+
+    def _keep_what_began(self, unit: UnitOfWork, current: StudySpec) -> None:
+        """Trials that exist keep what shapes their results: half of it under other settings would be of no kind."""
+        former = unit.study.spec
+        if to_json(as_begun(current, former)) == to_json(current):
+            return
+        begun = [each for each in self._store.live(unit.study.id) if BEGUN_WITH not in each[0].attrs]
+        for trial, attempts, runs in begun:
+            attrs = {**trial.attrs, BEGUN_WITH: former}
+            unit.set_trial(Work(trial, list(attempts), list(runs)), replace(trial, attrs=attrs))
+        if begun:
+            numbers = ", ".join(str(trial.number) for trial, _, _ in begun)
+            self._tell("info", f"unfinished trials keep the settings they began with: {numbers}")
+
     def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
         refuse_unbuilt(current)
+        self._check_budget(unit.study, current)
         worlds.make_proposer(current)
         where = worlds.place_of(unit.study)
         if isinstance(where, worlds.AwsPlace):
@@ -136,6 +195,11 @@ class Reconciler:
                 self._tell("warn", line)
             unit.remember(limits_to_keep(ready.quotas, self._now))
         bundle_uri = worlds.upload_bundle(current, where.objects())
+        self._keep_what_began(unit, current)
+        in_file = cast("dict[str, Json]", unit.study.attrs.get(SET_LIVE, {}))
+        changed = {change.key for change in found}
+        if in_file:
+            unit.remember({SET_LIVE: {key: said for key, said in in_file.items() if key not in changed}})
         unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
         unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))
 
@@ -206,6 +270,12 @@ def _again(old: Trial, number: int, unit: UnitOfWork, spec: StudySpec) -> Trial:
     )
 
 
+def _kind_text(change: Change) -> str:
+    if change.kind == "needs_accept" and change.for_new_trials:
+        return "needs --accept-changes, and is for new trials only"
+    return _KINDS[change.kind]
+
+
 def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: bool) -> None:
     never = list(_keys(found, "never"))
     if never:
@@ -217,7 +287,7 @@ def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: boo
     needs = list(_keys(found, "needs_accept"))
     if needs and not accept_changes:
         raise UserError(
-            f"{recorded.file} has changed: {', '.join(needs)}; undo this, or accept it for new trials: "
+            f"{recorded.file} has changed: {', '.join(needs)}; undo this, or accept it: "
             f"tuner resume {recorded.name} --accept-changes",
             Exit.USAGE,
         )

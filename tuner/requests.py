@@ -9,11 +9,12 @@ silence nor crash the engine at every start.
 """
 
 from dataclasses import replace
+from typing import cast
 
 from tuner import workload
-from tuner.model import Intent, Request, Study, StudyState
+from tuner.model import SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.prices import PriceUnknown, usd
-from tuner.spec import SpecError, apply_set, from_json, to_json
+from tuner.spec import SpecError, apply_set, from_json, live_settings, to_json
 from tuner.unit import UnitOfWork
 
 
@@ -49,4 +50,7 @@ def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
     if limit is not None and limit < bound_microusd and limit != before.budget.microusd:
         raise SpecError(f"budget.usd: {usd(limit)} is below the {usd(bound_microusd)} spent and reserved")
     workload.policy(spec, study)
-    return replace(study, spec=to_json(spec))
+    # what the file says, so that it is noticed whether the file is changed later, too
+    in_file: dict[str, Json] = {key: value for key, value in live_settings(before).items() if key in request.values}
+    known = cast("dict[str, Json]", study.attrs.get(SET_LIVE, {}))
+    return replace(study, spec=to_json(spec), attrs={**study.attrs, SET_LIVE: {**in_file, **known}})

@@ -80,11 +80,13 @@ __all__ = [
     "StudySpec",
     "Training",
     "apply_set",
+    "as_begun",
     "changes",
     "completed",
     "describe",
     "encoded",
     "from_json",
+    "live_settings",
     "load",
     "refuse_missing_secrets",
     "refuse_unbuilt",
@@ -95,6 +97,12 @@ _FORMAT = 1
 
 # What `tuner set` may change while a study runs: totals, which the engine recomputes anyway.
 LIVE_KEYS = ("trials", "parallel", "budget.usd", "budget.per_trial_usd", "budget.deadline")
+
+# What shapes the result of a trial, beside its parameters: of `training`, all but limits, places and secrets.
+_SHAPING = (
+    "entry_point", "source_dir", "algorithm", "hyperparameters", "environment", "metrics", "launcher", "entrypoint",
+    "image_uri", "framework", "inputs",
+)  # fmt: skip
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -173,6 +181,21 @@ def apply_set(spec: StudySpec, assignments: Sequence[str]) -> StudySpec:
     return replace(changed, overrides=spec.overrides, warnings=check(changed))
 
 
+def live_settings(spec: StudySpec) -> dict[str, Json]:
+    """What `apply_set` may change, as it is now; `budget.usd=null` is what takes a limit away."""
+    settings = _settings_of(spec)
+    return {key: settings.get(key) for key in LIVE_KEYS}
+
+
+def as_begun(spec: StudySpec, former: str) -> StudySpec:
+    """The spec for a trial that was begun under a former one (as `to_json` stored it): its result stays of one kind.
+
+    Nothing is checked: each of the two was.
+    """
+    begun = from_json(former).training
+    return replace(spec, training=replace(spec.training, **{name: getattr(begun, name) for name in _SHAPING}))
+
+
 # -- what changed between two versions of a study file --
 
 ChangeKind = Literal["harmless", "needs_accept", "never"]
@@ -190,6 +213,12 @@ class Change:
     def __str__(self) -> str:
         return f"{self.key}: {setting_text(self.old)} -> {setting_text(self.new)}"
 
+    @property
+    def for_new_trials(self) -> bool:
+        """Whether trials that exist keep the old setting."""
+        section, name = (*self.key.split("."), "")[:2]
+        return section.startswith("space") or (section == "training" and name in _SHAPING)
+
 
 # The first pattern that matches decides; what matches none needs to be accepted.
 _KINDS: tuple[tuple[str, ChangeKind], ...] = (
@@ -203,6 +232,8 @@ _KINDS: tuple[tuple[str, ChangeKind], ...] = (
     ("search.warm_start", "never"),
     ("checkpoints.root", "never"),
     ("sagemaker.region", "never"),
+    # what a job reserves, and what its result is worth, is told for all trials alike
+    ("training.instance_count", "never"),
     # totals, wishes and words
     ("description", "harmless"),
     ("trials", "harmless"),

@@ -1,8 +1,10 @@
 """What a study's jobs look like: from the study file and a recorded trial to a policy and a request.
 
 Rules: pure; everything in a request follows from what is recorded, so that a job asked for twice is asked for alike
-and the digest in its environment proves whose it is. Values are data: strings go through as they are, everything else
-as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are strings and `…/1` would also name `…/10`.
+and the digest in its environment proves whose it is. What shapes a trial's result is what it was begun with, whatever
+changes were accepted since: an attribute of the trial holds it, and requests and digests respect it. Values are data:
+strings go through as they are, everything else as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are
+strings and `…/1` would also name `…/10`.
 """
 
 import math
@@ -12,9 +14,18 @@ from datetime import UTC, datetime, timedelta
 
 from tuner.decide import Policy, allowance_microusd
 from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
-from tuner.model import Attempt, AttemptState, Intent, ParamValue, Study, StudyState, Trial, TrialState
+from tuner.model import BEGUN_WITH, Attempt, AttemptState, Intent, ParamValue, Study, StudyState, Trial, TrialState
 from tuner.prices import RateCard, cost_microusd
-from tuner.spec import CategoricalParam, FloatParam, IntParam, Param, SpaceFunction, StudySpec, encoded
+from tuner.spec import (
+    CategoricalParam,
+    FloatParam,
+    IntParam,
+    Param,
+    SpaceFunction,
+    StudySpec,
+    as_begun,
+    encoded,
+)
 
 # Tag keys of every job of ours; the study's key is also what the local service finds its market by.
 STUDY_TAG = "tuner:study"
@@ -123,11 +134,12 @@ def hyperparameters(spec: StudySpec, params: Mapping[str, ParamValue]) -> dict[s
 
 def job_digest(spec: StudySpec, trial: Trial) -> str:
     """What tells a job of this trial from a foreign one of the same name."""
-    return digest(hyperparameters(spec, trial.params), trial.prefix, trial.bundle_uri)
+    return digest(hyperparameters(_spec_of(spec, trial), trial.params), trial.prefix, trial.bundle_uri)
 
 
 def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -> JobRequest:
     """The request that `attempt` stands for."""
+    spec = _spec_of(spec, trial)
     training, cloud = spec.training, spec.sagemaker
     is_local = spec.backend == "local"
     assert is_local or (cloud.role and (training.image_uri or training.algorithm)), "looked up before it is launched"
@@ -163,6 +175,11 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
         network_isolation=cloud.network_isolation,
         raw=cloud.request,
     )
+
+
+def _spec_of(spec: StudySpec, trial: Trial) -> StudySpec:
+    former = trial.attrs.get(BEGUN_WITH)
+    return as_begun(spec, former) if isinstance(former, str) else spec
 
 
 def _starts_bootstrap(spec: StudySpec) -> bool:

@@ -19,7 +19,7 @@ from tuner.prices import RateCard
 from tuner.reconcile import Reconciler, Resumption
 from tuner.sampler_view import choose_earlier, earlier_rows
 from tuner.simulator_parts import Script
-from tuner.spec import SpecError
+from tuner.spec import SpecError, from_json
 from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError
 
@@ -262,6 +262,109 @@ def test_changes_that_need_to_be_accepted_are_refused_then_taken(make_sweep, obj
     assert told.said("space.lr.low: 0.0001 -> 0.001 (needs --accept-changes")
     sweep.run()
     assert all(trial.params["lr"] >= 1e-3 for trial in sweep.trials())
+
+
+ACCEPT = Resumption("me", accept_changes=True)
+
+
+def of_training(sweep, **changes):
+    """The section of a study file, with these changes."""
+    return merged(yaml.safe_load((sweep.folder / "study.yaml").read_text())["training"], changes)
+
+
+def test_a_trial_keeps_what_it_was_begun_with(make_sweep, objects):
+    """Half a trial with one batch size and half with another has a value of no kind."""
+    begun = {"hyperparameters": {"batch": 32}, "environment": {"MODE": "old"}, "inputs": {"train": "s3://data/old/"}}
+    changed = {"hyperparameters": {"batch": 64}, "environment": {"MODE": "new"}, "inputs": {"train": "s3://data/new/"}}
+    sweep = make_sweep(
+        changes={"training": {**begun, "max_wait": "1h", "image_uri": "old/image:1"}},
+        script=script_of(epochs=40, step_s=60.0),
+        outages=[(1200.0, 7200.0)],  # longer than max_wait: the trials need another job
+    )
+    engine = sweep.engine()
+    engine.tick()
+    edit(sweep, training=of_training(sweep, **changed, image_uri="new/image:2"))
+    told = take_up(sweep, ACCEPT)
+    assert told.said("training.hyperparameters.batch: 32 -> 64 (needs --accept-changes, and is for new trials only)")
+    assert told.said("unfinished trials keep the settings they began with: 0, 1")
+    sweep.run()
+    for attempt in sweep.attempts():
+        asked = sweep.cloud.jobs[attempt.job_name].request
+        kept = attempt.trial in (0, 1)
+        assert asked.hyperparameters["batch"] == ("32" if kept else "64"), attempt.job_name
+        assert asked.environment["MODE"] == ("old" if kept else "new")
+        assert asked.image_uri == ("old/image:1" if kept else "new/image:2")
+        assert asked.channels[0].uri == ("s3://data/old/" if kept else "s3://data/new/")
+    assert [trial.attempts > 1 for trial in sweep.trials()][:2] == [True, True]
+    assert "foreign" not in sweep.kinds()
+    assert "differs" not in sweep.kinds()
+    assert broken(sweep) == []
+
+
+def test_a_trial_keeps_what_it_was_begun_with_through_a_second_acceptance(make_sweep, objects):
+    sweep = make_sweep(
+        changes={"training": {"hyperparameters": {"batch": 32}}}, script=script_of(epochs=50, step_s=60.0)
+    )
+    sweep.engine().tick()
+    for batch in (64, 128):
+        edit(sweep, training=of_training(sweep, hyperparameters={"batch": batch}))
+        take_up(sweep, ACCEPT)
+    sweep.run()
+    batches = [sweep.cloud.jobs[each.job_name].request.hyperparameters["batch"] for each in sweep.attempts()]
+    assert batches == ["32", "32", "128", "128"]
+
+
+def test_limits_and_places_are_for_all_jobs_from_then_on(make_sweep, objects):
+    sweep = make_sweep(script=script_of(epochs=50, step_s=60.0))
+    sweep.engine().tick()
+    edit(sweep, training=of_training(sweep, max_run="2h"))
+    told = take_up(sweep, ACCEPT)
+    assert told.said("training.max_run: 1h -> 2h (needs --accept-changes, and is for all jobs from then on)")
+    assert not told.said("unfinished trials keep")
+
+
+def set_live(sweep, **values):
+    sweep.store.add_request(sweep.study.id, "set", values, "me", sweep.clock.now())
+    sweep.engine().tick()
+
+
+def test_what_was_set_live_stays_unless_the_file_changed_it_too(make_sweep, objects):
+    sweep = make_sweep(changes={"trials": 6, "budget": {"usd": 60}}, script=script_of(epochs=50, step_s=60.0))
+    sweep.engine().tick()
+    set_live(sweep, **{"trials": "4", "budget.usd": "50"})
+    told = take_up(sweep)
+    assert told.said("trials was set to 4, and stays so")
+    assert not told.said("trials: 4 -> 6")
+    edit(sweep, description="other words")
+    for _ in range(2):
+        spec = from_json(take_up(sweep, ACCEPT).study.spec)
+        assert (spec.trials, spec.budget.usd, spec.description) == (4, 50, "other words")
+    edit(sweep, trials=5)
+    told = take_up(sweep, ACCEPT)
+    assert told.said("study.yaml: trials: 4 -> 5")
+    assert (from_json(told.study.spec).trials, from_json(told.study.spec).budget.usd) == (5, 50)
+    edit(sweep, trials=6)
+    assert from_json(take_up(sweep, ACCEPT).study.spec).trials == 6
+
+
+def test_a_limit_that_was_taken_away_live_stays_away(make_sweep, objects):
+    sweep = make_sweep(changes={"budget": {"usd": 60, "deadline": "9h"}}, script=script_of(epochs=50, step_s=60.0))
+    set_live(sweep, **{"budget.deadline": "null"})
+    edit(sweep, description="other words")
+    assert from_json(take_up(sweep, ACCEPT).study.spec).budget.deadline_s is None
+
+
+def test_a_budget_below_what_is_spent_and_reserved_is_not_accepted(make_sweep, objects):
+    sweep = make_sweep(changes={"budget": {"usd": 60}}, script=script_of(epochs=50, step_s=60.0))
+    sweep.engine().tick()
+    edit(sweep, budget={"usd": 2})
+    before = sweep.store.last_seq(sweep.study.id)
+    with pytest.raises(UserError, match=r"budget.usd: \$2.00 in .* is below the \$[0-9.]+ that study sweep") as refused:
+        take_up(sweep, ACCEPT)
+    assert refused.value.exit_code == 2
+    assert sweep.store.last_seq(sweep.study.id) == before
+    edit(sweep, budget={"usd": 20})
+    assert from_json(take_up(sweep, ACCEPT).study.spec).budget.usd == 20
 
 
 @pytest.mark.parametrize("accept", [False, True])

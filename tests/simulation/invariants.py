@@ -353,17 +353,19 @@ class Invariants:
             overrun_s = max(0.0, spec.training.max_wait_s - settings.poll_interval_s - settings.stop_within_s)
             limit += self._parallel_max * math.ceil(overrun_s * max(soak.rates.values()) / 3600)
         known = [a for a in attempts if a.job_name not in soak.deleted or not self._nobody_can_tell(a)]
-        billed = sum(self._billed(attempt) for attempt in known)
+        # without a budget it is a bound for any saving of spot: none is the hardest
+        billed = sum(self._billed(attempt, saved=spec.budget.microusd is not None) for attempt in known)
         if billed > limit:
             yield f"{billed} were billed of {limit}"
 
-    def _billed(self, attempt: Attempt) -> int:
+    def _billed(self, attempt: Attempt, *, saved: bool = True) -> int:
         """What the job of an attempt has cost, by the cloud's own book; 0 for none of ours."""
         job = self._soak.jobs.get(attempt.job_name)
         if job is None:
             return 0
         bill = job.bill(self._soak.cloud.settings.saving)
-        return cost_microusd(bill.billable_s or 0, bill.instance_count, attempt.rate_microusd_per_h)
+        seconds = bill.billable_s if saved else bill.training_s
+        return cost_microusd(seconds or 0, bill.instance_count, attempt.rate_microusd_per_h)
 
     def _ledger_is_the_bill(self, attempts: list[Attempt]) -> Iterator[str]:
         """5: to the micro-dollar; where the service lost the figures, never less."""

@@ -1,5 +1,6 @@
 """Good study files: every key is understood, defaults are filled in, paths and overrides resolve."""
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tuner.spec import (
     SpaceFunction,
     StudySpec,
     apply_set,
+    as_begun,
     changes,
     describe,
     from_json,
@@ -248,6 +250,7 @@ def test_live_changes_touch_totals_only(whole: StudySpec):
         ({"search": "{sampler: {name: RandomSampler}}"}, "search.sampler.name", "needs_accept"),
         ({"training": "{entry_point: other.py}"}, "training.entry_point", "needs_accept"),
         ({"objective": "{metric: loss, direction: minimize}"}, "objective", "never"),
+        ({"training": "{entry_point: train.py, max_run: 2h}"}, "training.max_run", "needs_accept"),
         ({"name": "other"}, "name", "never"),
         ({"checkpoints": "{root: 's3://elsewhere/'}"}, "checkpoints.root", "never"),
         ({"space": "space.py:space"}, "space", "needs_accept"),
@@ -258,6 +261,42 @@ def test_changes_are_told_apart(tmp_path: Path, blocks: dict[str, str], key: str
         (tmp_path / name).touch()
     found = changes(spec_of(tmp_path), spec_of(tmp_path, **blocks))
     assert (key, kind) in [(change.key, change.kind) for change in found]
+
+
+def test_the_number_of_instances_never_changes(whole: StudySpec):
+    """Neither a budget nor a result would mean the same before and after."""
+    more = replace(whole, training=replace(whole.training, instance_count=whole.training.instance_count + 1))
+    assert [(change.key, change.kind) for change in changes(whole, more)] == [("training.instance_count", "never")]
+
+
+@pytest.mark.parametrize(
+    ("key", "spared"),
+    [
+        ("training.hyperparameters.batch", True),
+        ("training.image_uri", True),
+        ("space.lr.low", True),
+        ("space (order)", True),
+        ("training.max_run", False),
+        ("training.instance_types", False),
+        ("search.pruner.name", False),
+        ("sagemaker.role", False),
+    ],
+)
+def test_which_changes_are_for_new_trials_only(key: str, *, spared: bool):
+    assert Change(key, 1, 2, "needs_accept").for_new_trials is spared
+
+
+def test_a_trial_that_was_begun_before_keeps_what_shapes_its_result(whole: StudySpec):
+    """What was given up since, or is held elsewhere now, is no obstacle."""
+    other = replace(
+        whole.training,
+        hyperparameters={"new": 1},
+        environment={},
+        secrets=dict.fromkeys(whole.training.environment, "X"),
+        max_run_s=whole.training.max_run_s + 1,
+    )
+    begun = as_begun(replace(whole, training=other), to_json(whole)).training
+    assert begun == replace(whole.training, secrets=other.secrets, max_run_s=other.max_run_s)
 
 
 @pytest.mark.parametrize(
