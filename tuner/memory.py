@@ -46,6 +46,15 @@ RUNS_FOR_NOTHING_MAX = 3
 _LIMITS = "tuner:limits"
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """For how long nothing new was seen of a trial, by the clock of the engine that looks; see `signs.listen`."""
+
+    looked_at: datetime | None = None  # when all that lay there was read last
+    sign: tuple[object, ...] = ()  # what was seen then; any other one is a sign of life
+    lasted_s: float = 0.0
+
+
 @dataclass
 class Work:
     """A trial that has not ended, with everything that decisions about it need."""
@@ -62,6 +71,7 @@ class Work:
     checkpoint_step: int | None = None
     checkpoint_at: datetime | None = None
     unread: bool = True  # something may lie under the prefix that was not read
+    silence: Silence = Silence()
     presence: Presence | None = None  # of the last attempt's job, as described last
     final_metrics: Mapping[str, float] = field(default_factory=dict)  # of the last attempt's job, as the service read
 

@@ -230,6 +230,7 @@ class Observer:
             report = self._read(work.trial.prefix)
             fresh = work.take(report)
             work.unread = report.more
+            signs.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
             self._reads_failed = 0
             alarms.over(self._memory, self._unit, work.trial.prefix)
         except OSError as error:
@@ -326,7 +327,7 @@ class Observer:
         if work.fruitless:
             # what spot takes away each time before it is saved, on-demand keeps
             return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
-        if signs.stalled(work, policy, self._now):
+        if signs.stalled(work, policy):
             return StopReason.STALL
         if intent in (Intent.STOP, Intent.STOP_NOW):
             return StopReason.USER

@@ -3,15 +3,17 @@
 It exists because what trains in the cloud is seen by its prefix alone. A sync that silently stopped, a script that
 hangs and one that never saves look alike from here, and all of them cost money.
 
-Rules: pure, from memory and now. Nothing is said while something under the prefix is unread. A warning reads the same
-for as long as its cause lasts, so that it is told once.
+Rules: from memory and now. Nothing is said or done while something under the prefix is unread. A warning reads the same
+for as long as its cause lasts, so that it is told once. A stop costs work, so a stall is never concluded from what a
+container's clock wrote: silence is what passed on the engine's own clock between its looks, and a pause between two
+looks (an engine that was away, a bucket that could not be read, a clock that was set) counts as one poll of it.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from tuner.decide import Policy
-from tuner.memory import Work
+from tuner.memory import Silence, Work
 from tuner.model import AttemptState, Fact
 
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
@@ -19,13 +21,31 @@ _PATIENCE = timedelta(minutes=15)
 # What `doctor --first-dollar` found out: {"max": seconds, …}; silence of less than three such delays is usual.
 SYNC_FACT = "probe.sync_delay_s"
 _SYNCS = 3.0
+# Looks that are further apart were not the next ones: nobody can say what passed between them.
+_NEXT_LOOK_POLLS = 3
 _MARK = "trial "  # how warnings of trials begin; those of the study file begin with a key
 
 
-def stalled(work: Work, policy: Policy, now: datetime) -> bool:
+def listen(work: Work, policy: Policy, now: datetime, *, heard: bool) -> None:
+    """Take note that what lies under the prefix was looked at just now; `heard`: there were new lines or records."""
+    last = work.silence
+    sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
+    if heard or last.looked_at is None or sign != last.sign:
+        work.silence = Silence(now, sign)
+        return
+    passed_s = max(0.0, (now - last.looked_at).total_seconds())
+    if passed_s > _NEXT_LOOK_POLLS * policy.poll_s:
+        passed_s = policy.poll_s
+    work.silence = Silence(now, sign, last.lasted_s + passed_s)
+
+
+def stalled(work: Work, policy: Policy) -> bool:
     """Whether nothing came from a job in training for so long that it is to be stopped and retried."""
-    since = _heard_at(work)
-    return since is not None and policy.stall_after_s is not None and _passed_s(since, now) > policy.stall_after_s
+    if work.unread or policy.stall_after_s is None:
+        return False
+    attempt = work.attempt
+    trains = attempt is not None and attempt.state is AttemptState.TRAINING
+    return trains and work.silence.lasted_s > policy.stall_after_s
 
 
 def sync_delay_s(facts: Iterable[Fact]) -> float:
@@ -79,7 +99,3 @@ def _heard_at(work: Work) -> datetime | None:
         return None
     signs = (work.runs[-1].started_at, work.heard_at, work.checkpoint_at)
     return max(sign for sign in signs if sign is not None)
-
-
-def _passed_s(since: datetime, now: datetime) -> float:
-    return (now - since).total_seconds()

@@ -1,5 +1,6 @@
 """Trials that train for nothing, in silence, or from a checkpoint that was passed over."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -161,3 +162,85 @@ def test_a_torn_checkpoint_is_told_once_for_each_run_that_passes_it_over(make_sw
     torn = [event for event in sweep.store.events(sweep.study.id) if event.kind == "checkpoint.torn"]
     assert [event.details["step"] - event.details["used"] for event in torn] == [1, 1]
     assert broken(sweep) == []
+
+
+# --- silence is measured by the engine's own looks
+
+IMPATIENT = {
+    "trials": 2,
+    "capacity": {"max_faults": 0},
+    "training": {"stall_after": "10m", "max_run": "9h", "max_wait": "24h"},
+}
+
+
+class Skewed:
+    """The clock of an engine's machine that is set forward."""
+
+    def __init__(self, true) -> None:
+        self.true, self.ahead = true, timedelta(0)
+
+    def now(self):
+        return self.true.now() + self.ahead
+
+    def wait(self, until, *, due=None):
+        self.true.wait(until - self.ahead, due=None if due is None else due - self.ahead)
+
+
+def drive(sweep, engine, seconds):
+    until = sweep.clock.now() + timedelta(seconds=seconds)
+    engine.run(lambda: sweep.clock.now() >= until)
+
+
+def test_jobs_are_not_stopped_for_what_happened_while_the_bucket_could_not_be_read(make_sweep):
+    """A laptop wakes after longer than `stall_after`, and its network comes after it."""
+    sweep = make_sweep(script=script_of(epochs=40, step_s=60.0), changes=IMPATIENT)
+    engine = sweep.engine()
+    drive(sweep, engine, 400)
+    sweep.clock.wait(sweep.clock.now() + timedelta(minutes=20), due=sweep.clock.now())
+    for _ in range(8):
+        sweep.cloud.fail_next("read", OSError("no network yet"))
+    sweep.engine().run(lambda: False)
+    assert succeeded(sweep) == [0, 1]
+    assert [attempt.stop_reason for attempt in sweep.attempts()] == [None, None]
+
+
+def test_jobs_are_not_stopped_while_the_bucket_cannot_be_read_at_all(make_sweep):
+    sweep = make_sweep(script=script_of(epochs=40, step_s=60.0), changes=IMPATIENT)
+    engine = sweep.engine()
+    drive(sweep, engine, 400)
+    read, until = engine._progress.read, sweep.clock.now() + timedelta(minutes=20)
+
+    def unreachable(prefix):
+        if sweep.clock.now() < until:
+            raise OSError("the bucket is away")
+        return read(prefix)
+
+    engine._progress.read = unreachable
+    engine.run(lambda: False)
+    assert succeeded(sweep) == [0, 1]
+    assert [attempt.stop_reason for attempt in sweep.attempts()] == [None, None]
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=2), timedelta(minutes=40)])
+def test_a_clock_that_was_set_forward_stops_no_job(make_sweep, ahead):
+    sweep = make_sweep(script=script_of(epochs=20, step_s=170.0), changes=IMPATIENT)
+    engine = sweep.engine()
+    clock = Skewed(sweep.clock)
+    engine._world = replace(engine._world, clock=clock)
+    drive(sweep, engine, 800)
+    clock.ahead = ahead  # from now on all that the containers write is so long ago
+    engine.run(lambda: False)
+    assert succeeded(sweep) == [0, 1]
+    assert [attempt.stop_reason for attempt in sweep.attempts()] == [None, None]
+
+
+def test_a_hang_is_found_though_the_engine_was_away(make_sweep):
+    changes = {"trials": 1, "training": {"stall_after": "10m", "max_run": "9h", "max_wait": "24h"}}
+    sweep = make_sweep(script=script_of(epochs=6, step_s=60.0, hangs_after=3), changes=changes)
+    drive(sweep, sweep.engine(), 400)
+    sweep.clock.wait(sweep.clock.now() + timedelta(hours=1), due=sweep.clock.now())
+    engine, back_at = sweep.engine(), sweep.clock.now()
+    engine.run(lambda: sweep.attempts()[0].stop_reason is not None)
+    (attempt, *_) = sweep.attempts()
+    assert attempt.stop_reason == "stall"
+    assert timedelta(minutes=10) < attempt.stop_wanted_at - back_at < timedelta(minutes=12)
