@@ -26,6 +26,10 @@ _INTERNAL = "InternalServerError"
 # Back-off doubles from the poll interval to this: a whole pool is often away for minutes (median 20 to 60).
 _BACK_OFF_MAX_S = 600.0
 _BACK_OFF_DOUBLINGS_MAX = 10
+# Of a trial's limit: what is left over is hardly worth the start of another job.
+_LIMIT_REACHED = 0.9
+# Seconds of training after which a bill tells the discount: rounding is nothing beside it.
+DISCOUNT_TOLD_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +201,7 @@ class Absorbed:
 def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: float) -> Absorbed:
     """Apply the rows of a job's history that were not applied before; end the attempt once its status is final.
 
-    `billed_ratio` is billed time over training time as learned so far, for the estimate. Money is not final here:
+    `billed_ratio` is what the estimate takes billed time over training time to be: `Memory.billed_ratio`. Money is not final here:
     see `final_figures`.
     """
     history = _consumable(seen)
@@ -309,7 +313,10 @@ def _after_stop(why: StopReason, trial: Trial, policy: Policy, now: datetime) ->
         return Verdict(TrialEvent.BACK_OFF, str(why), due_at=now)
     if why is StopReason.STALL:
         return _fault(trial, policy, now, "stall")
-    return Verdict(TrialEvent.FAIL, str(why))  # trial_budget, no_progress
+    if why is StopReason.TRIAL_BUDGET:
+        # it was stopped for what it might cost; whether it goes on is said by what it did: `has_cost_its_limit`
+        return Verdict(TrialEvent.BACK_OFF, str(why), due_at=now)
+    return Verdict(TrialEvent.FAIL, str(why))  # no_progress
 
 
 def _after_own_end(trial: Trial, attempt: Attempt, policy: Policy, now: datetime) -> Verdict:
@@ -363,10 +370,37 @@ def max_run_left_s(attempts: Sequence[Attempt], policy: Policy) -> int:
     return int(policy.max_run_s - sum(attempt.run_s for attempt in attempts))
 
 
+def final_microusd(attempts: Sequence[Attempt]) -> int:
+    """What the attempts of a trial that have ended did cost."""
+    return sum(attempt.spend_microusd or 0 for attempt in attempts)
+
+
+def has_cost_its_limit(attempts: Sequence[Attempt], policy: Policy) -> bool:
+    """Whether a trial without a job gets no other one, for what its attempts did cost.
+
+    Stopped at its limit it was for what it might have cost. So it goes on while enough is left for more than a start.
+    """
+    limit = policy.trial_budget_microusd
+    if limit is None or not attempts:
+        return False
+    enough = _LIMIT_REACHED if attempts[-1].stop_reason is StopReason.TRIAL_BUDGET else 1.0
+    return final_microusd(attempts) >= enough * limit
+
+
 def allowance_microusd(run_s: float, rate_microusd_per_h: int, policy: Policy) -> int:
     """The most that an attempt may bill: what it may run, and what may pass before it is stopped and uploaded."""
     seconds = run_s + policy.poll_s + policy.stop_within_s + policy.stop_grace_s + policy.upload_allowance_s
     return -int(-seconds * policy.instance_count * rate_microusd_per_h // 3600)
+
+
+def spot_ratio(spot: bool, billable_s: int | None, training_s: int | None) -> float | None:  # noqa: FBT001 - a column
+    """Billed over training time of an ended attempt, where that tells what spot costs.
+
+    Equal figures tell nothing: they are what is booked where the service lost them.
+    """
+    if not spot or billable_s is None or training_s is None:
+        return None
+    return billable_s / training_s if DISCOUNT_TOLD_S <= training_s > billable_s else None
 
 
 def dearest_s(attempt: Attempt, now: datetime) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from tuner import requests, workload
+from tuner import decide, requests, workload
 from tuner.calls import UNMETERED, Calls
 from tuner.capacity import PATIENCE_S
 from tuner.clock import Clock
@@ -147,7 +147,7 @@ class Engine:
             last_recorded_at=last[-1].recorded_at if last else None,
             trial_count=sum(summary.trials.values()),
             spent_microusd=summary.spend_microusd,
-            on_demand_microusd=summary.on_demand_microusd,
+            spot_ratio=store.largest_spot_ratio(study.id, trained_s=decide.DISCOUNT_TOLD_S),
             live={
                 trial.number: Work(trial, list(attempts), list(runs)) for trial, attempts, runs in store.live(study.id)
             },
@@ -359,6 +359,7 @@ class Engine:
             moments.append(work.trial.due_at)
             if attempt is not None:
                 moments += [attempt.stop_by, attempt.next_try_at, work.runs_out_at, self._patience_ends(work, now)]
+                moments.append(memory.limit_reached_at(work))
                 seen_at = attempt.observed_at or attempt.created_at
                 moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + unseen)
         return min((moment for moment in moments if moment is not None and moment >= now), default=None)

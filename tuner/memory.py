@@ -177,7 +177,7 @@ class Memory:
     last_seq: int
     trial_count: int  # of all; a new one gets this number
     spent_microusd: int
-    on_demand_microusd: int
+    spot_ratio: float | None = None  # the largest of ended spot attempts; None before one tells
     live: dict[int, Work] = field(default_factory=dict)
     rounds: Rounds = field(default_factory=Rounds)
     last_recorded_at: datetime | None = None
@@ -225,10 +225,42 @@ class Memory:
     def past_deadline(self, now: datetime) -> bool:
         return self.policy.deadline_at is not None and now >= self.policy.deadline_at
 
-    @property
-    def billed_ratio(self) -> float:
-        """Billed over training time as this study has learned it; 1 before anything ended."""
-        return self.spent_microusd / self.on_demand_microusd if self.on_demand_microusd else 1.0
+    # --- what a trial may cost
+
+    def billed_ratio(self, *, spot: bool) -> float:
+        """Billed over training time as estimates take it.
+
+        An estimate stops trials, so it is never hopeful: the smallest discount that the study has met, and none before.
+        """
+        return self.spot_ratio if spot and self.spot_ratio is not None else 1.0
+
+    def learn_ratio(self, ratio: float | None) -> None:
+        """Of an attempt that has just ended; None: it tells nothing."""
+        if ratio is not None:
+            self.spot_ratio = max(ratio, self.spot_ratio or 0.0)
+
+    def may_have_cost(self, work: Work, now: datetime) -> int:
+        """Final figures of a trial and the estimate of its live attempt, whose job runs on since it was last seen."""
+        attempt = work.attempt
+        known = decide.final_microusd(work.attempts)
+        if attempt is None:
+            return known
+        unseen_s = 0.0
+        if work.presence is not None and work.presence.up and attempt.observed_at is not None:
+            unseen_s = max(0.0, (now - attempt.observed_at).total_seconds())
+        return known + attempt.estimated_microusd + round(unseen_s * self._microusd_per_s(attempt))
+
+    def limit_reached_at(self, work: Work) -> datetime | None:
+        """When a trial may have cost what it may cost, should its instances stay up; None where that is not in sight."""
+        attempt, limit = work.attempt, self.policy.trial_budget_microusd
+        if limit is None or attempt is None or attempt.observed_at is None or work.runs_out_at is None:
+            return None
+        left_s = (limit - self.may_have_cost(work, attempt.observed_at)) / self._microusd_per_s(attempt)
+        return attempt.observed_at + timedelta(seconds=min(max(0.0, left_s) + 1, attempt.max_run_s))
+
+    def _microusd_per_s(self, attempt: Attempt) -> float:
+        ratio = self.billed_ratio(spot=attempt.spot)
+        return attempt.instance_count * attempt.rate_microusd_per_h * ratio / 3600
 
     # --- pools
 

@@ -69,6 +69,7 @@ class Observer:
             self._read_progress(work)
             self._judge(work)
             self._conclude(work)
+            self._give_up(work)
         self._move()
         self._warn()
 
@@ -116,7 +117,7 @@ class Observer:
     def _describe_due(self, working: Mapping[str, Work]) -> bool:
         rounds = self._memory.rounds
         for name, work in working.items():
-            if self._runs_out(work):
+            if self._runs_out(work) or self._passes_its_limit(work):
                 rounds.press(name)
         attempts = {name: work.attempts[-1] for name, work in working.items()}
         due, stale = rounds.order(attempts, self._now, self._memory.policy.poll_s)
@@ -131,6 +132,10 @@ class Observer:
         moment = work.runs_out_at
         return moment is not None and moment < self._now
 
+    def _passes_its_limit(self, work: Work) -> bool:
+        limit = self._memory.policy.trial_budget_microusd
+        return limit is not None and self._memory.may_have_cost(work, self._now) > limit
+
     def _describe(self, work: Work) -> None:
         attempt, unit = work.attempts[-1], self._unit
         try:
@@ -144,7 +149,7 @@ class Observer:
         if self._awaits_figures(seen):
             return  # not remembered as seen: the next tick describes it again
         self._memory.rounds.described(attempt.job_name, seen.modified_at)
-        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio)
+        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio(spot=attempt.spot))
         unit.set_attempt(work, absorbed.attempt)
         unit.drafted(work, attempt.number, absorbed.events)
         work.presence = decide.presence(seen)
@@ -213,7 +218,7 @@ class Observer:
             "ledger", work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
         )
         memory.spent_microusd += spend
-        memory.on_demand_microusd += on_demand
+        memory.learn_ratio(decide.spot_ratio(attempt.spot, billable_s, training_s))
         memory.ended(ended)
 
     # --- what lies under the prefix
@@ -320,10 +325,8 @@ class Observer:
             return StopReason.USER  # not even asked for
         if work.trial.pruned_at_step is not None:
             return StopReason.PRUNE
-        if policy.trial_budget_microusd is not None:
-            spent = sum(each.spend_microusd or 0 for each in work.attempts) + attempt.estimated_microusd
-            if spent > policy.trial_budget_microusd:
-                return StopReason.TRIAL_BUDGET
+        if self._passes_its_limit(work):
+            return StopReason.TRIAL_BUDGET
         if work.fruitless:
             # what spot takes away each time before it is saved, on-demand keeps
             return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
@@ -406,6 +409,8 @@ class Observer:
             unit.set_trial(work, replace(work.trial, faults=work.trial.faults + 1))
         if verdict.event is TrialEvent.BACK_OFF and decide.max_run_left_s(work.attempts, policy) < 1:
             verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
+        elif verdict.event is TrialEvent.BACK_OFF and decide.has_cost_its_limit(work.attempts, policy):
+            verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.TRIAL_BUDGET))
         elif verdict.event is TrialEvent.BACK_OFF and work.fruitless and not self._has_a_way_out(work, attempt):
             verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.NO_PROGRESS))
         if verdict.event is TrialEvent.SUCCEED:
@@ -419,13 +424,20 @@ class Observer:
         )
         tell(self._memory, unit, work)
 
+    def _give_up(self, work: Work) -> None:
+        """End a trial that waits for its next attempt, and whose limit was set below what it has cost."""
+        waits = work.trial.state is TrialState.BACKING_OFF and self._unit.study.intent is Intent.RUN
+        if waits and decide.has_cost_its_limit(work.attempts, self._memory.policy):
+            self._unit.move_trial(work, TrialEvent.FAIL, reason=str(StopReason.TRIAL_BUDGET))
+            tell(self._memory, self._unit, work)
+
     def _has_a_way_out(self, work: Work, attempt: Attempt) -> bool:
         """Whether a trial that trained for nothing on spot may train on demand."""
         return attempt.spot and self._memory.goes_on_demand(work)
 
     def _values(self, work: Work) -> tuple[float, ...] | None:
         """The objectives' values, None unless all are finite."""
-        spent = sum(each.spend_microusd or 0 for each in work.attempts) / MICROUSD
+        spent = decide.final_microusd(work.attempts) / MICROUSD
         values = [
             spent if objective.metric == COST_METRIC else work.value(objective.metric)
             for objective in self._memory.spec.objectives

@@ -424,6 +424,16 @@ class Store:
             for row in self._read(statement)
         }
 
+    def largest_spot_ratio(self, study_id: int, *, trained_s: int) -> float | None:
+        """Billed over training time of the ended spot attempt with the smallest discount; None without any.
+
+        Counted are those that have trained for so long and were billed less: see `decide.spot_ratio`.
+        """
+        ratio = sa.cast(_A.billable_s, sa.Float) / _A.training_s
+        told = (_A.study_id == study_id, _A.spot, _A.training_s >= trained_s, _A.billable_s < _A.training_s)
+        found: float | None = self._scalar(sa.select(sa.func.max(ratio)).where(*told))
+        return found
+
     # transactions
 
     @contextmanager

@@ -188,3 +188,17 @@ def test_what_was_met_in_pools_is_summed_over_studies(desk: Bench) -> None:
     assert desk.store.pool_totals(here) == {pool: once + once + PoolTotals(live=1)}
     assert desk.store.pool_totals(both, ended=True) == {pool: once, zone: once}
     assert desk.store.pool_totals([]) == {}
+
+
+def test_the_largest_spot_ratio_is_of_bills_that_tell_it(desk: Bench) -> None:
+    store, study_id = desk.store, desk.study.id
+    assert store.largest_spot_ratio(study_id, trained_s=60) is None
+    figures = [(30, 100, True), (50, 100, True), (100, 100, True), (55, 59, True), (90, 100, False)]
+    desk.write(
+        new_trials=tuple(trial(n) for n in range(len(figures))),
+        new_attempts=tuple(
+            ended(n, 1, billable_s=billable_s, training_s=training_s, spot=spot, max_wait_s=7200 if spot else None)
+            for n, (billable_s, training_s, spot) in enumerate(figures)
+        ),
+    )
+    assert store.largest_spot_ratio(study_id, trained_s=60) == 0.5

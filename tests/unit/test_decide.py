@@ -120,7 +120,7 @@ TABLE = [
     (E.STOPPED, StopReason.USER, True, TrialEvent.BACK_OFF, "stopped by the user"),
     (E.STOPPED, StopReason.CANCEL, True, TrialEvent.CANCEL, "cancelled"),
     (E.STOPPED, StopReason.STALL, True, TrialEvent.BACK_OFF, "stall"),
-    (E.STOPPED, StopReason.TRIAL_BUDGET, True, TrialEvent.FAIL, "trial_budget"),
+    (E.STOPPED, StopReason.TRIAL_BUDGET, True, TrialEvent.BACK_OFF, "trial_budget"),
     (E.STOPPED, StopReason.NO_PROGRESS, True, TrialEvent.FAIL, "no_progress"),
     (E.STOPPED, None, True, TrialEvent.BACK_OFF, "stopped from outside"),
     (E.FOREIGN, None, False, TrialEvent.BACK_OFF, "the job name was taken by a foreign job"),
@@ -132,6 +132,35 @@ def test_what_an_ended_attempt_means_for_its_trial(end, stop, has_value, event, 
     ended = attempt(end=end, stop_reason=stop, reason="the reason")
     verdict = after_end(trial(), ended, policy(), NOW, has_value=has_value)
     assert (verdict.event, verdict.reason) == (event, reason)
+
+
+@pytest.mark.parametrize(
+    ("limit", "stop", "final", "reached"),
+    [
+        (None, StopReason.TRIAL_BUDGET, 10**9, False),
+        (1000, None, 999, False),
+        (1000, None, 1000, True),
+        (1000, StopReason.TRIAL_BUDGET, 899, False),  # stopped for what it might have cost
+        (1000, StopReason.TRIAL_BUDGET, 900, True),  # hardly worth another start
+    ],
+)
+def test_only_what_a_trial_did_cost_ends_it(limit, stop, final, reached):
+    attempts = [attempt(spend_microusd=400), attempt(spend_microusd=final - 400, stop_reason=stop)]
+    assert decide.has_cost_its_limit(attempts, policy(trial_budget_microusd=limit)) is reached
+
+
+@pytest.mark.parametrize(
+    ("spot", "billable_s", "training_s", "told"),
+    [
+        (True, 35, 100, 0.35),
+        (True, None, None, None),
+        (True, 20, 59, None),  # rounding
+        (True, 100, 100, None),  # what is booked where the figures were lost
+        (False, 100, 100, None),
+    ],
+)
+def test_which_ended_attempts_tell_what_spot_costs(spot, billable_s, training_s, told):
+    assert decide.spot_ratio(spot, billable_s, training_s) == told
 
 
 def test_every_end_and_every_stop_reason_stands_in_the_table():
