@@ -201,8 +201,8 @@ class Absorbed:
 def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: float) -> Absorbed:
     """Apply the rows of a job's history that were not applied before; end the attempt once its status is final.
 
-    `billed_ratio` is what the estimate takes billed time over training time to be: `Memory.billed_ratio`. Money is not final here:
-    see `final_figures`.
+    `billed_ratio` is what the estimate takes billed over training time to be: `Memory.billed_ratio`. Money is not
+    final here: see `final_figures`.
     """
     history = _consumable(seen)
     events: list[EventDraft] = []

@@ -251,7 +251,7 @@ class Memory:
         return known + attempt.estimated_microusd + round(unseen_s * self._microusd_per_s(attempt))
 
     def limit_reached_at(self, work: Work) -> datetime | None:
-        """When a trial may have cost what it may cost, should its instances stay up; None where that is not in sight."""
+        """When a trial may have cost its limit, should its instances stay up; None where that is not in sight."""
         attempt, limit = work.attempt, self.policy.trial_budget_microusd
         if limit is None or attempt is None or attempt.observed_at is None or work.runs_out_at is None:
             return None
