@@ -5,6 +5,7 @@ where. All that is known of a pool is what our own jobs met in it: refusals for 
 
 Rules:
 - Pure: it decides from a `Scene`, which the engine's memory makes of what is recorded and seen.
+- A pool that the budget does not let a trial have is none of its pools, however dry the others are: it waits for them.
 - The order of the study file is the preference. A later pool is taken where the earlier ones have no room under their
   quota, are dry, or are known to be slower by more than `_MARGIN`; never for its price.
 - What is known is shrunk: rates are means of Gamma posteriors, with a prior worth two hours of training and two waits,
@@ -18,7 +19,7 @@ Rules:
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -154,16 +155,30 @@ def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, fruitless: bo
 # --- the next attempt
 
 
-def place(
-    attempts: Sequence[Attempt], policy: Policy, scene: Scene, *, on_demand: bool, without: Kind | None = None
-) -> Pool | None:
-    """The pool of a trial's next attempt; None while none has room under its quota.
+def usable(policy: Policy, scene: Scene, *, on_demand: bool, without: Kind | None = None) -> list[Pool]:
+    """The listed pools for which the account has a quota, as far as it has said; all where it has none.
 
     `without`: leave this kind out, since it has just refused.
     """
     listing = [pool for pool in listed(policy, spot=not on_demand) if kind_of(pool) != without]
-    usable = [pool for pool in listing if not scene.closed(kind_of(pool))] or listing
-    free = [pool for pool in usable if scene.has_room(kind_of(pool), scene.attempts)]
+    return [pool for pool in listing if not scene.closed(kind_of(pool))] or listing
+
+
+def place(
+    attempts: Sequence[Attempt],
+    policy: Policy,
+    scene: Scene,
+    *,
+    on_demand: bool,
+    without: Kind | None = None,
+    pays: Callable[[Pool], bool] = lambda _pool: True,
+) -> Pool | None:
+    """The pool of a trial's next attempt; None while none that the budget pays for has room under its quota.
+
+    `without`: leave this kind out, since it has just refused.
+    """
+    pools = filter(pays, usable(policy, scene, on_demand=on_demand, without=without))
+    free = [pool for pool in pools if scene.has_room(kind_of(pool), scene.attempts)]
     return preferred(free, attempts, scene) if free else None
 
 

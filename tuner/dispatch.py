@@ -49,11 +49,11 @@ def submit_due(memory: Memory, unit: UnitOfWork) -> None:
             return
         due = work.trial.due_at is None or work.trial.due_at <= unit.now
         pool = memory.place(work) if due else None
-        if pool is not None and memory.affordable(work):
+        if pool is not None:
             _begin_attempt(memory, unit, work, pool)
     while memory.in_flight < memory.policy.parallel and memory.wants_more(unit.study):
         pool = memory.place(None)
-        if pool is None or not memory.affordable(None):
+        if pool is None:
             return
         try:
             proposal = memory.proposer.ask(memory.trial_count)

@@ -5,7 +5,7 @@ what is in flight, not what is recorded. Nothing here writes, and nothing here d
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
@@ -297,10 +297,13 @@ class Memory:
         self.scene = scene
         return scene
 
-    def place(self, work: Work | None, *, without: Kind | None = None) -> Pool | None:
-        """The pool of this trial's next attempt, or of a new one's first; None while none has room under its quota."""
-        attempts = work.attempts if work is not None else ()
-        return capacity.place(attempts, self.policy, self.scene, on_demand=self.goes_on_demand(work), without=without)
+    def place(self, work: Work | None) -> Pool | None:
+        """The pool of this trial's next attempt, or of a new one's first; None while it gets none.
+
+        Then no pool that the budget allows it has room under its quota, or the budget allows it none: `affordable`.
+        """
+        attempts, on_demand = work.attempts if work is not None else (), self.goes_on_demand(work)
+        return capacity.place(attempts, self.policy, self.scene, on_demand=on_demand, pays=self._pays(work))
 
     def place_instead(self, work: Work) -> Pool | None:
         """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget.
@@ -311,13 +314,16 @@ class Memory:
         on_demand = self.goes_on_demand(work)
         if attempt.spot and on_demand:
             return None
+        beside = self.reserved_in_flight_microusd - attempt.reserved_microusd
         pool = capacity.place(
-            work.attempts[:-1], self.policy, self.scene, on_demand=on_demand, without=kind_of(attempt.pool)
+            work.attempts[:-1],
+            self.policy,
+            self.scene,
+            on_demand=on_demand,
+            without=kind_of(attempt.pool),
+            pays=lambda pool: self.fits(beside + self.allowance_instead(work, pool)),
         )
-        if pool is None or self.scene.closed(kind_of(pool)):
-            return None
-        dearer = self.allowance_instead(work, pool) - attempt.reserved_microusd
-        return pool if self.fits(self.reserved_in_flight_microusd + dearer) else None
+        return None if pool is None or self.scene.closed(kind_of(pool)) else pool
 
     def allowance_instead(self, work: Work, pool: Pool) -> int:
         """What the live attempt would reserve in this pool."""
@@ -364,8 +370,8 @@ class Memory:
 
     # --- budget
 
-    def next_allowance(self, work: Work | None) -> int:
-        """What the next attempt of this trial, or the first of a new one, would reserve."""
+    def next_allowance(self, work: Work) -> int:
+        """What the next attempt of this unfinished trial would reserve."""
         pool = self.place(work) or capacity.listed(self.policy, spot=not self.goes_on_demand(work))[0]
         return self.allowance(work, pool)
 
@@ -386,14 +392,19 @@ class Memory:
         return self.reserved_in_flight_microusd + sum(self.next_allowance(work) for work in self.waiting())
 
     def affordable(self, work: Work | None) -> bool:
-        """Whether the next attempt of this trial, or of a new one, fits the budget beside everything reserved.
+        """Whether the next attempt of this trial, or of a new one, fits the budget in any pool, taken or dry as it is.
 
         A new trial stands behind all unfinished ones; an unfinished one only behind what is in flight.
         """
+        pools = capacity.usable(self.policy, self.scene, on_demand=self.goes_on_demand(work))
+        return any(map(self._pays(work), pools))
+
+    def _pays(self, work: Work | None) -> Callable[[Pool], bool]:
+        """Whether the budget lets this trial's next attempt, or a new one's first, go to a pool."""
         if self.policy.budget_microusd is None:
-            return True
+            return lambda _pool: True
         others = self.reserved_microusd if work is None else self.reserved_in_flight_microusd
-        return self.fits(others + self.next_allowance(work))
+        return lambda pool: self.fits(others + self.allowance(work, pool))
 
     def fits(self, reserved_microusd: int) -> bool:
         """Whether the budget has room for these reservations beside what is spent."""

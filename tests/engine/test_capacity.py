@@ -433,3 +433,36 @@ def test_an_account_without_quota_on_demand_leaves_trials_on_spot(make_sweep):
         assert (attempt.spot, attempt.max_wait_s) == (True, 4 * 3600)
     assert broken(sweep) == []
     assert budget_is_kept(sweep) == []
+
+
+# --- a budget that not every pool fits
+
+
+def test_a_study_does_not_rest_for_a_dearer_type_that_it_prefers_just_now(make_sweep):
+    """The first type is dry, the second does not fit: the study waits for the first, and goes on with it."""
+    cheap, dear = SECOND, FIRST
+    reserved = math.ceil((600 + 750) * 736_400 / 3600) / 1e6
+    changes = study(cheap, dear, trials=3, training={"max_run": "10m", "max_wait": "4h"})
+    changes["budget"] = {"usd": round(1.3 * reserved, 4)}
+    sweep = make_sweep(
+        changes=changes,
+        script=script_of(epochs=2, step_s=30.0),
+        pools={cheap: [(100.0, 8000.0)]},
+        settings=Settings(saving=0.65),
+    )
+    assert sweep.run() is StudyState.FINISHED
+    assert succeeded(sweep) == [0, 1, 2]
+    assert set(types_of(sweep)) == {cheap}
+    assert broken(sweep) == []
+
+
+def test_a_study_rests_once_no_type_fits(make_sweep):
+    cheap, dear = SECOND, FIRST
+    reserved = math.ceil((600 + 750) * 736_400 / 3600) / 1e6
+    changes = study(cheap, dear, trials=9, training={"max_run": "10m", "max_wait": "4h"})
+    changes["budget"] = {"usd": round(1.1 * reserved, 4)}
+    sweep = make_sweep(changes=changes, script=script_of(epochs=8, step_s=60.0), settings=Settings(saving=0.0))
+    assert sweep.run() is StudyState.OUT_OF_BUDGET
+    left = sweep.spec.budget.microusd - sum(attempt.spend_microusd for attempt in sweep.attempts())
+    assert left < reserved * 1e6
+    assert broken(sweep) == []

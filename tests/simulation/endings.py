@@ -102,14 +102,27 @@ def _values_are_true(soak: "Soak", trials: list[Trial]) -> Iterator[str]:
 
 
 def _rest_for_budget_is_due(soak: "Soak", study: Study) -> Iterator[str]:
-    """What is left over when a study ends for lack of budget is less than one trial's reservation."""
-    spec = parsed(study.spec)
-    spent = sum(attempt.spend_microusd for attempt in soak.store.attempts(study.id))
-    if spent > _NEARLY * spec.budget.microusd:
+    """What is left over when a study rests for lack of budget pays for no trial that waits, nor for a new one.
+
+    Whatever type it would go to, but for those of which the account allows none.
+    """
+    spec, attempts = parsed(study.spec), soak.store.attempts(study.id)
+    left = spec.budget.microusd - sum(attempt.spend_microusd for attempt in attempts)
+    if left < (1 - _NEARLY) * spec.budget.microusd:
         soak.limits.add("limit:budget nearly used up")
-    reservation = math.ceil(spec.reservation_s * max(soak.rates.values()) / 3600)
-    if spec.budget.microusd - spent >= reservation:
-        yield f"{spec.budget.microusd - spent} are left over, a trial reserves {reservation}"
+    shut = {kind for kind, _, instances, _ in study.attrs.get("tuner:limits", []) if instances < 1}
+    cheapest = min(rate for kind, rate in soak.rates.items() if kind not in shut or shut >= soak.rates.keys())
+    trials = soak.store.trials(study.id)
+    used_s = {trial.number: 0.0 for trial in trials if not trial.state.terminal}
+    for attempt in attempts:
+        if attempt.trial in used_s:
+            used_s[attempt.trial] += attempt.run_s
+    if not used_s and len(trials) < spec.trials:
+        used_s[len(trials)] = 0.0  # a new one
+    for number, seconds in used_s.items():
+        due = math.ceil((spec.reservation_s - math.floor(seconds)) * cheapest / 3600)
+        if left >= due:
+            yield f"{left} are left over, trial {number} reserves {due}"
 
 
 def _rebuilt_view_is_the_rows(soak: "Soak") -> Iterator[str]:

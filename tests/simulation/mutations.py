@@ -51,7 +51,19 @@ def _without_guard():
 
 
 def _reserves_nothing():
-    return mock.patch.object(memory.Memory, "next_allowance", return_value=0)
+    return mock.patch.object(memory.Memory, "fits", return_value=True)
+
+
+def _rests_for_the_type_it_prefers():
+    """Though another one fits."""
+
+    def affordable(self, work):
+        on_demand = self.goes_on_demand(work)
+        attempts = [] if work is None else work.attempts
+        pool = capacity.place(attempts, self.policy, self.scene, on_demand=on_demand)
+        return pool is None or self._pays(work)(pool)
+
+    return mock.patch.object(memory.Memory, "affordable", affordable)
 
 
 def _forgets_what_is_in_flight():
@@ -310,10 +322,13 @@ def _sends_on_an_old_lease():
 
 MUTATIONS = (
     Mutation("guarded transition", "no state, no version in the guard", _without_guard),
-    Mutation("budget reservation", "nothing is reserved", _reserves_nothing),
+    Mutation("budget reservation", "it fits whatever it is", _reserves_nothing),
     Mutation("budget reservation", "what is in flight is forgotten", _forgets_what_is_in_flight),
     Mutation("budget reservation", "only max_run is reserved", _reserves_less),
     Mutation("budget reservation", "another type keeps the first one's", _keeps_the_reservation_of_the_first_type),
+    Mutation(
+        "budget reservation", "the dearer type that is preferred just now does not fit", _rests_for_the_type_it_prefers
+    ),
     Mutation("max_run over all runs", "jobs run on", _lets_jobs_run_on),
     Mutation("quota", "a known one is ignored", _ignores_quotas),
     Mutation("quota", "a job that may exist is given to another type", _changes_the_type_of_a_job_that_may_exist),

@@ -12,7 +12,7 @@ SEEDS_PER_SHARE = 5
 POSTGRES_SEEDS = (1, 2)
 # Rules whose loss shows within a few seeds; `python -m tests.simulation.mutations` tries them all.
 QUICK = (
-    "nothing is reserved",
+    "it fits whatever it is",
     "acts before it records",
     "a new name for each call",
     "the fence is ignored",
