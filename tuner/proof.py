@@ -113,13 +113,34 @@ def torn_step(record: RunRecord) -> int | None:
 
 
 def runs_for_nothing(runs: Sequence[Run], taken: Collection[int], saved_at: datetime | None) -> int:
-    """How many whole runs have trained since the newest checkpoint was saved.
+    """How many whole runs have trained for nothing since the last one that got the trial on.
 
     Whole is a run that neither its script nor we ended: it was interrupted or restarted, or its attempt is one of
-    `taken`, whose time to wait for capacity was over.
+    `taken`, whose time to wait for capacity was over. For nothing it was if nothing was saved since it began. That
+    something was saved proves little where there are no manifests, since any file counts: so it was for nothing, too,
+    if it restarted from zero and no later run resumed, or if the next one began no further than it had itself.
     """
-    whole = [run for run in runs if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) or _taken(run, taken)]
-    return sum(saved_at is None or run.started_at >= saved_at for run in whole)
+    count, after = 0, None
+    for run in reversed(runs):
+        if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) or _taken(run, taken):
+            if not _for_nothing(run, after, saved_at):
+                break
+            count += 1
+        if run.restarted_from_zero or run.resumed_from_step is not None:
+            after = run
+    return count
+
+
+def _for_nothing(run: Run, after: Run | None, saved_at: datetime | None) -> bool:
+    """`after` is the next run of which it is known where it began; None before there is one."""
+    if saved_at is None or run.started_at >= saved_at:
+        return True
+    went_on = None if after is None else after.resumed_from_step
+    if run.restarted_from_zero:
+        return went_on is None
+    if after is None or run.resumed_from_step is None:
+        return False  # what it saved may be worth something
+    return went_on is None or went_on <= run.resumed_from_step
 
 
 def _taken(run: Run, taken: Collection[int]) -> bool:

@@ -45,6 +45,30 @@ def test_runs_without_a_newer_checkpoint_are_counted(ends, taken, saved, expecte
     assert runs_for_nothing(runs, taken, saved_at) == expected
 
 
+OVER = {"restarted_from_zero": True}
+
+
+def went_on(step):
+    return {"resumed_from_step": step}
+
+
+@pytest.mark.parametrize(
+    ("proofs", "expected"),
+    [
+        ([{}, OVER, OVER, OVER], 3),  # each wrote its files anew
+        ([{}, OVER, OVER, went_on(4)], 0),  # in the end one of them was of use
+        ([{}, OVER, {}, OVER], 1),  # of the third one nothing is known
+        ([{}, went_on(5), went_on(5), went_on(5), went_on(5)], 0),  # the last one may have got on
+        ([{}, went_on(5), went_on(5), OVER], 3),
+        ([{}, went_on(5), went_on(6), OVER], 2),
+        ([{}, went_on(5), went_on(6), went_on(7)], 0),
+    ],
+)
+def test_a_newer_file_is_no_progress_where_runs_start_over(proofs, expected):
+    runs = [replace(run(number, RunEnd.INTERRUPTED), **each) for number, each in enumerate(proofs, start=1)]
+    assert runs_for_nothing(runs, [], NOW + timedelta(days=1)) == expected
+
+
 @pytest.mark.parametrize(("newest", "resumed", "torn"), [(None, None, None), (4, 4, None), (5, 4, 5), (3, None, 3)])
 def test_a_checkpoint_was_passed_over_exactly_if_a_newer_one_lay_there(newest, resumed, torn):
     record = RunRecord(
@@ -75,6 +99,18 @@ def test_three_whole_runs_for_nothing_are_the_last(make_sweep, script):
     assert [(trial.state, trial.reason) for trial in sweep.trials()] == [(TrialState.FAILED, "no_progress")]
     (attempt,) = sweep.attempts()
     assert (attempt.stop_reason, attempt.interruptions) == ("no_progress", 3)
+    assert broken(sweep) == []
+
+
+@pytest.mark.parametrize("manifests", [True, False])
+def test_a_script_that_starts_over_each_time_is_ended(make_sweep, manifests):
+    """Each run writes its files anew, and without manifests any file counts as newer."""
+    outages = [(1000.0 + 700 * n, 1020.0 + 700 * n) for n in range(40)]
+    script = script_of(epochs=20, step_s=60.0, manifests=manifests, resumes=False)
+    sweep = make_sweep(outages=outages, script=script, changes=ONE)
+    sweep.run()
+    assert [(trial.state, trial.reason) for trial in sweep.trials()] == [(TrialState.FAILED, "no_progress")]
+    assert sweep.store.summary(sweep.study.id).interruptions == 4  # the first one, and three for nothing
     assert broken(sweep) == []
 
 
