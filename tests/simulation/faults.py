@@ -163,7 +163,9 @@ def _commit_fault(kind: str) -> _Fault:
 
 def _clock_jump(sign: int) -> _Fault:
     def plan(soak: "Soak", rng: random.Random) -> None:
-        soak.skew += sign * timedelta(seconds=rng.choice((1, 45, 150, 400)))
+        soak.skew += sign * timedelta(
+            seconds=rng.choice((1, 45, 150, 400, 1500))
+        )  # the last is longer than any `stall_after`
         soak.hit("clock:forward" if sign > 0 else "clock:back")
 
     return plan

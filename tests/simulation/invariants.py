@@ -4,7 +4,8 @@
 view_is_the_rows; 4 submission_keeps_the_limits, spend_and_reservations_fit,
 reservation_covers, quota_is_kept, on_demand_is_allowed, max_run_is_kept, spend_keeps_the_budget; 5 ledger_is_the_bill;
 6 one_prefix_per_trial, and in `endings` runs_are_proven; 7 time_runs_forward; 8 in `endings` everything_ends;
-9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`).
+9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`), and
+what an engine must notice (in `noticed`).
 
 Rules: 1 to 7 after every tick in which something was written, at every death, and at the moment of each commit, create
 and stop; what was checked is not checked again, as far as it cannot change. The first finding ends the story.
@@ -119,6 +120,7 @@ class Invariants:
         self._commits += 1
         if process.fenced:
             raise Broken("one_writer", "a fenced engine wrote to the store")
+        self._soak.noticed.committed(change)
         moved = [after for before, after in change.attempts if before.pool != after.pool]
         self.rerouted |= {(a.instance_type, b.instance_type) for a, b in change.attempts if a.pool != b.pool}
         findings = {

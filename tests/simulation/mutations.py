@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import capacity, decide, engine, memory, observe, proposals, store_rows, tables, unit, workload
+from tuner import capacity, decide, engine, memory, observe, proposals, signs, store_rows, tables, unit, workload
 from tuner.dispatch import Dispatcher
 from tuner.engine import Engine
 from tuner.model import AttemptEnd, Lease
@@ -239,6 +239,51 @@ def _counts_edges():
     return mock.patch.object(decide, "absorb", absorb)
 
 
+# --- what an engine notices
+
+
+def _takes_every_job_for_stalled():
+    return mock.patch.object(signs, "stalled", lambda _work, policy: policy.stall_after_s is not None)
+
+
+def _never_finds_a_stall():
+    return mock.patch.object(signs, "stalled", return_value=False)
+
+
+def _believes_the_clock():
+    """Silence is what its clock says has passed since the last sign, whoever was away and however it was set."""
+
+    def listen(work, _policy, now, *, heard):
+        last = work.silence
+        sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
+        anew = heard or last.looked_at is None or sign != last.sign
+        passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
+        work.silence = memory.Silence(now, sign, passed_s)
+
+    return mock.patch.object(signs, "listen", listen)
+
+
+def _never_finds_runs_for_nothing():
+    return mock.patch.object(memory.Work, "fruitless", False)
+
+
+def _never_stops_a_trial_for_its_limit():
+    return mock.patch.object(observe.Observer, "_passes_its_limit", return_value=False)
+
+
+def _fails_a_trial_for_its_estimate():
+    original = decide.has_cost_its_limit
+
+    def reached(attempts, policy):
+        return bool(attempts and attempts[-1].stop_reason == "trial_budget") or original(attempts, policy)
+
+    return mock.patch.object(decide, "has_cost_its_limit", reached)
+
+
+def _begins_again_beyond_the_limit():
+    return mock.patch.object(decide, "has_cost_its_limit", return_value=False)
+
+
 # --- others
 
 
@@ -347,6 +392,13 @@ MUTATIONS = (
     Mutation("once-only tell", "told after the commit that says it", _tells_at_the_next_tick),
     Mutation("once-only tell", "not told", _tells_nothing),
     Mutation("levels, not edges", "interruptions are counted as they are seen", _counts_edges),
+    Mutation("stall", "every job is taken for stalled", _takes_every_job_for_stalled),
+    Mutation("stall", "none is found", _never_finds_a_stall),
+    Mutation("stall", "a clock that was set is believed", _believes_the_clock),
+    Mutation("no progress", "none is found", _never_finds_runs_for_nothing),
+    Mutation("limit per trial", "nothing is stopped for it", _never_stops_a_trial_for_its_limit),
+    Mutation("limit per trial", "an estimate fails a trial for good", _fails_a_trial_for_its_estimate),
+    Mutation("limit per trial", "another job is begun beyond it", _begins_again_beyond_the_limit),
     Mutation("intent before money", "stops before it records", _stops_without_saying_so),
     Mutation("one prefix per trial", "all trials share one", _shares_a_prefix),
     Mutation("time", "a clock that was set back is believed", _story_runs_back),

@@ -16,6 +16,7 @@ from tests.engine.sweeps import START, STUDY, Died, merged
 from tests.simulation import endings, faults
 from tests.simulation.broken import Broken
 from tests.simulation.invariants import Invariants, parsed
+from tests.simulation.noticed import Noticed
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.world import Diary, Gate, Port, Progress, Refusals, SkewedClock, new_store
 from tuner.clock import VirtualClock
@@ -156,6 +157,7 @@ class Soak:
         types = self.spec().training.instance_types
         self.rates = {each: card.rate(each, self.spec().region).microusd_per_hour for each in types}
         self.invariants = Invariants(self)
+        self.noticed = Noticed(self)
         for each in told.planned:
             self.diary.plan(START + timedelta(seconds=each.at_s), self._fault(each.kind, each.draw))
 
@@ -318,6 +320,7 @@ class Soak:
         if self.ticks >= _TICKS_MAX:
             raise Broken("everything_ends", f"{self.recorded().state} after {self.ticks} ticks")
         self.invariants.check(process)
+        self.noticed.ticked(process)
 
     # --- deaths and suspensions
 
