@@ -102,7 +102,7 @@ class Noticed:
         policy, name = process.engine.memory.policy, work.attempts[-1].job_name
         steady = not self.soak.hits["clock:back"]  # else time that has passed may not be there for the engine
         silent_s = self._silent_s(process, work)
-        if steady and policy.stall_after_s is not None and silent_s > policy.stall_after_s + 3 * policy.poll_s:
+        if steady and policy.stall_after_s is not None and silent_s > policy.stall_after_s + policy.poll_s:
             yield "stall_is_noticed", f"{name} is silent for {silent_s} s, and goes on"
         cost, limit = self._cost(work), policy.trial_budget_microusd
         if steady and limit is not None and work.presence is not None and cost > limit:

@@ -159,7 +159,7 @@ def _study(rng: random.Random, *, grid: bool) -> dict:
     if pruner is not None:
         study["search"]["pruner"] = pruner
     if rng.random() < 0.4:
-        study["training"]["stall_after"] = rng.choice(("8m", "15m"))
+        study["training"]["stall_after"] = rng.choice(("6m", "8m"))
     study["budget"], tight = _budget(rng, study["training"]["instance_types"], max_run_min)
     study["settings"] |= tight
     return study
@@ -175,8 +175,8 @@ def _budget(rng: random.Random, types: list[str], max_run_min: int) -> tuple[dic
         extra_min = 6 if tight else 14.5
         dearest = max(float(_CARD.rate(each, "us-east-1").usd_per_hour) for each in types)
         budget["usd"] = round(dearest * (max_run_min + extra_min) / 60 * rng.choice((1, 1.3, 2, 3, 6)), 4)
-    if rng.random() < 0.2:
-        budget["per_trial_usd"] = rng.choice((0.05, 0.2, 1.0))
+    if rng.random() < 0.3:
+        budget["per_trial_usd"] = rng.choice((0.03, 0.05, 0.2))
     if rng.random() < 0.2:
         budget["deadline"] = rng.choice(("20m", "1h", "3h"))
     return budget, tight
@@ -226,7 +226,7 @@ def _script(seed: int, request: JobRequest, curve: Curve) -> Script:
 
 
 def _misfortune(script: Script, rng: random.Random) -> Script:
-    match rng.choices(("none", "fails", "hangs", "sync"), (84, 8, 4, 4))[0]:
+    match rng.choices(("none", "fails", "hangs", "sync"), (76, 8, 10, 6))[0]:
         case "fails":
             step = rng.choice((None, rng.randint(1, script.epochs)))
             return replace(script, failure=rng.choice(FAILURES), fails_at=step)
