@@ -239,6 +239,13 @@ def warnings(doc: Doc) -> list[str]:
         # one run taken away before its first checkpoint is bad luck; most of them are a script that saves too late
         runs = counted(doc["never_checkpointed"], "run")
         lines.insert(0, f"warning: {runs} ended before the first checkpoint: save earlier, or such work is lost")
+    if doc["resumed_from_older"]:
+        runs = counted(doc["resumed_from_older"], "run")
+        lines.insert(
+            0,
+            f"WARNING: {runs} BEGAN BEFORE THE NEWEST CHECKPOINT that was there: the script does not load the newest, "
+            "and every interruption pays for the steps between again. See `tuner show` of such a trial.",
+        )
     if doc["restarted_from_zero"]:
         runs = counted(doc["restarted_from_zero"], "run")
         lines.insert(
@@ -357,7 +364,8 @@ def spend_text(doc: Doc) -> str:
 
 def resumed_text(doc: Doc) -> str:
     zero = f", {doc['restarted_from_zero']} RESTARTED FROM ZERO" if doc["restarted_from_zero"] else ""
-    return f"{doc['interruptions']}, {counted(doc['resumed_runs'], 'run')} resumed{zero}"
+    older = f", {doc['resumed_from_older']} FROM AN OLDER CHECKPOINT" if doc["resumed_from_older"] else ""
+    return f"{doc['interruptions']}, {counted(doc['resumed_runs'], 'run')} resumed{older}{zero}"
 
 
 def resumed_steps(runs: Iterable[Doc]) -> str:

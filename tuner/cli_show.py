@@ -70,6 +70,8 @@ def _start(run: Doc, *, first: bool) -> str:
     if run["restarted_from_zero"]:
         return "RESTARTED FROM ZERO although a checkpoint was there"
     if run["resumed_from_step"] is not None:
+        if run["resumed_from_older"]:
+            return f"resumed from step {run['resumed_from_step']} at best, NOT FROM {run['resume_step']}, the newest"
         return f"resumed from step {run['resumed_from_step']}"
     if first or run["restarted_from_zero"] is False:
         return "started"

@@ -175,7 +175,7 @@ class Engine:
             if point.trial in self.memory.live:
                 work = self.memory.live[point.trial]
                 work.latest[point.name, point.step] = point
-                work.hear(point.step, point.at)
+                work.hear(point.at)
         rows = view_rows(self._world.store, self.study, self.memory.spec)
         self.memory.retried = sum(RETRY_OF in row.attrs for row in rows)
         self.memory.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._world.store, self.study))

@@ -64,8 +64,7 @@ class Work:
     runs: list[Run] = field(default_factory=list)
     records: dict[tuple[int, str], RunRecord] = field(default_factory=dict)  # by attempt, run id
     steps: dict[tuple[int, str], Steps] = field(default_factory=dict)
-    reported_at: dict[int, datetime] = field(default_factory=dict)  # by step
-    heard_at: datetime | None = None  # the latest of these
+    heard_at: datetime | None = None  # when a step was reported last
     latest: dict[tuple[str, int], Point] = field(default_factory=dict)  # by metric, step
     host: str | None = None  # whose metrics count: the first
     checkpoint_step: int | None = None
@@ -137,9 +136,8 @@ class Work:
                 fresh[point.name, point.step] = point
         return sorted(fresh.values(), key=lambda point: point.step)
 
-    def hear(self, step: int, at: datetime) -> None:
+    def hear(self, at: datetime) -> None:
         """A step was reported."""
-        self.reported_at[step] = at
         self.heard_at = max(self.heard_at or at, at)
 
     def _take_point(self, raw: MetricPoint) -> Point | None:
@@ -149,7 +147,9 @@ class Work:
         if raw.step is not None:
             seen = self.steps.get((raw.attempt, raw.run))
             # the first in order of reporting, not the lowest: a run starts where it starts
-            self.steps[raw.attempt, raw.run] = Steps(seen.first, max(seen.last, step)) if seen else Steps(step, step)
+            seen = Steps(seen.first, max(seen.last, step), seen.at) if seen else Steps(step, step)
+            seen.at.setdefault(step, raw.at)
+            self.steps[raw.attempt, raw.run] = seen
         known = self.latest.get((raw.name, step))
         if known is not None and (raw.attempt, raw.run) < (known.attempt, known.run_id):
             return None
@@ -163,7 +163,7 @@ class Work:
             at=raw.at,
         )
         self.latest[raw.name, step] = point
-        self.hear(step, raw.at)
+        self.hear(raw.at)
         return None if known == point else point
 
 

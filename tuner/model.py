@@ -314,7 +314,7 @@ class Run:
     resume_step: int | None = None  # the step of the complete checkpoint it found
     first_step: int | None = None
     last_step: int | None = None
-    resumed_from_step: int | None = None  # proven by a first step beyond the trial's first
+    resumed_from_step: int | None = None  # at best; proven by a first step beyond the trial's first
     restarted_from_zero: bool | None = None
     lost_work_s: float | None = None  # training of this run after the checkpoint that its successor started from
 
@@ -421,6 +421,7 @@ class Summary:
     interruptions: int
     runs: int
     resumed_runs: int
+    resumed_from_older: int  # of these, what went on from an older checkpoint than the newest
     restarted_from_zero: int
     never_checkpointed: int  # ended runs that left nothing to resume from
     spend_microusd: int

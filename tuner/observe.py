@@ -249,7 +249,7 @@ class Observer:
 
     def _prove(self, work: Work) -> None:
         before = {(run.attempt, run.number): run for run in work.runs}
-        proven = proof.prove(work.runs, work.records, work.steps, work.reported_at)
+        proven = proof.prove(work.runs, work.records, work.steps)
         self._unit.set_runs(work, proven)
         for run in proven:
             was = before[run.attempt, run.number]
@@ -257,10 +257,19 @@ class Observer:
                 self._tell_torn(work, run)
             if run.restarted_from_zero and not was.restarted_from_zero:
                 self._unit.event("run.restarted_from_zero", work=work, attempt=run.attempt, run=run.number)
-            if run.resumed_from_step is not None and was.resumed_from_step is None:
+            if proof.went_back(run):
+                if not proof.went_back(was):
+                    self._tell_older(work, run)
+            elif run.resumed_from_step is not None and was.resumed_from_step is None:
                 self._unit.event(
                     "run.resumed", work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
                 )
+
+    def _tell_older(self, work: Work, run: Run) -> None:
+        step, newest = run.resumed_from_step, run.resume_step
+        self._unit.event(
+            "run.older_checkpoint", work=work, attempt=run.attempt, run=run.number, step=step, newest=newest
+        )
 
     def _tell_torn(self, work: Work, run: Run) -> None:
         """Once, when the record of a run is first seen: its newest checkpoint was passed over."""

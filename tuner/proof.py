@@ -3,17 +3,23 @@
 Three sources are joined. The job's history says when training ran. The bootstrap's record says what lay under the
 prefix when a script started. The metrics say which step a run reached first. A run has *resumed* when something lay
 there and its first step is beyond the trial's first; it has *restarted from zero* when something lay there and its
-first step is not. Before its first step, nothing is claimed.
+first step is not. Before its first step, nothing is claimed. That a complete checkpoint lay there does not say that it
+was loaded: a run that begins with a step which had been reported before that checkpoint was saved went on from an
+older one. Steps are compared with steps alone, and moments tell which were before a checkpoint: a script may number
+its checkpoints otherwise than its reports, from 0 or from 1, and report one step in a hundred.
 
 Rules: pure. What is not known is None, never 0: a run without a record (an image with an entrypoint of its own, a
 record that has not been synced yet) counts as neither resumed nor restarted.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
 
 from tuner.model import Run, RunEnd, RunRecord, Span
+
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,7 @@ class Steps:
 
     first: int
     last: int
+    at: dict[int, datetime] = field(default_factory=dict)  # when it reported each of them first, in that order
 
 
 def merge_spans(trial: int, attempt: int, spans: Sequence[Span], known: Sequence[Run]) -> list[Run]:
@@ -38,24 +45,35 @@ def prove(
     runs: Sequence[Run],
     records: Mapping[tuple[int, str], RunRecord],
     steps: Mapping[tuple[int, str], Steps],
-    reported_at: Mapping[int, datetime],
 ) -> list[Run]:
     """A trial's runs, oldest first, with everything that can be said of them now.
 
-    `records` and `steps` are by (attempt, run id); `reported_at` says when each step was reported last before now.
+    `records` and `steps` are by (attempt, run id).
     """
     proven: list[Run] = []
+    told: list[Steps] = []  # by the runs that are proven
     for run in _joined(runs, records):
         record = records.get((run.attempt, run.run_id or ""))
         if record is None:
             proven.append(run)
             continue
         seen = steps.get((run.attempt, record.run))
-        found = _compare(run, record, seen, proven)
-        if proven:
-            proven[-1] = _with_lost_work(proven[-1], found, record, reported_at)
+        found = _compare(run, record, seen, proven, told)
+        gone_since = _gone_since(found, record, told)
+        if gone_since is not None:
+            _count_lost_work(proven, gone_since)
         proven.append(found)
+        told += [] if seen is None else [seen]
     return proven
+
+
+def went_back(run: Run) -> bool:
+    """Whether a run surely went on from an older checkpoint than the newest one that lay there.
+
+    One that begins with the very step of that checkpoint may have evaluated it once more.
+    """
+    known = run.resume_step is not None and run.resumed_from_step is not None
+    return known and run.resume_step not in (run.resumed_from_step, run.first_step)
 
 
 def _joined(runs: Sequence[Run], records: Mapping[tuple[int, str], RunRecord]) -> list[Run]:
@@ -70,7 +88,7 @@ def _joined(runs: Sequence[Run], records: Mapping[tuple[int, str], RunRecord]) -
     return joined
 
 
-def _compare(run: Run, record: RunRecord, seen: Steps | None, before: Sequence[Run]) -> Run:
+def _compare(run: Run, record: RunRecord, seen: Steps | None, before: Sequence[Run], told: Sequence[Steps]) -> Run:
     had_checkpoint = record.resume_step is not None or record.own_files > 0
     run = replace(run, had_checkpoint=had_checkpoint, resume_step=record.resume_step)
     if seen is not None:
@@ -85,25 +103,55 @@ def _compare(run: Run, record: RunRecord, seen: Steps | None, before: Sequence[R
     if not firsts and record.resume_step is not None and run.first_step <= record.resume_step:
         return run  # nothing to compare with but the step it found, and it is not beyond that
     lasts = [other.last_step for other in before if other.last_step is not None]
-    without_manifest = min(run.first_step - 1, max(lasts)) if lasts else None
-    resumed_from = record.resume_step if record.resume_step is not None else without_manifest
+    resumed_from = min(run.first_step - 1, max(lasts)) if lasts else None  # at best
+    if record.resume_step is not None and not (seen is not None and _began_before(record, seen, told)):
+        resumed_from = record.resume_step
     return replace(run, restarted_from_zero=False, resumed_from_step=resumed_from)
 
 
-def _with_lost_work(previous: Run, run: Run, record: RunRecord, reported_at: Mapping[int, datetime]) -> Run:
-    """The training of `previous` that `run` has to do again."""
-    if previous.ended_at is None:
-        return previous
-    whole_s = (previous.ended_at - previous.started_at).total_seconds()
-    if run.restarted_from_zero or run.had_checkpoint is False:
-        return replace(previous, lost_work_s=whole_s)
+def _began_before(record: RunRecord, seen: Steps, told: Sequence[Steps]) -> bool:
+    """Whether a run began with a step that had been reported when the checkpoint was saved that it found.
+
+    Where that is the last one reported then, it was trained again or only evaluated again, as by a script that finds
+    nothing left to train. The latter is believed if it took less than half of the time between two reports.
+    """
     saved_at = record.resume_saved_at
-    if saved_at is None and run.resumed_from_step is not None:
-        # no manifest: the step was reported just before it was saved
-        saved_at = reported_at.get(run.resumed_from_step)
     if saved_at is None:
-        return previous
-    return replace(previous, lost_work_s=min(whole_s, max(0.0, (previous.ended_at - saved_at).total_seconds())))
+        return False
+    for run in reversed(told):
+        reports = (each for each in reversed(run.at.items()) if each[1] <= saved_at)
+        last = list(islice(reports, 2))
+        if last:
+            break
+    else:
+        return False
+    (reached, reached_at), one_before = last[0], last[1:]
+    if seen.first != reached:
+        return seen.first < reached
+    took = seen.at[reached] - record.started_at
+    return not one_before or took >= (reached_at - one_before[0][1]) / 2
+
+
+def _gone_since(run: Run, record: RunRecord, told: Sequence[Steps]) -> datetime | None:
+    """The moment of the state that a run went on from: what was trained since is done again. None if not known."""
+    if run.restarted_from_zero or run.had_checkpoint is False:
+        return _EVER
+    if run.resumed_from_step is None or run.resumed_from_step == record.resume_step:
+        return record.resume_saved_at
+    # no manifest tells: such a step was reported just before it was saved
+    back = ((step, at) for before in reversed(told) for step, at in reversed(before.at.items()))
+    return next((at for step, at in back if step <= run.resumed_from_step), None)
+
+
+def _count_lost_work(before: list[Run], gone_since: datetime) -> None:
+    """Count all training since then as lost, in whichever runs it was; what an earlier one lost more stays."""
+    for index in reversed(range(len(before))):
+        run, is_last = before[index], index == len(before) - 1
+        if run.ended_at is None:
+            continue
+        lost_s = max(0.0, (run.ended_at - max(run.started_at, gone_since)).total_seconds())
+        if is_last or lost_s > (run.lost_work_s or 0.0):
+            before[index] = replace(run, lost_work_s=lost_s)
 
 
 def torn_step(record: RunRecord) -> int | None:

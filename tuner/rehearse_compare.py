@@ -73,14 +73,27 @@ def redone(before: RunSeen, after: RunSeen) -> int:
     return 0 if first is None else sum(step >= first for step in before.points)
 
 
+def went_back(before: Sequence[RunSeen], run: RunSeen) -> bool:
+    """Whether a run began before the newest complete checkpoint that it found.
+
+    Not said where no run has reported that far: such a script numbers its checkpoints otherwise than its reports.
+    """
+    reached = max((other.last_step for other in before if other.last_step is not None), default=None)
+    if run.first_step is None or run.resume_step is None or reached is None:
+        return False
+    return run.first_step < run.resume_step <= reached
+
+
 def resumed_from(reference: Curve, before: Sequence[RunSeen], run: RunSeen) -> int | None:
-    """The step from which a run went on: its manifest's, else the one before its first; None if it did not.
+    """The step from which a run went on: its manifest's if it may be that, else the one before its first.
+
+    None if it did not go on.
 
     It did only if its first step is beyond the trial's first, whatever lay in the checkpoint folder.
     """
     firsts = [other.first_step for other in before if other.first_step is not None]
     if run.first_step is None or not firsts or run.first_step <= min(firsts):
         return None
-    if run.resume_step is not None:
+    if run.resume_step is not None and not went_back(before, run):
         return run.resume_step
     return max((step for step in reference if step < run.first_step), default=run.first_step - 1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tuner.cli_text import counted, number, seconds, size, steps_text
 from tuner.rehearse_advice import LEAST_SAVE_S, steps_per_save
-from tuner.rehearse_compare import Departure, departures, missing_steps, redone, resumed_from, worst
+from tuner.rehearse_compare import Departure, departures, missing_steps, redone, resumed_from, went_back, worst
 from tuner.rehearse_records import RESUMES, Check, Ending, Evidence, Result, RunSeen
 from tuner.verbs import gist
 
@@ -34,6 +34,7 @@ def _checks(seen: Evidence) -> Iterator[Check]:
         return
     yield (resumes := _resumes(seen))
     if resumes.result is Result.PASSED:
+        yield from _newest(seen)
         yield (curve := _same_curve(seen))
         yield _outside(seen, curve)
         if seen.torn is not None:
@@ -136,6 +137,19 @@ def _resumes(seen: Evidence) -> Check:
     origins = ", ".join(map(str, froms))
     text = f"{len(froms)} of {counted(len(taken), 'time')}, from step {origins}; {counted(again, 'step')} done again"
     return _passed(RESUMES, text)
+
+
+def _newest(seen: Evidence) -> Iterator[Check]:
+    """What it costs that a script goes on from an older checkpoint than it might."""
+    runs = seen.interrupted
+    back = [(runs[index - 1], run) for index, run in enumerate(runs) if went_back(runs[:index], run)]
+    if back:
+        again = counted(sum(redone(before, run) for before, run in back), "step")
+        text = (
+            f"began at step {back[0][1].first_step}, although a complete checkpoint of step {back[0][1].resume_step} "
+            f"lay there: {again} done again in {counted(len(back), 'resume')}"
+        )
+        yield _warns("newest", text, _LOAD)
 
 
 def _was_done(seen: Evidence, run: RunSeen, step: int | None) -> bool:

@@ -394,7 +394,7 @@ class SimulatedCloud:
         prefix = self.prefixes[job.request.checkpoint_uri]
         prefix.manifests = job.script.manifests
         newest = prefix.newest
-        job.step = newest[0] if newest and job.script.resumes else 0
+        job.step = max(0, newest[0] - job.script.behind) if newest and job.script.resumes else 0
         if job.request.entrypoint:  # the bootstrap's; the image's own entrypoint keeps no records
             shown = newest if job.script.manifests else None
             prefix.records.append(

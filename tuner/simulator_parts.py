@@ -35,6 +35,7 @@ class Script:
     save_s: float = 0.0  # between the metric of a step and the step's checkpoint being complete
     manifests: bool = True  # False: it saves files of its own making
     resumes: bool = True  # False: it starts over, whatever it finds
+    behind: int = 0  # how many steps before the newest checkpoint it takes up its work
     torn: bool = False  # an interruption leaves its newest checkpoint incomplete
     sync_stops_after: int | None = None  # nothing of later steps reaches the prefix, and nobody says so
     failure: str | None = None  # a FailureReason, with its prefix

@@ -199,6 +199,8 @@ SUM_POOLS = (
     .group_by(*_pool)
 )
 
+# As proof.went_back: where a step is not known, so is this.
+_went_back = (runs.c.resumed_from_step != runs.c.resume_step) & (runs.c.first_step != runs.c.resume_step)
 # A run left nothing to resume from if the trial's next one found nothing; whether it did is known only then.
 _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
     _earlier.c.study_id == runs.c.study_id,
@@ -212,6 +214,7 @@ _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
 SUM_RUNS = sa.select(
     sa.func.count().label("runs"),
     sa.func.count().filter(runs.c.resumed_from_step.is_not(None)).label("resumed_runs"),
+    sa.func.count().filter(_went_back).label("resumed_from_older"),
     sa.func.count().filter(runs.c.restarted_from_zero.is_(True)).label("restarted_from_zero"),
     sa.func.count().filter(_left_nothing).label("never_checkpointed"),
     sa.func.sum(runs.c.lost_work_s).label("lost_work_s"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuner.memory import kept_limits
 from tuner.model import Attempt, Event, Holder, Json, Pool, PoolTotals, Run, RunEnd, Study, Trial, TrialState
+from tuner.proof import went_back
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 
@@ -57,6 +58,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "interruptions": summary.interruptions,
         "runs": summary.runs,
         "resumed_runs": summary.resumed_runs,
+        "resumed_from_older": summary.resumed_from_older,
         "restarted_from_zero": summary.restarted_from_zero,
         "never_checkpointed": summary.never_checkpointed,
         "objectives": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.objectives],
@@ -295,6 +297,7 @@ def _run_view(run: Run) -> View:
         "attempt": run.attempt,
         "run": run.number,
         "resumed_from_step": run.resumed_from_step,
+        "resumed_from_older": went_back(run),
         "resume_step": run.resume_step,
         "first_step": run.first_step,
         "last_step": run.last_step,

@@ -149,6 +149,14 @@ def _restarted(event: Event) -> str:
     )
 
 
+def _older(event: Event) -> str:
+    return (
+        f"trial {event.trial} BEGAN BEFORE ITS NEWEST CHECKPOINT (attempt {event.attempt}, run {_of(event, 'run')}): "
+        f"it goes on from step {_of(event, 'step')} at best, although step {_of(event, 'newest')} lay there: the "
+        "script does not load the newest, and every interruption costs the steps between"
+    )
+
+
 def _torn(event: Event) -> str:
     used = _of(event, "used")
     instead = "it started from the beginning" if used is None else f"step {used} is used"
@@ -183,6 +191,7 @@ _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     ),
     "run.resumed": ("good", _resumed),
     "run.restarted_from_zero": ("error", _restarted),
+    "run.older_checkpoint": ("error", _older),
     "checkpoint.torn": ("warn", _torn),
     "warning": ("warn", lambda e: f"{_of(e, 'message')}"),
     "trial.succeed": ("good", lambda e: f"trial {e.trial} succeeded"),

@@ -203,6 +203,21 @@ def test_work_started_over_is_said_loudly(call: Call, tmp_path: Path, monkeypatc
     assert "run 2: RESTARTED FROM ZERO" in call("show", "digits", 0).out
 
 
+def test_work_done_again_since_a_newer_checkpoint_is_said_loudly(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, older = cli_store.run, {"resumed_from_step": 2, "first_step": 3}
+    monkeypatch.setattr(cli_store, "run", lambda *a, **k: run(*a, **k | (older if a == (0, 2) else {})))
+    cli_store.seed(tmp_path).close()
+    out = call("status", "digits").out
+    assert "1 run resumed, 1 FROM AN OLDER CHECKPOINT" in out
+    assert "WARNING: 1 run BEGAN BEFORE THE NEWEST CHECKPOINT" in out
+    assert "run 2: resumed from step 2 at best, NOT FROM 4, the newest, reached" in call("show", "digits", 0).out
+    doc = load(call("trials", "digits", "--json").out)[0]["runs"][1]
+    assert (doc["resumed_from_step"], doc["resume_step"], doc["resumed_from_older"]) == (2, 4, True)
+
+
 def test_a_minimized_study_has_its_smallest_value_as_best(call: Call, tmp_path: Path) -> None:
     cli_store.seed(tmp_path, "loss", "minimize").close()
     doc = load(call("status", "loss", "--json", "--store", f"sqlite:///{tmp_path}/tuner.db").out)

@@ -13,6 +13,7 @@ from tuner.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected,
 from tuner.model import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.simulator_parts import Script, Settings
 from tuner.unit import UnitOfWork
+from tuner.watch import narrate
 
 
 def test_a_quiet_sweep_ends_with_every_trial_succeeded(make_sweep):
@@ -57,6 +58,25 @@ def test_a_script_that_does_not_resume_is_noticed(make_sweep):
     assert summary.restarted_from_zero == 2
     assert summary.resumed_runs == 0
     assert sweep.kinds().count("run.restarted_from_zero") == 2
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+def test_a_script_that_does_not_load_its_newest_checkpoint_is_noticed(make_sweep, behind):
+    """Nothing is claimed beyond its first step; a step that may only have been evaluated again is no alarm."""
+    script = script_of(epochs=8, step_s=60.0, behind=behind)
+    sweep = make_sweep(outages=[(500.0, 600.0)], script=script, changes={"trials": 2})
+    sweep.run()
+    runs = [run for run in sweep.store.runs(sweep.study.id) if run.number == 2]
+    assert [run.resumed_from_step for run in runs] == [run.first_step - 1 for run in runs]
+    assert all(run.resumed_from_step == run.resume_step - behind > 0 for run in runs)
+    lost = [run.lost_work_s for run in sweep.store.runs(sweep.study.id) if run.number == 1]
+    assert all(60.0 * behind <= lost_s < 60.0 * (behind + 1) for lost_s in lost)
+    alarms = [event for event in sweep.store.events(sweep.study.id) if event.kind == "run.older_checkpoint"]
+    assert len(alarms) == sweep.store.summary(sweep.study.id).resumed_from_older == (2 if behind > 1 else 0)
+    for line in narrate(alarms):
+        assert line.level == "error"
+        assert "BEGAN BEFORE ITS NEWEST CHECKPOINT" in line.text
+    assert broken(sweep) == []
 
 
 def test_a_script_without_manifests_is_proven_by_its_steps(make_sweep):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.rehearse_advice import assumed_rate, interval_seconds, measures, overhead, step_seconds
-from tuner.rehearse_compare import departures, difference, missing_steps, redone, resumed_from
+from tuner.rehearse_compare import departures, difference, missing_steps, redone, resumed_from, went_back
 from tuner.rehearse_records import Check, Ending, Evidence, Rehearsal, Result, RunSeen, SavesSeen, TornSeen
 from tuner.rehearse_verdict import checks
 
@@ -85,6 +85,27 @@ def test_a_run_that_finds_nothing_left_to_train_need_not_report_again():
     torn = TornSeen(name="state", before_step=20, run=nothing(Ending.COMPLETED))
     assert set(results(replace(GOOD, interrupted=runs, torn=torn)).values()) == {"passed"}
     assert judged(replace(GOOD, interrupted=runs, torn=torn))["resumes"].text.startswith("1 of 1 time, from step 20")
+
+
+def test_a_script_that_begins_before_its_newest_checkpoint_is_told_what_it_does_again():
+    """It takes its best checkpoint, of step 2."""
+    runs = (
+        run(1, 9),
+        run(3, 19, had_checkpoint=True, resume_step=9),
+        run(3, 20, Ending.COMPLETED, had_checkpoint=True, resume_step=19),
+    )
+    found = judged(replace(GOOD, interrupted=runs))
+    assert found["resumes"].text == "2 of 2 times, from step 2, 2; 24 steps done again"
+    assert (found["newest"].result, found["newest"].text) == (
+        "warning",
+        "began at step 3, although a complete checkpoint of step 9 lay there: 24 steps done again in 2 resumes",
+    )
+
+
+@pytest.mark.parametrize(("first", "newest", "back"), [(9, 9, False), (10, 9, False), (8, 9, True), (9, 900, False)])
+def test_what_may_be_another_way_to_count_is_not_called_an_older_checkpoint(first, newest, back):
+    """Evaluated again, gone on from there, an older one; and checkpoints that are numbered by batches."""
+    assert went_back([run(1, 9)], run(first, 12, had_checkpoint=True, resume_step=newest)) is back
 
 
 def test_what_was_not_in_the_store_yet_is_no_defect_of_the_script():

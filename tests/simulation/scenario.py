@@ -221,6 +221,7 @@ def _script(seed: int, request: JobRequest, curve: Curve) -> Script:
         start_s=rng.choice((20.0, 60.0, 200.0)),
         download_s=rng.choice((0.0, 10.0, 60.0)),
         upload_s=rng.choice((1.0, 5.0, 90.0)),
+        behind=rng.choices((0, 1, 2), (80, 5, 15))[0],
     )
     return _misfortune(script, random.Random(f"script:{seed}:{request.name}"))
 

@@ -124,9 +124,10 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
         ),
         runs=(
             run(0, 1, 1, had_checkpoint=False, ended_at=NOW, end=RunEnd.INTERRUPTED, lost_work_s=2.5),
-            run(0, 1, 2, had_checkpoint=True, resumed_from_step=4, lost_work_s=0.25),
+            run(0, 1, 2, had_checkpoint=True, resume_step=4, resumed_from_step=4, first_step=5, lost_work_s=0.25),
             run(0, 1, 3, had_checkpoint=True, restarted_from_zero=True),
             run(1, 1, 1, had_checkpoint=None),
+            run(1, 1, 2, had_checkpoint=True, resume_step=9, resumed_from_step=2, first_step=3),
             run(2, 1, 1, had_checkpoint=False),
             run(2, 2, 1, had_checkpoint=False),  # the run before left nothing
         ),
@@ -137,8 +138,9 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
         attempts=4,
         live_attempts=1,
         interruptions=3,
-        runs=6,
-        resumed_runs=1,
+        runs=7,
+        resumed_runs=2,
+        resumed_from_older=1,
         restarted_from_zero=1,
         never_checkpointed=1,
         spend_microusd=234_668,
