@@ -239,6 +239,13 @@ def warnings(doc: Doc) -> list[str]:
         # one run taken away before its first checkpoint is bad luck; most of them are a script that saves too late
         runs = counted(doc["never_checkpointed"], "run")
         lines.insert(0, f"warning: {runs} ended before the first checkpoint: save earlier, or such work is lost")
+    if doc["unproven_runs"]:
+        runs = counted(doc["unproven_runs"], "run")
+        lines.insert(
+            0,
+            f"warning: resume of {runs} unproven, and the work lost unknown: no step is known of them; give "
+            "training.metrics a step_regex, or report(step, ...) in the script",
+        )
     if doc["resumed_from_older"]:
         runs = counted(doc["resumed_from_older"], "run")
         lines.insert(
@@ -364,8 +371,9 @@ def spend_text(doc: Doc) -> str:
 
 def resumed_text(doc: Doc) -> str:
     zero = f", {doc['restarted_from_zero']} RESTARTED FROM ZERO" if doc["restarted_from_zero"] else ""
+    unproven = f", {doc['unproven_runs']} unproven" if doc["unproven_runs"] else ""
     older = f", {doc['resumed_from_older']} FROM AN OLDER CHECKPOINT" if doc["resumed_from_older"] else ""
-    return f"{doc['interruptions']}, {counted(doc['resumed_runs'], 'run')} resumed{older}{zero}"
+    return f"{doc['interruptions']}, {counted(doc['resumed_runs'], 'run')} resumed{older}{zero}{unproven}"
 
 
 def resumed_steps(runs: Iterable[Doc]) -> str:

@@ -423,6 +423,7 @@ class Summary:
     resumed_runs: int
     resumed_from_older: int  # of these, what went on from an older checkpoint than the newest
     restarted_from_zero: int
+    unproven_runs: int  # ended; something lay there, and no run of their trial is known to have reported a step
     never_checkpointed: int  # ended runs that left nothing to resume from
     spend_microusd: int
     on_demand_microusd: int

@@ -186,6 +186,7 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     yield from _trial_budget_warnings(spec)
     yield from _price_warnings(spec)
     yield from _metric_warnings(spec)
+    yield from _step_warnings(spec)
 
 
 def _trial_budget_warnings(spec: StudySpec) -> Iterator[str]:
@@ -223,6 +224,21 @@ def _price_warnings(spec: StudySpec) -> Iterator[str]:
     for instance_type in spec.prices:
         if instance_type not in spec.training.instance_types:
             yield f"prices.{instance_type}: is not one of training.instance_types"
+
+
+def _step_warnings(spec: StudySpec) -> Iterator[str]:
+    """Whether a script resumed is told by steps alone; `report()` brings its own, which nobody can know from here."""
+    training = spec.training
+    spot = spec.capacity.policy != "on-demand" and (spec.backend == "sagemaker" or spec.local is not None)
+    if not spot or training.algorithm is not None or training.entrypoint != "bootstrap":
+        return  # never interrupted, or nothing of ours listens to what is printed
+    objectives = {objective.metric for objective in spec.objectives}
+    for i, metric in enumerate(training.metrics):
+        if metric.name in objectives and metric.step_regex is None:
+            yield (
+                f"training.metrics[{i}].step_regex: is not set, so that no interrupted run is proven to resume, and no "
+                f"lost work is known; write one that finds the step of {metric.name} in the log"
+            )
 
 
 def _metric_warnings(spec: StudySpec) -> Iterator[str]:

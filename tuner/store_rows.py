@@ -211,11 +211,23 @@ _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
     ),
 )
 
+_stepped = runs.alias()
+# A run that was cut before its first step proves nothing either, but there the next one will: its script tells steps.
+_unproven = (
+    runs.c.had_checkpoint.is_(True)
+    & runs.c.restarted_from_zero.is_(None)
+    & runs.c.ended_at.is_not(None)
+    & ~sa.exists().where(
+        _stepped.c.study_id == runs.c.study_id, _stepped.c.trial == runs.c.trial, _stepped.c.first_step.is_not(None)
+    )
+)
+
 SUM_RUNS = sa.select(
     sa.func.count().label("runs"),
     sa.func.count().filter(runs.c.resumed_from_step.is_not(None)).label("resumed_runs"),
     sa.func.count().filter(_went_back).label("resumed_from_older"),
     sa.func.count().filter(runs.c.restarted_from_zero.is_(True)).label("restarted_from_zero"),
+    sa.func.count().filter(_unproven).label("unproven_runs"),
     sa.func.count().filter(_left_nothing).label("never_checkpointed"),
     sa.func.sum(runs.c.lost_work_s).label("lost_work_s"),
 ).where(runs.c.study_id == _study)

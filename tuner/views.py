@@ -60,6 +60,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "resumed_runs": summary.resumed_runs,
         "resumed_from_older": summary.resumed_from_older,
         "restarted_from_zero": summary.restarted_from_zero,
+        "unproven_runs": summary.unproven_runs,
         "never_checkpointed": summary.never_checkpointed,
         "objectives": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.objectives],
         "best": _best(store, study, spec),

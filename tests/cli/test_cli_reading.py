@@ -218,6 +218,19 @@ def test_work_done_again_since_a_newer_checkpoint_is_said_loudly(
     assert (doc["resumed_from_step"], doc["resume_step"], doc["resumed_from_older"]) == (2, 4, True)
 
 
+def test_a_resume_that_no_step_proves_is_said(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, unknown = cli_store.run, ("resumed_from_step", "resume_step", "restarted_from_zero", "first_step")
+    change = {**dict.fromkeys(unknown), "had_checkpoint": True}
+    monkeypatch.setattr(
+        cli_store, "run", lambda *a, **k: run(*a, **k | (change if a == (0, 2) else {"first_step": None}))
+    )
+    cli_store.seed(tmp_path).close()
+    out = call("status", "digits").out
+    assert "0 runs resumed, 1 unproven" in out
+    assert "warning: resume of 1 run unproven, and the work lost unknown: no step is known of them" in out
+
+
 def test_a_minimized_study_has_its_smallest_value_as_best(call: Call, tmp_path: Path) -> None:
     cli_store.seed(tmp_path, "loss", "minimize").close()
     doc = load(call("status", "loss", "--json", "--store", f"sqlite:///{tmp_path}/tuner.db").out)

@@ -79,6 +79,15 @@ def test_a_script_that_does_not_load_its_newest_checkpoint_is_noticed(make_sweep
     assert broken(sweep) == []
 
 
+def test_a_script_that_tells_no_steps_is_counted_as_unproven(make_sweep):
+    script = script_of(epochs=8, step_s=60.0, manifests=False, numbered=False, resumes=False)
+    sweep = make_sweep(outages=[(400.0, 500.0)], script=script, changes={"trials": 2})
+    sweep.run()
+    summary = sweep.store.summary(sweep.study.id)
+    assert (summary.interruptions, summary.resumed_runs, summary.restarted_from_zero) == (2, 0, 0)
+    assert summary.unproven_runs == 2
+
+
 def test_a_script_without_manifests_is_proven_by_its_steps(make_sweep):
     sweep = make_sweep(
         outages=[(400.0, 500.0)], script=script_of(epochs=8, step_s=60.0, manifests=False), changes={"trials": 2}

@@ -170,6 +170,32 @@ def test_overrides_take_dotted_keys(tmp_path: Path):
     assert spec.search.pruner is None
 
 
+STEPLESS = "metrics: [{name: val_accuracy, regex: (a)}]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"local": "{interruptions: {every: 20s}}"}, True),
+        ({"backend": "sagemaker"}, True),
+        ({"backend": "sagemaker", "capacity": "{policy: on-demand}"}, False),
+        ({}, False),  # a local study that nothing interrupts
+        ({"local": "{interruptions: {every: 20s}}", "training": "{entry_point: train.py}"}, False),
+        (
+            {
+                "local": "{interruptions: {every: 20s}}",
+                "training": "{entry_point: train.py, metrics: [{name: val_accuracy, regex: (a), step_regex: (b)}]}",
+            },
+            False,
+        ),
+    ],
+)
+def test_an_objective_without_steps_is_warned_of_where_capacity_may_go(tmp_path: Path, changes, warned):
+    spec = spec_of(tmp_path, **{"training": f"{{entry_point: train.py, {STEPLESS}}}"} | changes)
+    said = [line for line in spec.warnings if line.startswith("training.metrics[0].step_regex: is not set")]
+    assert len(said) == warned
+
+
 def test_odd_settings_are_warned_of(tmp_path: Path):
     spec = spec_of(
         tmp_path,

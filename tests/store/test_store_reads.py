@@ -130,6 +130,10 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
             run(1, 1, 2, had_checkpoint=True, resume_step=9, resumed_from_step=2, first_step=3),
             run(2, 1, 1, had_checkpoint=False),
             run(2, 2, 1, had_checkpoint=False),  # the run before left nothing
+            run(2, 2, 2, had_checkpoint=True, ended_at=NOW, end=RunEnd.INTERRUPTED),
+            run(2, 2, 3, had_checkpoint=True, ended_at=NOW, end=RunEnd.ENDED),
+            run(2, 2, 4, had_checkpoint=True),  # it may yet tell a step
+            run(1, 1, 3, had_checkpoint=True, ended_at=NOW, end=RunEnd.INTERRUPTED),  # cut before its first step
         ),
     )
     counts = dict.fromkeys(TrialState, 0)
@@ -138,10 +142,11 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
         attempts=4,
         live_attempts=1,
         interruptions=3,
-        runs=7,
+        runs=11,
         resumed_runs=2,
         resumed_from_older=1,
         restarted_from_zero=1,
+        unproven_runs=2,
         never_checkpointed=1,
         spend_microusd=234_668,
         on_demand_microusd=391_113,
