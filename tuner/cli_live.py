@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tuner.cli_print import simulated_note
 from tuner.cli_table import can_redraw, state, table, wants_color
-from tuner.cli_text import counted, dollars, number, safe, seconds
+from tuner.cli_text import counted, dollars, lost_work, number, safe
 from tuner.clock import Clock
 from tuner.model import TrialState
 from tuner.verbs import Display, EngineView, EventLine, LiveRow
@@ -127,10 +127,9 @@ def spend_text(view: EngineView) -> str:
 def work_text(view: EngineView) -> str:
     """What the market did to the work."""
     zero = f", {counted(view.restarted_from_zero, 'run')} RESTARTED FROM ZERO" if view.restarted_from_zero else ""
-    return (
-        f"{counted(view.interruptions, 'interruption')}, {counted(view.resumed_runs, 'run')} resumed{zero}, "
-        f"{seconds(view.lost_work_s)} of work lost"
-    )
+    known = f"{lost_work(view.lost_work_s, view.lost_work_unknown_runs)} of work lost"
+    lost = "work lost not known" if view.lost_work_s is None else known
+    return f"{counted(view.interruptions, 'interruption')}, {counted(view.resumed_runs, 'run')} resumed{zero}, {lost}"
 
 
 def picture(view: EngineView) -> RenderableType:

@@ -20,6 +20,7 @@ from tuner.cli_text import (
     clock_time,
     counted,
     dollars,
+    lost_work,
     number,
     percent,
     safe,
@@ -60,7 +61,7 @@ def status(doc: Doc, now: datetime) -> str:
         ("spend", f"{spend_text(doc)}{note}"),
         ("on demand", f"{dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}"),
         ("interruptions", resumed_text(doc)),
-        ("work lost", seconds(doc["lost_work_s"])),
+        ("work lost", lost_text(doc)),
     ]
     rows += [("pool", pool_text(pool)) for pool in doc["pools"]]
     if doc["deadline"]:
@@ -124,7 +125,7 @@ def trials(docs: Sequence[Doc], *, simulated: bool) -> str:
             doc["interruptions"],
             resumed_steps(doc["runs"]),
             trial_cost(doc),
-            seconds(doc["lost_work_s"]),
+            lost_text(doc),
             *([place] if differ else []),
             params_text(doc["params"]) + (f"  [{safe(gist(doc['reason']))}]" if doc["reason"] else ""),
         )
@@ -206,7 +207,7 @@ def final_summary(doc: Doc, store_option: str = "") -> str:
         f"  spend          {spend_text(doc)}{note}",
         f"  on demand      {dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}",
         f"  interruptions  {resumed_text(doc)}{_resumed_from(doc['resumed_from_steps'])}",
-        f"  work lost      {seconds(doc['lost_work_s'])}",
+        f"  work lost      {lost_text(doc)}",
         *warnings(doc),
         "next:",
         *(f"  {line}" for line in next_commands(doc, store_option)),
@@ -367,6 +368,10 @@ def spend_text(doc: Doc) -> str:
     more.append(f", {dollars(doc['reserved_usd'])} reserved" if doc["reserved_usd"] else "")
     more.append(f", of {dollars(doc['budget_usd'])}" if doc["budget_usd"] is not None else "")
     return dollars(doc["spend_usd"]) + "".join(more)
+
+
+def lost_text(doc: Doc) -> str:
+    return lost_work(doc["lost_work_s"], doc["lost_work_unknown_runs"])
 
 
 def resumed_text(doc: Doc) -> str:

@@ -5,7 +5,7 @@ Rules: as in `cli_print`; the order is the order in which things happened, attem
 
 from typing import Any
 
-from tuner.cli_print import Doc, params_text, simulated_line, trial_cost, values_text
+from tuner.cli_print import Doc, lost_text, params_text, simulated_line, trial_cost, values_text
 from tuner.cli_table import render, state, table
 from tuner.cli_text import UNKNOWN, clock_time, counted, dollars, number, safe, seconds
 from tuner.verbs import gist
@@ -34,7 +34,7 @@ def _head(study: str, trial: Doc) -> str:
         f"  value        {values_text(trial)}",
         f"  parameters   {params_text(trial['params'])}",
         f"  cost         {trial_cost(trial)}, on demand {dollars(trial['on_demand_usd'])}",
-        f"  work lost    {seconds(trial['lost_work_s'])} in {counted(trial['interruptions'], 'interruption')}",
+        f"  work lost    {lost_text(trial)} in {counted(trial['interruptions'], 'interruption')}",
         f"  checkpoints  {safe(trial['checkpoint_prefix'])}",
     ]
     if trial["model_uri"]:
@@ -62,8 +62,10 @@ def _attempt(attempt: Doc, *, first: bool) -> str:
 
 def _run(run: Doc, *, first: bool) -> str:
     reached = f"reached step {run['last_step']}" if run["last_step"] is not None else "no step known"
-    lost = f", {seconds(run['lost_work_s'])} of work lost" if run["end"] in ("interrupted", "restarted") else ""
-    return f"{_start(run, first=first)}, {reached}, {run['end'] or 'training'}{lost}"
+    known = run["lost_work_s"] is not None
+    lost = f", {seconds(run['lost_work_s'])} of work lost" if known else ", work lost not known"
+    cut = run["end"] in ("interrupted", "restarted")
+    return f"{_start(run, first=first)}, {reached}, {run['end'] or 'training'}{lost if cut else ''}"
 
 
 def _start(run: Doc, *, first: bool) -> str:

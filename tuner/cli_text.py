@@ -73,6 +73,11 @@ def seconds(value: Json) -> str:
     return f"{value // _DAY_S:.0f}d{value % _DAY_S // _HOUR_S:02.0f}h"
 
 
+def lost_work(known_s: Json, unknown_runs: int) -> str:
+    """Training that was lost: `12.3s`, `at least 12.3s` where more was cut than is known."""
+    return f"at least {seconds(known_s)}" if unknown_runs and known_s is not None else seconds(known_s)
+
+
 def ago(moment: Json, now: datetime) -> str:
     """How long ago an ISO moment was."""
     if not isinstance(moment, str):

@@ -167,7 +167,7 @@ class Study:
             "interruptions": status["interruptions"],
             "runs resumed": status["resumed_runs"],
             "restarted from zero": status["restarted_from_zero"],
-            "work lost": f"{status['lost_work_s']:.1f} s",
+            "work lost": _lost(status),
         }
         rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
         return f"<table><caption>{html.escape(self.name)}</caption>{rows}</table>"
@@ -223,6 +223,11 @@ def _run(name: str, url: str | None, verb: Callable[[Store, Display], Outcome], 
         display.close()
         store.close()
     return Study(name, url)
+
+
+def _lost(status: View) -> str:
+    known_s, more = status["lost_work_s"], "at least " if status["lost_work_unknown_runs"] else ""
+    return "not known" if known_s is None else f"{more}{known_s:.1f} s"
 
 
 def _mapping(value: model.Json) -> dict[str, Any]:

@@ -429,7 +429,8 @@ class Summary:
     on_demand_microusd: int
     estimated_microusd: int
     reserved_microusd: int
-    lost_work_s: float
+    lost_work_s: float | None  # what is known of it; None where runs were cut and of none it is known
+    lost_work_unknown_runs: int  # cut runs of which it is not known, or not yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -367,7 +367,9 @@ class Store:
             attempts = connection.execute(rows.SUM_ATTEMPTS, {"study": study_id}).mappings().one()
             runs = connection.execute(rows.SUM_RUNS, {"study": study_id}).mappings().one()
         by_state = dict.fromkeys(TrialState, 0) | {row[0]: row[1] for row in counts}
-        lost_work_s = float(runs["lost_work_s"] or 0.0)
+        lost_work_s = None if runs["lost_work_s"] is None else float(runs["lost_work_s"])
+        if lost_work_s is None and not runs["lost_work_unknown_runs"]:
+            lost_work_s = 0.0  # nothing was cut
         whole = {k: int(v or 0) for k, v in (*attempts.items(), *runs.items()) if k != "lost_work_s"}
         return Summary(trials=by_state, lost_work_s=lost_work_s, **whole)
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from tuner.model import Attempt, Event, Holder, Point, Request, Run, Study, Trial
+from tuner.model import Attempt, Event, Holder, Point, Request, Run, RunEnd, Study, Trial
 from tuner.tables import attempts, events, points, requests, runs, studies, trials
 
 _Plain = TypeVar("_Plain", Attempt, Run, Point, Event, Request)
@@ -211,6 +211,7 @@ _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
     ),
 )
 
+_lost_unknown = runs.c.end.in_((RunEnd.INTERRUPTED, RunEnd.RESTARTED)) & runs.c.lost_work_s.is_(None)
 _stepped = runs.alias()
 # A run that was cut before its first step proves nothing either, but there the next one will: its script tells steps.
 _unproven = (
@@ -230,4 +231,5 @@ SUM_RUNS = sa.select(
     sa.func.count().filter(_unproven).label("unproven_runs"),
     sa.func.count().filter(_left_nothing).label("never_checkpointed"),
     sa.func.sum(runs.c.lost_work_s).label("lost_work_s"),
+    sa.func.count().filter(_lost_unknown).label("lost_work_unknown_runs"),
 ).where(runs.c.study_id == _study)

@@ -169,7 +169,8 @@ class EngineView:
     interruptions: int
     resumed_runs: int
     restarted_from_zero: int
-    lost_work_s: float
+    lost_work_s: float | None
+    lost_work_unknown_runs: int
     live: tuple[LiveRow, ...]
 
 

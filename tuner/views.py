@@ -70,6 +70,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "on_demand_usd": on_demand,
         "saved_pct": saved_pct(summary.spend_microusd, summary.on_demand_microusd),
         "lost_work_s": summary.lost_work_s,
+        "lost_work_unknown_runs": summary.lost_work_unknown_runs,
         "pools": [_pool(pool, met) for pool, met in sorted(store.pool_totals([study.id]).items(), key=str)],
         "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
         "deadline": _deadline(study, spec),
@@ -196,6 +197,7 @@ def trial_row(record: TrialRecord) -> View:
         "billable_s": total(attempt.billable_s for attempt in attempts),
         "training_s": total(attempt.training_s for attempt in attempts),
         "lost_work_s": lost_work_s(record.runs),
+        "lost_work_unknown_runs": lost_work_unknown_runs(record.runs),
         "spend_usd": usd(total(attempt.spend_microusd for attempt in attempts)),
         "estimated": any(attempt.live for attempt in attempts),
         "estimated_usd": usd(sum(attempt.estimated_microusd for attempt in attempts if attempt.live)),
@@ -213,8 +215,12 @@ def lost_work_s(runs: Iterable[Run]) -> float | None:
     """Training that was done again, whoever cut it short. None when runs were cut and no loss is known yet."""
     every = list(runs)
     known = [run.lost_work_s for run in every if run.lost_work_s is not None]
-    cut = any(run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) for run in every)
-    return None if cut and not known else math.fsum(known)
+    return None if lost_work_unknown_runs(every) and not known else math.fsum(known)
+
+
+def lost_work_unknown_runs(runs: Iterable[Run]) -> int:
+    """How many runs were cut whose loss is not known: with any, what is lost is more than the sum says."""
+    return sum(run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) and run.lost_work_s is None for run in runs)
 
 
 def total(amounts: Iterable[int | None]) -> int | None:
@@ -322,6 +328,7 @@ def _job_view(attempt: Attempt) -> View:
 
 
 def attempt_view(attempt: Attempt, runs: Sequence[Run]) -> View:
+    own = [run for run in runs if run.attempt == attempt.number]
     return _job_view(attempt) | {
         "reason": attempt.reason,
         "stop_reason": attempt.stop_reason.value if attempt.stop_reason else None,
@@ -338,12 +345,13 @@ def attempt_view(attempt: Attempt, runs: Sequence[Run]) -> View:
         "startup_s": attempt.startup_s,
         "training_s": attempt.training_s,
         "upload_s": attempt.upload_s,
-        "lost_work_s": lost_work_s(run for run in runs if run.attempt == attempt.number),
+        "lost_work_s": lost_work_s(own),
+        "lost_work_unknown_runs": lost_work_unknown_runs(own),
         "reserved_usd": usd(attempt.reserved_microusd),
         "estimated_usd": usd(attempt.estimated_microusd) if attempt.live else None,
         "spend_usd": usd(attempt.spend_microusd),
         "on_demand_usd": usd(attempt.on_demand_microusd),
-        "runs": [_run_view(run) for run in runs if run.attempt == attempt.number],
+        "runs": [_run_view(run) for run in own],
     }
 
 

@@ -75,6 +75,7 @@ def _view(study: Study, memory: Memory, summary: Summary, best: tuple[int, float
         resumed_runs=summary.resumed_runs,
         restarted_from_zero=summary.restarted_from_zero,
         lost_work_s=summary.lost_work_s,
+        lost_work_unknown_runs=summary.lost_work_unknown_runs,
         live=tuple(_row(work) for work in memory.live.values() if work.attempt is not None),
     )
 

@@ -78,7 +78,7 @@ def one(recorded: list[traces.Trace], start_s: float, losses: int | None) -> Fou
     return Found(
         usd=summary.spend_microusd / 1e6,
         hours=hours,
-        lost_h=summary.lost_work_s / 3600,
+        lost_h=(summary.lost_work_s or 0.0) / 3600,
         interruptions=summary.interruptions,
         moves=sum(attempt.stop_reason is StopReason.MOVE for attempt in attempts),
         on_demand=sum(not attempt.spot for attempt in attempts),

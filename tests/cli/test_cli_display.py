@@ -32,6 +32,7 @@ VIEW = EngineView(
     resumed_runs=4,
     restarted_from_zero=0,
     lost_work_s=3.25,
+    lost_work_unknown_runs=0,
     live=(
         LiveRow(
             trial=7,
@@ -135,6 +136,9 @@ def test_the_display_fits_the_stream(terminal: Terminal, monkeypatch: pytest.Mon
 
 
 def test_restarts_from_zero_are_loud() -> None:
+    unknown = replace(VIEW, lost_work_unknown_runs=1)
+    assert cli_live.summary_line(unknown).endswith(", at least 3.2s of work lost")
+    assert cli_live.summary_line(replace(unknown, lost_work_s=None)).endswith(", work lost not known")
     assert "1 run RESTARTED FROM ZERO" in cli_live.summary_line(replace(VIEW, restarted_from_zero=1))
 
 

@@ -15,7 +15,7 @@ from cli_calls import Call
 
 from tuner import cli_read, looking
 from tuner.clock import VirtualClock
-from tuner.model import StudyState
+from tuner.model import RunEnd, StudyState
 
 # the contract: at least these
 STATUS_KEYS = {
@@ -229,6 +229,28 @@ def test_a_resume_that_no_step_proves_is_said(call: Call, tmp_path: Path, monkey
     out = call("status", "digits").out
     assert "0 runs resumed, 1 unproven" in out
     assert "warning: resume of 1 run unproven, and the work lost unknown: no step is known of them" in out
+
+
+@pytest.mark.parametrize(
+    ("known", "said"), [(0.0, ("at least 0s", "0s of work lost")), (None, ("-", "work lost not known"))]
+)
+def test_work_lost_is_no_less_certain_than_what_is_known_of_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known, said
+) -> None:
+    """The first trial was cut twice, and of the second time it is not known what it cost."""
+    monkeypatch.chdir(tmp_path)
+    run, cut = cli_store.run, {(0, 1): {"lost_work_s": known}, (0, 2): {"end": RunEnd.INTERRUPTED, "lost_work_s": None}}
+    monkeypatch.setattr(cli_store, "run", lambda *a, **k: run(*a, **k | cut.get(a, {"lost_work_s": None})))
+    cli_store.seed(tmp_path).close()
+    out = call("status", "digits").out
+    assert re.search(rf"work lost +{said[0]}$", out, re.MULTILINE)
+    doc, unknown = load(call("status", "digits", "--json").out), 1 if known is not None else 2
+    assert (doc["lost_work_s"], doc["lost_work_unknown_runs"]) == (known, unknown)
+    row = load(call("trials", "digits", "--json").out)[0]
+    assert (row["lost_work_s"], row["lost_work_unknown_runs"]) == (known, unknown)
+    out = call("show", "digits", 0).out
+    assert f"work lost    {said[0]} in" in out
+    assert f"run 1: started, reached step 6, interrupted, {said[1]}\n" in out
 
 
 def test_a_minimized_study_has_its_smallest_value_as_best(call: Call, tmp_path: Path) -> None:

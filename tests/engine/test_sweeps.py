@@ -86,6 +86,7 @@ def test_a_script_that_tells_no_steps_is_counted_as_unproven(make_sweep):
     summary = sweep.store.summary(sweep.study.id)
     assert (summary.interruptions, summary.resumed_runs, summary.restarted_from_zero) == (2, 0, 0)
     assert summary.unproven_runs == 2
+    assert (summary.lost_work_s, summary.lost_work_unknown_runs) == (None, 2)
 
 
 def test_a_script_without_manifests_is_proven_by_its_steps(make_sweep):

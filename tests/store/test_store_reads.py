@@ -110,6 +110,16 @@ def test_the_summary_of_an_empty_study_is_all_zero(desk: Bench) -> None:
     assert not any(getattr(empty, name) for name in Summary.__dataclass_fields__ if name != "trials")
 
 
+def test_what_nobody_knows_to_be_lost_is_not_nothing(desk: Bench) -> None:
+    cut = {"ended_at": NOW, "end": RunEnd.INTERRUPTED}
+    desk.write(new_trials=(trial(0),), new_attempts=(attempt(0),), runs=(run(0, **cut), run(0, 1, 2)))
+    summary = desk.store.summary(desk.study.id)
+    assert (summary.lost_work_s, summary.lost_work_unknown_runs) == (None, 1)
+    desk.write(runs=(run(0, **cut, lost_work_s=0.0), run(0, 1, 2, ended_at=NOW, end=RunEnd.RESTARTED)))
+    summary = desk.store.summary(desk.study.id)
+    assert (summary.lost_work_s, summary.lost_work_unknown_runs) == (0.0, 1)
+
+
 def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
     other = bench(desk.store, "plain")
     other.write(new_trials=(trial(0, prefix="s3://b/p/"),), new_attempts=(ended(0, job_name="other"),), runs=(run(0),))
@@ -153,6 +163,7 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
         estimated_microusd=9,
         reserved_microusd=130,
         lost_work_s=2.75,
+        lost_work_unknown_runs=2,
     )
 
 
