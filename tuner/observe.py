@@ -251,10 +251,10 @@ class Observer:
         before = {(run.attempt, run.number): run for run in work.runs}
         proven = proof.prove(work.runs, work.records, work.steps)
         self._unit.set_runs(work, proven)
-        for run in proven:
+        for last, run in zip((None, *proven), proven, strict=False):
             was = before[run.attempt, run.number]
             if was.had_checkpoint is None and run.had_checkpoint is not None:
-                self._tell_torn(work, run)
+                self._tell_found(work, run, last)
             if run.restarted_from_zero and not was.restarted_from_zero:
                 self._unit.event("run.restarted_from_zero", work=work, attempt=run.attempt, run=run.number)
             if proof.went_back(run):
@@ -271,12 +271,16 @@ class Observer:
             "run.older_checkpoint", work=work, attempt=run.attempt, run=run.number, step=step, newest=newest
         )
 
-    def _tell_torn(self, work: Work, run: Run) -> None:
-        """Once, when the record of a run is first seen: its newest checkpoint was passed over."""
+    def _tell_found(self, work: Work, run: Run, last: Run | None) -> None:
+        """Once, when the record of a run is first seen: its newest checkpoint was passed over, or none lay there."""
         torn = proof.torn_step(work.records[run.attempt, run.run_id or ""])
         if torn is not None:
             self._unit.event(
                 "checkpoint.torn", work=work, attempt=run.attempt, run=run.number, step=torn, used=run.resume_step
+            )
+        elif last is not None and run.had_checkpoint is False:
+            self._unit.event(
+                "run.nothing_saved", work=work, attempt=run.attempt, run=run.number, lost_s=last.lost_work_s
             )
 
     def _report(self, work: Work, fresh: list[Point]) -> None:

@@ -7,6 +7,8 @@ Rules: from memory and now. Nothing is said or done while something under the pr
 for as long as its cause lasts, so that it is told once. A stop costs work, so a stall is never concluded from what a
 container's clock wrote: silence is what passed on the engine's own clock between its looks, and a pause between two
 looks (an engine that was away, a bucket that could not be read, a clock that was set) counts as one poll of it.
+Work that is not saved is counted over runs: interruptions that come more often than a warning would are what makes it
+dear.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,26 +72,35 @@ def replaced(known: Sequence[str], fresh: Sequence[str]) -> tuple[str, ...]:
 
 
 def _warning(work: Work, policy: Policy, now: datetime, least: timedelta) -> str | None:
-    heard_at = _heard_at(work)
-    if heard_at is None or work.unread:
+    if work.unread:
         return None
     patience = _PATIENCE if policy.stall_after_s is None else timedelta(seconds=policy.stall_after_s / 2)
     patience = max(patience, least)
-    if now - heard_at > patience:
+    heard_at = _heard_at(work)
+    if heard_at is not None and now - heard_at > patience:
         retried = "" if policy.stall_after_s is None else f"; retried after {policy.stall_after_s:.0f} s of silence"
         return (
             f"{_MARK}{work.trial.number}: it trains, but nothing new lies under its prefix since {heard_at:%H:%M:%S} "
             f"UTC: its sync has stopped, or its script hangs{retried}"
         )
-    began_at = work.runs[-1].started_at
+    if work.attempt is None or work.attempt.state is AttemptState.STOPPING or not work.runs:
+        return None
+    # it holds while the job waits as well: else it would be told anew after each interruption
+    began_at = work.runs[0].started_at
     saved_at = max(began_at, work.checkpoint_at or began_at)
     reported = work.heard_at is not None and work.heard_at > saved_at
-    if reported and now - saved_at > patience:
+    if reported and _trained(work, saved_at, now) > patience:
         return (
             f"{_MARK}{work.trial.number}: it reports steps, but nothing was saved since {saved_at:%H:%M:%S} UTC: an "
             "interruption would lose that work"
         )
     return None
+
+
+def _trained(work: Work, since: datetime, now: datetime) -> timedelta:
+    """For how long the trial has trained since then, over all its runs."""
+    spans = ((run.ended_at or now) - max(run.started_at, since) for run in work.runs)
+    return sum((max(span, timedelta()) for span in spans), timedelta())
 
 
 def _heard_at(work: Work) -> datetime | None:

@@ -120,7 +120,8 @@ def _is_interruption(event: Event) -> bool:
 
 def _taken(trials: Sequence[int]) -> str:
     who = f"trial {trials[0]}" if len(trials) == 1 else f"{len(trials)} trials at once ({_listed(trials)})"
-    return f"capacity was taken from {who}; the jobs wait for it and resume from their checkpoints"
+    # what each had saved is known, and said, when it runs again
+    return f"capacity was taken from {who}; {'its job waits' if len(trials) == 1 else 'their jobs wait'} for it"
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -147,6 +148,15 @@ def _restarted(event: Event) -> str:
     return (
         f"trial {event.trial} STARTED OVER FROM ZERO (attempt {event.attempt}, run {_of(event, 'run')}) although there "
         "was a checkpoint: the script does not load it, and every interruption costs all its work"
+    )
+
+
+def _nothing_saved(event: Event) -> str:
+    lost_s = _of(event, "lost_s")
+    cost = f", {lost_s:.0f} s of work lost" if isinstance(lost_s, int | float) else ""
+    return (
+        f"trial {event.trial} began anew (attempt {event.attempt}, run {_of(event, 'run')}): nothing that could be "
+        f"resumed from was saved before{cost}"
     )
 
 
@@ -192,6 +202,7 @@ _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     ),
     "run.resumed": ("good", _resumed),
     "run.restarted_from_zero": ("error", _restarted),
+    "run.nothing_saved": ("warn", _nothing_saved),
     "run.older_checkpoint": ("error", _older),
     "checkpoint.torn": ("warn", _torn),
     "warning": ("warn", lambda e: f"{_of(e, 'message')}"),

@@ -9,6 +9,7 @@ from simulated import script_of
 
 from tuner.model import Run, RunEnd, RunRecord, TrialState
 from tuner.proof import runs_for_nothing, torn_step
+from tuner.watch import narrate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OFTEN = [(400.0 * n, 400.0 * n + 20) for n in range(1, 40)]
@@ -176,6 +177,31 @@ def test_steps_without_checkpoints_are_told(make_sweep):
     none, unsaved, after = watched(sweep, 4000)
     assert none == after == ()
     assert "reports steps, but nothing was saved since" in unsaved[0]
+
+
+def test_steps_without_checkpoints_are_told_however_often_capacity_is_taken(make_sweep):
+    """Runs of less than ten minutes, and none of them saves."""
+    outages = [(600.0 * n, 600.0 * n + 20) for n in range(1, 40)]
+    sweep = make_sweep(outages=outages, script=script_of(epochs=30, step_s=60.0, checkpoint_every=0), changes=ONE)
+    seen = watched(sweep, 1750)
+    assert len(sweep.store.runs(sweep.study.id)) == 3
+    told = [event for event in sweep.store.events(sweep.study.id) if event.kind == "warning"]
+    assert len(told) == 1
+    assert "reports steps, but nothing was saved since 00:0" in told[0].details["message"]
+    assert seen[-1] == (told[0].details["message"],)  # it lasts over interruptions
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_nothing_is_promised_when_capacity_is_taken_and_what_was_lost_is_told(make_sweep, every):
+    sweep = make_sweep(outages=[(400.0, 500.0)], script=script_of(step_s=60.0, checkpoint_every=every), changes=ONE)
+    sweep.run()
+    lines = [line.text for line in narrate(sweep.store.events(sweep.study.id))]
+    taken = next(index for index, line in enumerate(lines) if "capacity was taken" in line)
+    assert lines[taken] == "capacity was taken from trial 0; its job waits for it"
+    (lost_s,) = (run.lost_work_s for run in sweep.store.runs(sweep.study.id) if run.number == 1)
+    anew = f"trial 0 began anew (attempt 1, run 2): nothing that could be resumed from was saved before, {lost_s:.0f} s"
+    assert [line for line in lines if "began anew" in line] == ([] if every else [f"{anew} of work lost"])
+    assert broken(sweep) == []
 
 
 def test_a_warning_comes_half_way_to_the_stop(make_sweep):
