@@ -7,6 +7,7 @@ text. Foreign text goes through `safe`, in lines as in cells.
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from statistics import median_low
 from typing import Any, TextIO, TypeAlias
 
 from rich.console import Group
@@ -29,6 +30,8 @@ from tuner.cli_text import (
     steps_text,
 )
 from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist
+
+_STEPS_SHOWN = 12  # as many as `steps_text` lists
 
 # Documents of `views`: their keys are the contract, their values are checked where they are made.
 Doc: TypeAlias = Mapping[str, Any]
@@ -206,7 +209,7 @@ def final_summary(doc: Doc, store_option: str = "") -> str:
         f"  best           {best_text(doc)}",
         f"  spend          {spend_text(doc)}{note}",
         f"  on demand      {dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}",
-        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc['resumed_from_steps'])}",
+        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc, store_option)}",
         f"  work lost      {lost_text(doc)}",
         *warnings(doc),
         "next:",
@@ -408,8 +411,16 @@ def simulated_line() -> str:
     return "dollars are simulated: list prices of a local study, which nobody pays"
 
 
-def _resumed_from(steps: list[int]) -> str:
-    return f" (from {'step' if len(set(steps)) == 1 else 'steps'} {steps_text(steps)})" if steps else ""
+def _resumed_from(doc: Doc, store_option: str) -> str:
+    """Every step, or plainly a sum of them: a list that breaks off looks as if it were all."""
+    steps: list[int] = doc["resumed_from_steps"]
+    if not steps:
+        return ""
+    several = len(set(steps))
+    if several <= _STEPS_SHOWN:
+        return f" (from {'step' if several == 1 else 'steps'} {steps_text(steps)})"
+    each = f"tuner trials {shlex.quote(doc['study'])}{store_option}"
+    return f" (from steps {min(steps)} to {max(steps)}, in the median {median_low(steps)}; each: {each})"
 
 
 def _engine_text(engine: Doc, now: datetime) -> str:

@@ -13,7 +13,7 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_read, looking
+from tuner import cli_print, cli_read, looking, views
 from tuner.clock import VirtualClock
 from tuner.model import RunEnd, StudyState
 
@@ -346,3 +346,23 @@ def test_status_loads_no_cloud_library(folder: Path) -> None:
 
 def _source() -> Path:
     return Path(cli_read.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "1 run resumed"),
+        ([4, 4], "1 run resumed (from step 4)"),
+        ([3, 4, 4], "1 run resumed (from steps 3, 4)"),
+        (list(range(1, 13)), "1 run resumed (from steps 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)"),
+        (
+            [*range(1, 30), 2, 2],
+            "1 run resumed (from steps 1 to 29, in the median 14; each: tuner trials digits --store x)",
+        ),
+    ],
+)
+def test_the_steps_that_runs_resumed_from_are_all_told_or_summed(folder: Path, steps, said) -> None:
+    store = cli_store.Store.open(f"sqlite:///{folder}/tuner.db")
+    doc = views.summary_view(store, store.study("digits"), cli_store.NOW) | {"resumed_from_steps": steps}
+    store.close()
+    assert f"  interruptions  1, {said}\n" in cli_print.final_summary(doc, " --store x")
