@@ -69,7 +69,7 @@ class SavesSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TornSeen:
-    """A resume from a checkpoint whose newest file is only half there."""
+    """A resume from a checkpoint of which one of the newest files is only half there."""
 
     name: str  # the file, below the checkpoint folder
     before_step: int  # the last step before the interruption
@@ -87,7 +87,7 @@ class Evidence:
     reference: RunSeen
     saves: SavesSeen
     interrupted: tuple[RunSeen, ...] = ()  # the runs of one trial, oldest first
-    torn: TornSeen | None = None
+    torn: tuple[TornSeen, ...] = ()  # one file after the other, each time all others whole
     repeat: RunSeen | None = None  # a second uninterrupted run, made where the curves differ
 
 

@@ -1,8 +1,9 @@
 """The runs that a rehearsal makes of a script, one after the other.
 
 One run without interruptions is what the others are compared with. A second trial is killed and stopped at random
-moments and resumed, each time with everything gone but what had reached the store. A third resumes from a checkpoint
-whose newest file is half there. Only where curves differ, the first run is repeated, to tell chance from a defect.
+moments and resumed, each time with everything gone but what had reached the store. Then it is resumed from what the
+last interruption left, once for each of the newest files, with half of that file: which of them is the checkpoint and
+which a log beside it, nobody says. Only where curves differ, the first run is repeated, to tell chance from a defect.
 
 Rules: what is drawn comes from the seed. It decides which runs to make and how long to wait for each, and judges
 nothing: that is the verdict's.
@@ -21,7 +22,7 @@ from tuner.rehearse_advice import step_seconds
 from tuner.rehearse_compare import departures
 from tuner.rehearse_records import Ending, Evidence, RunSeen, SavesSeen, TornSeen
 from tuner.rehearse_saves import own_files, save_seconds
-from tuner.rehearse_stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear
+from tuner.rehearse_stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear, written_since
 from tuner.spec import COST_METRIC
 
 _LEAST_STEPS = 4  # fewer cannot be interrupted between a save and the end
@@ -31,6 +32,7 @@ _SILENT_STEPS = 20  # a run that reports nothing for so many steps' time hangs
 _ENDS_WITHIN_STEPS = 3
 _TORN_STEPS = 2
 _TORN_ATTEMPT = 9
+_TORN_MAX = 4  # files; each costs a start of the script
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ class Runs:
         if not blows:
             return evidence
         runs = self._interrupted(reference, blows)
-        evidence = replace(evidence, interrupted=tuple(runs), torn=self._torn(reference, runs))
+        evidence = replace(evidence, interrupted=tuple(runs), torn=self._torn(reference, saves, runs))
         return replace(evidence, repeat=self._repeat(evidence))
 
     # --- without interruptions
@@ -204,31 +206,42 @@ class Runs:
         runs.append(job.seen(number, Ending.STOPPED if blow.stop else Ending.KILLED))
         return True
 
-    def _torn(self, reference: RunSeen, runs: list[RunSeen]) -> TornSeen | None:
-        """A resume from what the last interruption left, with its newest file cut in half."""
+    def _torn(self, reference: RunSeen, saves: SavesSeen, runs: list[RunSeen]) -> tuple[TornSeen, ...]:
+        """Resumes from what the last interruption left, each with another of its newest files cut in half."""
         folder = self._stage.prefix_folder("torn")
-        names = newest_files(folder) if folder.is_dir() else []
         taken = [run for run in runs if run.ending in (Ending.KILLED, Ending.STOPPED) and run.points]
-        if not names or not taken or runs[-1].ending in (Ending.FAILED, Ending.SILENT):
-            return None
-        tear(folder / names[0])
-        before, first = max(taken[-1].points), min(reference.points)
+        if not folder.is_dir() or not taken or runs[-1].ending in (Ending.FAILED, Ending.SILENT):
+            return ()
+        names = written_since(folder, taken[-1].started_at)
+        # Those first that an upload can really catch half-written.
+        names.sort(key=lambda name: name not in saves.in_place)
+        found: list[TornSeen] = []
+        for name in names[:_TORN_MAX]:
+            found.append(self._resumed_torn(f"torn-{len(found) + 1}", name, reference, max(taken[-1].points)))
+            if found[-1].run.ending is Ending.SILENT:
+                break  # the worst that can be, and minutes each time
+        return tuple(found)
+
+    def _resumed_torn(self, role: str, name: str, reference: RunSeen, before: int) -> TornSeen:
+        folder = self._stage.prefix_folder(role)
+        snapshot(self._stage.prefix_folder("torn"), folder)
+        tear(folder / name)
+        first = min(reference.points)
         goal = max([step for step in sorted(reference.points) if step > before][:_TORN_STEPS], default=before)
-        self._watcher.phase(f"resumed with half of {names[0]}, to step {goal}")
+        self._watcher.phase(f"resumed with half of {name}, to step {goal}")
         # An attempt of its own: reports that come back with the checkpoints belong to those before.
-        job = self._start("torn", _TORN_ATTEMPT)
+        job = self._start(role, _TORN_ATTEMPT)
 
         def is_enough(run: LiveRun) -> bool:
             return bool(run.points) and (max(run.points) >= goal or min(run.points) <= first)
 
         run = self._end(job, 1, self._follow(job, 1, is_enough, goal))
-        return TornSeen(name=names[0], before_step=before, run=run)
+        return TornSeen(name=name, before_step=before, run=run)
 
     def _repeat(self, evidence: Evidence) -> RunSeen | None:
         """The uninterrupted run once more, as far as curves differ; None where they do not."""
         curves = [run.points for run in evidence.interrupted]
-        if evidence.torn is not None:
-            curves.append(evidence.torn.run.points)
+        curves += [torn.run.points for torn in evidence.torn]
         found = departures(evidence.reference.points, curves, evidence.tolerance)
         if not found:
             return None

@@ -345,6 +345,17 @@ def newest_files(folder: Path) -> list[str]:
     return sorted(names, key=lambda name: -files[name].st_size)
 
 
+def written_since(folder: Path, moment: float) -> list[str]:
+    """The files that were stored since then, or together with the newest, the newest first.
+
+    Of step folders with a manifest only the newest is looked at, and its manifest is passed over.
+    """
+    files, newest = own_files(folder), newest_files(folder)
+    whole = {name.split("/")[0] for name in files if name.startswith("step-") and name.endswith("/manifest.json")}
+    named = [name for name in files if name.split("/")[0] not in whole and files[name].st_mtime >= moment]
+    return sorted({*named, *newest}, key=lambda name: (-files[name].st_mtime, name))
+
+
 def tear(path: Path) -> None:
     """Leave the first half of a file."""
     half = path.read_bytes()[: path.stat().st_size // 2]

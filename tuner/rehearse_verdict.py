@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from tuner.cli_text import counted, number, seconds, size, steps_text
 from tuner.rehearse_advice import LEAST_SAVE_S, steps_per_save
 from tuner.rehearse_compare import Departure, departures, missing_steps, redone, resumed_from, went_back, worst
-from tuner.rehearse_records import RESUMES, Check, Ending, Evidence, Result, RunSeen
+from tuner.rehearse_records import RESUMES, Check, Ending, Evidence, Result, RunSeen, TornSeen
 from tuner.verbs import gist
 
 _MANY = 3
 _TAKEN = (Ending.KILLED, Ending.STOPPED)
 _LOST = (Ending.FAILED, Ending.SILENT)
+_WORST_FIRST = (Result.FAILED, Result.WARNING, Result.UNCLEAR, Result.PASSED)
 _SAVE = "save to /opt/ml/checkpoints (TUNER_CHECKPOINT_DIR) every few steps"
 _LOAD = "load the newest checkpoint when the script starts, and go on with the step after it"
 _KEEP_ONE = "keep the checkpoint before, and fall back to it"
@@ -37,8 +38,8 @@ def _checks(seen: Evidence) -> Iterator[Check]:
         yield from _newest(seen)
         yield (curve := _same_curve(seen))
         yield _outside(seen, curve)
-        if seen.torn is not None:
-            yield _torn(seen, seen.torn.name, seen.torn.run, curve)
+        if seen.torn:
+            yield _worst_torn([_torn(seen, torn, curve) for torn in seen.torn])
     yield from _stops(seen)
 
 
@@ -238,24 +239,61 @@ def _outside(seen: Evidence, curve: Check) -> Check:
 # --- and when things go wrong
 
 
-def _torn(seen: Evidence, file: str, run: RunSeen, curve: Check) -> Check:
-    name, half = "torn file", f"with half of {file}"
-    if run.first_step is None and run.ending in _LOST:
-        said = "it falls silent" if run.ending is Ending.SILENT else f"it fails: {gist(run.words)}"
-        if seen.saves.watched and file not in seen.saves.in_place:
-            text = f"{half} {said}; but it is written whole, by a rename, so only a fault of the store could tear it"
-            return _warns(name, text, _KEEP_ONE)
-        return _failed(name, f"{half} {said}", f"write to another name and rename; {_KEEP_ONE}")
+def _worst_torn(made: Sequence[Check]) -> Check:
+    """What is said of the worst of the files; where all are survived, of each."""
+    worst_of_all = min(made, key=lambda check: _WORST_FIRST.index(check.result))
+    if worst_of_all.result is not Result.PASSED:
+        return worst_of_all
+    return _passed(worst_of_all.name, "; ".join(dict.fromkeys(check.text for check in made)))
+
+
+def _torn(seen: Evidence, torn: TornSeen, curve: Check) -> Check:
+    name, half, run = "torn file", f"with half of {torn.name}", torn.run
+    if run.ending in _LOST:
+        after = "" if run.last_step is None else f" after step {run.last_step}"
+        said = "it falls silent" if run.ending is Ending.SILENT else f"it fails{after}: {gist(run.words)}"
+        return _not_survived(seen, torn, f"{half} {said}")
     if run.first_step is None:
-        if seen.torn is not None and _was_done(seen, run, seen.torn.before_step):
+        if _was_done(seen, run, torn.before_step):
             return _passed(name, f"{half} it ends well, with nothing left to train")
         return _unclear(name, f"{half} it ended without a report", _KEEP_ONE)
     known = curve.result is Result.FAILED  # a curve that departs does so here as well
     if not known and (found := _departures(seen, [run], _by_chance(seen))):
         return _failed(name, f"{half} it {_departing(found[0])}", f"check what is loaded; {_KEEP_ONE}")
     if seen.reference.first_step is not None and run.first_step <= seen.reference.first_step:
-        return _warns(name, f"{half} it starts over from zero", _KEEP_ONE)
-    return _passed(name, f"{half} it goes on from an older checkpoint, at step {run.first_step}")
+        if _can_tear(seen, torn) and not _had_an_older(seen, torn):
+            text = f"{half} it starts over from zero, and no older checkpoint was there yet"
+            return _unclear(name, text, "let it save more often before it is interrupted: --steps, --leash")
+        return _not_survived(seen, torn, f"{half} it starts over from zero")
+    if _goes_on_from_older(seen, run):
+        return _passed(name, f"{half} it goes on from an older checkpoint, at step {run.first_step}")
+    return _passed(name, f"half of {torn.name} made no difference")
+
+
+def _not_survived(seen: Evidence, torn: TornSeen, text: str) -> Check:
+    if _can_tear(seen, torn):
+        return _failed("torn file", text, f"write to another name and rename; {_KEEP_ONE}")
+    whole = "it is written whole, by a rename, so only a fault of the store could tear it"
+    return _warns("torn file", f"{text}; but {whole}", _KEEP_ONE)
+
+
+def _can_tear(seen: Evidence, torn: TornSeen) -> bool:
+    """Whether an interruption can leave half of a file in the store: unless it was seen to be renamed."""
+    return not seen.saves.watched or torn.name in seen.saves.in_place
+
+
+def _had_an_older(seen: Evidence, torn: TornSeen) -> bool:
+    """Whether more than one save lay before the interruption, so that there was something to fall back to."""
+    first = seen.interrupted[-1].first_step
+    return sum(step <= torn.before_step if first is None else step < first for step in seen.saves.after_steps) > 1
+
+
+def _goes_on_from_older(seen: Evidence, run: RunSeen) -> bool:
+    """Whether a run began before the one that resumed from the same files, all of them whole: the trial's last."""
+    whole = seen.interrupted[-1]
+    if run.resume_step is not None and whole.resume_step is not None:
+        return run.resume_step < whole.resume_step
+    return run.first_step is not None and (whole.first_step is None or run.first_step < whole.first_step)
 
 
 def _stops(seen: Evidence) -> Iterator[Check]:

@@ -79,6 +79,14 @@ SAVES_AT_ITS_END = """
     save_now = save
     save = lambda state: save_now(state) if state["epoch"] == 10 else None
 """
+# One write of always the same length: a kill at any moment leaves the file whole, so that only the rehearsal tears it.
+IN_PLACE = """
+    LENGTH = 100
+    def save(state):
+        file = os.open(FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.pwrite(file, json.dumps(state).ljust(LENGTH).encode(), 0)
+        os.close(file)
+"""
 ONE_FILE = """
     def load():
         return json.loads(FILE.read_text()) if FILE.exists() else dict(FRESH)
@@ -87,12 +95,34 @@ ONE_FILE = """
         unfinished.write_text(json.dumps(state))
         unfinished.replace(FILE)
 """
-WRITES_IN_PLACE = """
+WRITES_IN_PLACE = (
+    IN_PLACE
+    + """
     def load():
         return json.loads(FILE.read_text()) if FILE.exists() else dict(FRESH)
-    def save(state):
-        FILE.write_text(json.dumps(state))
 """
+)
+WRITES_IN_PLACE_BESIDE_A_LOG = (
+    WRITES_IN_PLACE
+    + """
+    LOG = FOLDER / "train.log"
+    def report(state):
+        with LOG.open("a") as file:
+            file.write("a line of a log, and a long one, so that it is the largest of all files\\n" * 9)
+        print(f"epoch={state['epoch']} loss={state['w'] ** 2}", flush=True)
+"""
+)
+PADS_ITS_ONE_FILE = WRITES_IN_PLACE + "    LENGTH = 4096\n"
+WRITES_IN_PLACE_AND_BEGINS_ANEW = (
+    IN_PLACE
+    + """
+    def load():
+        try:
+            return json.loads(FILE.read_text())
+        except (OSError, ValueError):
+            return dict(FRESH)
+"""
+)
 ELSEWHERE = """
     LAST = 10
     FILE = OLDER = Path("state.json")

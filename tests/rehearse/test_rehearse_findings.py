@@ -20,7 +20,7 @@ FIT = {
 UNSAVED = {"runs": "passed", "saves": "failed"}
 # Script, the checks of the verdict, and words that its findings must hold.
 FINDINGS = {
-    "good": (scripts.GOOD, FIT, ["bit for bit"]),
+    "good": (scripts.GOOD, FIT, ["bit for bit", "half of state.json it goes on from an older checkpoint"]),
     "forgets to load": (
         scripts.FORGETS_TO_LOAD,
         {"runs": "passed", "saves": "passed", "resumes": "failed"},
@@ -40,6 +40,17 @@ FINDINGS = {
     "saves at its end": (scripts.SAVES_AT_ITS_END, UNSAVED, ["saves only at its end, after step 10"]),
     "one file": (scripts.ONE_FILE, FIT | {"torn file": "warning"}, ["state.json", "by a rename"]),
     "writes in place": (scripts.WRITES_IN_PLACE, FIT | {"torn file": "failed"}, ["JSONDecodeError", "rename"]),
+    "writes in place beside a log": (
+        scripts.WRITES_IN_PLACE_BESIDE_A_LOG,
+        FIT | {"torn file": "failed"},
+        ["half of state.json it fails: ", "JSONDecodeError"],
+    ),
+    "pads its one file": (scripts.PADS_ITS_ONE_FILE, FIT, ["half of state.json made no difference"]),
+    "writes in place and begins anew": (
+        scripts.WRITES_IN_PLACE_AND_BEGINS_ANEW,
+        FIT | {"torn file": "failed"},
+        ["half of state.json it starts over from zero", "rename"],
+    ),
     "elsewhere": (scripts.ELSEWHERE, UNSAVED, ["it wrote /opt/ml/code/state.json"]),
     "half elsewhere and needed": (
         scripts.HALF_ELSEWHERE_AND_NEEDED,

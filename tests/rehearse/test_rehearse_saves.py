@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tuner.rehearse_saves import SaveWatch, own_files, save_seconds
-from tuner.rehearse_stage import newest_files, snapshot, tear
+from tuner.rehearse_stage import newest_files, snapshot, tear, written_since
 
 
 @pytest.fixture
@@ -94,3 +94,21 @@ def test_of_a_step_with_a_manifest_its_data_is_torn(tmp_path):
         (folder / "state").write_text("12")
         (folder / "manifest.json").write_text("{}" * 9)
     assert newest_files(tmp_path) == ["step-00000002/state"]
+
+
+def test_a_checkpoint_may_lie_among_files_that_were_stored_after_it(tmp_path):
+    for name, at in (("config", 50.0), ("state", 100.0), ("train.log", 200.0)):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (at, at))
+    assert written_since(tmp_path, 90.0) == ["train.log", "state"]
+    assert written_since(tmp_path, 300.0) == ["train.log"]
+
+
+def test_beside_the_newest_step_folder_lie_files_of_the_scripts_own(tmp_path):
+    for step in (1, 2):
+        folder = tmp_path / f"step-0000000{step}"
+        folder.mkdir()
+        for name in ("state", "manifest.json"):
+            (folder / name).write_text("12")
+    (tmp_path / "train.log").write_text("12")
+    assert sorted(written_since(tmp_path, 0.0)) == ["step-00000002/state", "train.log"]
