@@ -4,8 +4,9 @@ It exists so that what is rehearsed is what will run: the request is the study's
 checkpoint agent and the way in which an instance dies are the local service's. The stage decides nothing: it starts,
 looks, takes capacity away, stops and cuts.
 
-Rules: nothing of the user's is written to, but what the script itself writes to absolute paths outside of /tmp. All
-processes of a job are gone when `close` returns, and so is the directory, unless it is to be kept.
+Rules: nothing of the user's is written to, but what the script itself writes to absolute paths outside of /tmp,
+/var/tmp and /dev/shm; HOME is a folder of its own. All processes of a job are gone when `close` returns, and so is the
+directory, unless it is to be kept.
 """
 
 import json
@@ -301,16 +302,19 @@ class StagedJob:
         return ends.get(self._job.rows()[-1].status, Ending.FAILED)
 
     def _outside_files(self) -> tuple[str, ...]:
-        """Files that the script wrote and that an interruption takes, by the names that it knows them by."""
-        found = []
-        for folder, shown in ((self._job.tmp, "/tmp/"), (self._job.ml, "/opt/ml/")):  # noqa: S108 - a name to be shown
+        """Files that the script wrote and that an interruption takes, by the names that it knows them by.
+
+        What lies in /dev/shm is its own memory, and not seen from here.
+        """
+        job, found = self._job, []
+        places = {"/tmp/": job.tmp, "/var/tmp/": job.var_tmp, "~/": job.home, "/opt/ml/": job.ml}  # noqa: S108 - names
+        for shown, folder in places.items():
             for where, folders, names in os.walk(folder):
                 inside = Path(where).relative_to(folder)
                 if inside.parts[:1] in (("checkpoints",), ("input",)):
                     folders.clear()
                     continue
-                found += [(inside / name).as_posix() for name in names if not self._is_given(inside / name)]
-            found = [name if name.startswith("/") else shown + name for name in found]
+                found += [shown + (inside / name).as_posix() for name in names if not self._is_given(inside / name)]
         return tuple(sorted(found)[:_OUTSIDE_SHOWN])
 
     def _is_given(self, path: Path) -> bool:

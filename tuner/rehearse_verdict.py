@@ -18,6 +18,7 @@ _LOST = (Ending.FAILED, Ending.SILENT)
 _WORST_FIRST = (Result.FAILED, Result.WARNING, Result.UNCLEAR, Result.PASSED)
 _SAVE = "save to /opt/ml/checkpoints (TUNER_CHECKPOINT_DIR) every few steps"
 _LOAD = "load the newest checkpoint when the script starts, and go on with the step after it"
+_EMPTIED = "working directory, HOME, model"
 _KEEP_ONE = "keep the checkpoint before, and fall back to it"
 
 
@@ -231,9 +232,10 @@ def _outside(seen: Evidence, curve: Check) -> Check:
         text = f"it wrote {_names(files)}, which an interruption takes"
         return _unclear(name, text, "if the next step needs it, save it in the checkpoint folder")
     if not seen.isolated:
-        text = "resumed with working directory, model and output emptied; /tmp cannot be here"
+        text = f"resumed with {_EMPTIED} and output emptied; /tmp, /var/tmp and /dev/shm cannot be here"
         return _unclear(name, text, "see `tuner doctor` on private mounts")
-    return _passed(name, "resumed with working directory, /tmp, model and output emptied")
+    emptied = f"{_EMPTIED}, output, /tmp, /var/tmp and /dev/shm emptied"
+    return _passed(name, f"resumed with {emptied}; other folders of this machine stayed")
 
 
 # --- and when things go wrong

@@ -143,8 +143,14 @@ HALF_ELSEWHERE_AND_NEEDED = """
 HALF_ELSEWHERE_AND_FORGOTTEN = HALF_ELSEWHERE_AND_NEEDED.replace(
     'if state["epoch"]:', 'state["v"] = 0.0\n        if Path("momentum.json").exists():'
 )
-IN_TMP = f"/tmp/momentum-of-a-rehearsed-script-{os.getpid()}.json"
-IN_TMP_AND_NEEDED = HALF_ELSEWHERE_AND_NEEDED.replace("momentum.json", IN_TMP)
+OF_THIS_TEST = f"momentum-of-a-rehearsed-script-{os.getpid()}.json"
+
+
+def needed(path: str) -> str:
+    """Half of the state lies in a file that an interruption takes."""
+    return HALF_ELSEWHERE_AND_NEEDED.replace('Path("momentum.json")', f'Path("{path}").expanduser()')
+
+
 FAILS_AT_ONCE = "raise SystemExit('no GPU was found')"
 SAYS_NOTHING = ENDS + "report = lambda state: None"
 FORKS_AND_IGNORES_SIGTERM = """

@@ -93,14 +93,32 @@ def test_a_rehearsal_finds_what_is_wrong_with_a_script_and_says_so(name, folder,
     assert nothing_is_left(folder)
 
 
-def test_what_a_script_leaves_in_tmp_is_gone_and_never_reaches_the_real_one(folder, call):
-    if not find_isolation(folder).is_private:
-        pytest.skip("jobs have no /tmp of their own here")
-    code, document = rehearse(call, scripts.write_study(folder, scripts.IN_TMP_AND_NEEDED))
+@pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm", "~"])
+def test_what_a_script_leaves_elsewhere_is_gone_and_never_reaches_the_real_place(place, folder, call):
+    path = f"{place}/{scripts.OF_THIS_TEST}"
+    if place != "~" and not (Path(place).is_dir() and find_isolation(folder).is_private):
+        pytest.skip(f"jobs have no {place} of their own here")
+    code, document = rehearse(call, scripts.write_study(folder, scripts.needed(path)))
     failed = next(check for check in document["checks"] if check["name"] == "resumes")
     assert (code, failed["result"]) == (1, "failed")
-    assert f"it wrote {scripts.IN_TMP}" in failed["remedy"]
-    assert not Path(scripts.IN_TMP).exists()
+    assert "FileNotFoundError" in failed["text"]
+    assert place == "/dev/shm" or f"it wrote {path}" in failed["remedy"]  # memory cannot be looked into
+    assert not Path(path).expanduser().exists()
+
+
+def test_a_script_sees_an_empty_home_and_still_finds_what_its_user_installed(folder, call, tmp_path, monkeypatch):
+    home = tmp_path / "home-of-the-user"
+    home.mkdir()
+    (home / "data").write_text("1")
+    monkeypatch.setenv("HOME", str(home))
+    looks = """
+        def report(state):
+            there = list(Path.home().iterdir())
+            packages = os.environ["PYTHONUSERBASE"]
+            raise SystemExit(f"HOME {there} PACKAGES {packages}")
+    """
+    _, document = rehearse(call, scripts.write_study(folder, looks))
+    assert f"HOME [] PACKAGES {home}/.local" in document["checks"][0]["text"]
 
 
 def _on_this_machine(expected, folder):

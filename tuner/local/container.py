@@ -68,6 +68,7 @@ class Container:
         request = self._job.request
         return {
             **self._job.record["environment"],
+            **self._own_home(),
             **request.get("Environment", {}),
             "TRAINING_JOB_NAME": self._job.name,
             "TRAINING_JOB_ARN": self._job.record["arn"],
@@ -77,19 +78,35 @@ class Container:
             MARK: str(self._job.path),
         }
 
+    def _own_home(self) -> dict[str, str]:
+        """An empty HOME, where that is asked for. What this Python finds in the real one stays found."""
+        if not self._has_own_places:
+            return {}
+        real = self._job.record["environment"].get("HOME")
+        return {"HOME": str(self._job.home)} | ({"PYTHONUSERBASE": f"{real}/.local"} if real else {})
+
+    @property
+    def _has_own_places(self) -> bool:
+        return bool(self._job.record["settings"].get("private_tmp"))
+
     def own_tmp(self) -> OwnTmp | None:
-        """What stands at /tmp, where that is asked for: of the real one, only what this Python and its job need."""
-        if not self._job.record["settings"].get("private_tmp"):
+        """What stands at /tmp and the like, where asked for: of the real ones, what this Python and its job need."""
+        if not self._has_own_places:
             return None
         given = self._job.record["environment"]
         named = (word for key in ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV") for word in given.get(key, "").split(":"))
         paths = [Path(word) for word in (*named, self._job.record["python"], sys.prefix, sys.base_prefix) if word]
         kept = [self._job.path, *(path for path in paths if path.is_absolute())]
-        return OwnTmp(self._job.tmp, (*kept, *(path.resolve() for path in kept)))
+        resolved = (path.resolve() for path in kept)
+        return OwnTmp(self._job.tmp, self._job.var_tmp, self._job.shm, (*kept, *resolved))
+
+    def _disk(self) -> list[Path]:
+        job = self._job
+        return [job.ml, job.tmp, *([job.home, job.var_tmp, job.shm] if self._has_own_places else [])]
 
     def fresh_disk(self) -> None:
         """Empty folders and the configuration files."""
-        for folder in (self._job.ml, self._job.tmp):
+        for folder in self._disk():
             _remove(folder)
             folder.mkdir(mode=0o700)
         for part in ("model", "output/data", "input/config", "input/data", "code"):
@@ -98,7 +115,7 @@ class Container:
             (self._job.ml / "input/config" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
     def remove_disk(self) -> None:
-        for folder in (self._job.ml, self._job.tmp):
+        for folder in self._disk():
             _remove(folder)
 
     def has_inputs(self) -> bool:

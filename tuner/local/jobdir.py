@@ -6,7 +6,7 @@
     jobs/<name>/lock           held by the supervisor for as long as it lives
     jobs/<name>/alive          touched by the supervisor; its time is the job's last sign of life
     jobs/<name>/logs/<n>.log   what run n printed
-    jobs/<name>/ml, tmp        the instance's disk; gone when the job has ended
+    jobs/<name>/ml, tmp, …     the instance's disk; gone when the job has ended
 
 Rules: standard library only (the supervisor reads it). Any process may be killed at any instruction: a directory
 appears complete, by a rename; a line that a killed writer left unfinished is not there, and is cut off by the next
@@ -160,6 +160,18 @@ class JobDir:
     @property
     def tmp(self) -> Path:
         return self.path / "tmp"
+
+    @property
+    def home(self) -> Path:
+        return self.path / "home"
+
+    @property
+    def var_tmp(self) -> Path:
+        return self.path / "var_tmp"
+
+    @property
+    def shm(self) -> Path:
+        return self.path / "shm"
 
     def log_path(self, run: int) -> Path:
         return self.path / "logs" / f"{run}.log"

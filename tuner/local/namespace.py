@@ -21,12 +21,14 @@ import secrets
 import select
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 OPT_ML = Path("/opt/ml")
-TMP = Path("/tmp")  # noqa: S108 - not written to, but replaced for the job
+# Not written to, but replaced for the job, in this order. The last is memory, and stays so.
+TMP, VAR_TMP, SHM = Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")  # noqa: S108 - as above
 
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x1000, 0x4000, 1 << 18, 2, 4, 8
@@ -71,9 +73,14 @@ def find_isolation(folder: Path) -> Isolation:
 
 @dataclass(frozen=True, slots=True)
 class OwnTmp:
-    """A folder that stands at /tmp for a job. Of the real one only the entries that lead to `kept` are seen."""
+    """Folders that stand at /tmp, /var/tmp and /dev/shm for a job.
 
-    folder: Path
+    Of the real ones only the entries that lead to `kept` are seen.
+    """
+
+    tmp: Path
+    var_tmp: Path
+    shm: Path
     kept: tuple[Path, ...]
 
 
@@ -150,7 +157,13 @@ def _set_apart(flags: int, ml: Path, tmp: OwnTmp | None) -> None:
         _rebuild_opt(ml.parent)
     _mount(str(ml), str(OPT_ML), None, _MS_BIND | _MS_REC)
     if tmp is not None:
-        _replace_tmp(tmp)
+        _replace(TMP, tmp.tmp, tmp.kept)
+        if VAR_TMP.is_dir() and not VAR_TMP.is_symlink():  # a link leads to /tmp
+            _replace(VAR_TMP, tmp.var_tmp, tmp.kept)
+        if SHM.is_dir():
+            with suppress(OSError):  # where there is no more memory to give, a folder on the disk does
+                _mount("tmpfs", str(tmp.shm), "tmpfs", _MS_NOSUID | _MS_NODEV)
+            _replace(SHM, tmp.shm, tmp.kept)
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
@@ -181,19 +194,19 @@ def _rebuild_opt(place: Path) -> None:
     _mount(str(new), "/opt", None, _MS_BIND | _MS_REC)
 
 
-def _replace_tmp(tmp: OwnTmp) -> None:
-    """Bind the entries of /tmp that are needed (a Python may be installed there) into the folder, and it to /tmp."""
-    inside = (path.relative_to(TMP).parts for path in tmp.kept if path.is_relative_to(TMP))
+def _replace(place: Path, folder: Path, kept: Sequence[Path]) -> None:
+    """Bind the entries of a place that are needed (a Python may be installed there) into the folder, and it there."""
+    inside = (path.relative_to(place).parts for path in kept if path.is_relative_to(place))
     for name in sorted({parts[0] for parts in inside if parts}):
-        target = tmp.folder / name
-        if (TMP / name).is_dir():
+        target = folder / name
+        if (place / name).is_dir():
             target.mkdir(exist_ok=True)
-        elif (TMP / name).exists():
+        elif (place / name).exists():
             target.touch()
         else:
             continue
-        _mount(str(TMP / name), str(target), None, _MS_BIND | _MS_REC)
-    _mount(str(tmp.folder), str(TMP), None, _MS_BIND | _MS_REC)
+        _mount(str(place / name), str(target), None, _MS_BIND | _MS_REC)
+    _mount(str(folder), str(place), None, _MS_BIND | _MS_REC)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int) -> None:

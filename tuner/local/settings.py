@@ -59,7 +59,8 @@ class Settings:
     on_demand_quota: Mapping[str, int] = field(default_factory=dict)
     # Calls per second by operation, {"ListTrainingJobs": 2}; an operation that is not named is unlimited.
     rates: Mapping[str, float] = field(default_factory=dict)
-    # Whether jobs get a private /opt/ml where the kernel allows it, and with it an empty /tmp of their own.
+    # Whether jobs get a private /opt/ml where the kernel allows it; and with it an empty /tmp, /var/tmp and /dev/shm
+    # of their own, and everywhere an empty HOME.
     private_opt_ml: bool = True
     private_tmp: bool = False
     # Spot capacity for jobs of studies that have no market of their own, as the JSON of a market's file; {}: always.
