@@ -66,11 +66,13 @@ class LiveRun:
     points: dict[int, dict[str, float]] = field(default_factory=dict)
     reported_at: dict[int, float] = field(default_factory=dict)
     loose: dict[str, float] = field(default_factory=dict)
+    loose_reports: int = 0
     record: RunRecord | None = None
 
     def take(self, point: MetricPoint) -> None:
         if point.step is None:
             self.loose[point.name] = point.value
+            self.loose_reports += 1
             return
         self.points.setdefault(point.step, {})[point.name] = point.value
         self.reported_at.setdefault(point.step, point.at.timestamp())

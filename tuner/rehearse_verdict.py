@@ -76,8 +76,9 @@ def _runs(seen: Evidence) -> Check:
         return _passed("runs", f"reports {objectives} at {counted(len(run.points), 'step')} ({which}), {ended}")
     how = "print a line that a regex of training.metrics finds, or call tuner.training.report(step, name=value)"
     if wanted <= stepped | run.loose.keys():
-        text = f"{objectives} is reported without a step: nothing can be said of a resume"
-        return _unclear("runs", text, "give training.metrics a step_regex that finds the step in the log")
+        text = f"{objectives} is reported without a step: that it resumes cannot be proven"
+        remedy = "give training.metrics a step_regex that finds the step in the log"
+        return _unclear("runs", text, f"{remedy}, or call tuner.training.report(step, name=value)")
     if run.ending is not Ending.COMPLETED:
         return _unclear("runs", f"no {objectives} was reported so far", f"{how} sooner, or give it a longer --leash")
     others = ", ".join(sorted(stepped | run.loose.keys()))

@@ -121,6 +121,20 @@ def test_a_script_sees_an_empty_home_and_still_finds_what_its_user_installed(fol
     assert f"HOME [] PACKAGES {home}/.local" in document["checks"][0]["text"]
 
 
+@pytest.mark.parametrize("options", [(), ("--steps", scripts.STEPS)])
+def test_without_steps_in_its_reports_no_resume_is_proven_and_none_is_waited_for(options, folder, call):
+    """The script never ends, nor comes to any step."""
+    unstepped = scripts.STUDY.replace(", step_regex: 'epoch=([0-9]+)'", "")
+    code, out, err = call(
+        "rehearse", scripts.write_study(folder, scripts.GOOD, unstepped), "--leash", "1s", "--json", *options
+    )
+    (check,) = json.loads(out)["checks"]
+    assert (code, check["name"], check["result"]) == (1, "runs", "could not tell"), err
+    assert check["text"] == "loss is reported without a step: that it resumes cannot be proven"
+    assert "step_regex" in check["remedy"]
+    assert "tuner.training.report" in check["remedy"]
+
+
 def _on_this_machine(expected, folder):
     """Where the kernel gives jobs no /tmp of their own, nothing can be said of it."""
     if expected.get("nothing outside") == "passed" and not find_isolation(folder).is_private:
