@@ -29,7 +29,8 @@ from tuner.cli_text import (
     size,
     steps_text,
 )
-from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist
+from tuner.model import Intent
+from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist, how_to_go_on
 
 _STEPS_SHOWN = 12  # as many as `steps_text` lists
 
@@ -232,8 +233,11 @@ def next_commands(doc: Doc, store_option: str = "") -> list[str]:
             return [f"tuner set {name} budget.usd=…", f"tuner resume {name}", f"tuner cancel {name}"]
         case "past_deadline":
             return [f"tuner set {name} budget.deadline=…", f"tuner resume {name}", f"tuner cancel {name}"]
-        case _:
+        case "stopped":
             return [f"tuner resume {name}", f"tuner cancel {name}"]
+        case _:  # what was asked for goes on: `resume` would take a stop back
+            asked = how_to_go_on(name, Intent(doc["intent"]))
+            return list(dict.fromkeys([asked, f"tuner cancel {name}"]))
 
 
 def warnings(doc: Doc) -> list[str]:

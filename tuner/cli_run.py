@@ -17,9 +17,10 @@ from tuner.cli_live import choose
 from tuner.cli_read import out, out_json, reading, say
 from tuner.cli_text import dollars, safe
 from tuner.clock import SystemClock
+from tuner.model import Intent
 from tuner.store import Store
 from tuner.store_schema import masked
-from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
+from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -71,6 +72,7 @@ def stop(args: argparse.Namespace) -> int:
             lambda display, signals: wishes.request_stop(
                 args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
             ),
+            wishes.stop_intent(now_=args.now, drain=args.drain),
         )
 
 
@@ -80,6 +82,7 @@ def cancel(args: argparse.Namespace) -> int:
             args.study,
             args,
             lambda display, signals: wishes.request_cancel(args.study, store, display=display, signals=signals),
+            Intent.CANCEL,
         )
 
 
@@ -118,23 +121,24 @@ def gc(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _drive(name: str, args: argparse.Namespace, verb: Callable[[Display, Signals], Outcome]) -> int:
-    """Run an engine under a display and the two-stage signals, then say what it came to."""
+def _drive(
+    name: str, args: argparse.Namespace, verb: Callable[[Display, Signals], Outcome], wish: Intent | None = None
+) -> int:
+    """Run an engine under a display and the two-stage signals, then say what it came to.
+
+    `wish` is what the verb asks for; None: what the study was asked for last.
+    """
     display = choose(SystemClock())
     with Signals() as signals:
         try:
             outcome = verb(display, signals)
         finally:
             display.close()
-    return _tell(name, args, outcome, signals)
-
-
-def _tell(name: str, args: argparse.Namespace, outcome: Outcome, signals: Signals) -> int:
-    """Say what it came to."""
     option = _store_option(args.store)
     out(cli_print.final_summary(outcome.summary, option))
     if signals.stop_requested:
-        say(f"left in order; jobs in flight go on: tuner resume {name}{option}, or end it: tuner cancel {name}{option}")
+        asked = wish or Intent(str(outcome.summary["intent"]))
+        say(f"left in order; {left_behind(f'{name}{option}', asked)}")
     if outcome.refused is not None:
         say(f"tuner: {safe(outcome.refused)}")
     return outcome.exit_code

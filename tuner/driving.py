@@ -17,7 +17,7 @@ from tuner.clock import Clock, SystemClock
 from tuner.model import Lease, Study, StudyState, TrialState
 from tuner.spec import from_json
 from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
-from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError
+from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
 
 if TYPE_CHECKING:
     from tuner.engine import Engine  # imports Optuna
@@ -50,7 +50,7 @@ def drive(
     from tuner.engine import Engine  # noqa: PLC0415 - imports Optuna
     from tuner.watch import DisplayWatcher  # noqa: PLC0415
 
-    signals.last_words = signals.last_words or _how_to_go_on(study.name)
+    signals.last_words = signals.last_words or left_behind(study.name, study.intent)
     signals.attach(clock.wake)
     engine: Engine | None = None
     try:
@@ -107,10 +107,6 @@ def _apply_retention(study: Study, lease: Lease, store: Store, display: Display,
             f"{len(found.waste)} trials that have ended"
         )
         display.event(EventLine(at=clock.now(), level="info", text=text))
-
-
-def _how_to_go_on(name: str) -> str:
-    return f"jobs go on; resume: tuner resume {name}   end: tuner cancel {name}"
 
 
 def outcome_of(study: Study, store: Store, signals: Signals, now: datetime) -> Outcome:

@@ -8,7 +8,10 @@ told first, a line each. Trials that exist go on with what shaped their results 
 stays as it was set unless the file changed too. The new trial of a failed one is recorded before its checkpoints are
 copied and gets a job only after: a copy that was cut off is made again by the next `resume`, and no other trial can
 find it. One that was done is an event, and is not made again. The lease is renewed before each object: who lost it
-leaves, since jobs of the next engine's may already write there.
+leaves, since jobs of the next engine's may already write there. What was wished before is applied before. A study that
+is being cancelled never goes on: whoever takes it up ends it. A cycle (`once`) is nobody's wish: it goes on with what
+runs, and brings to its end what is being stopped. What goes on is recorded as running before any job of it can be
+made, so that the next cycle finds it should this process die.
 """
 
 import json
@@ -17,12 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import audit, prepare, workload, worlds
+from tuner import audit, prepare, requests, workload, worlds
 from tuner.checkpoints import copy_own_files
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobService
 from tuner.memory import Work, limits_to_keep
-from tuner.model import BEGUN_WITH, RETRY_OF, SET_LIVE, Intent, Json, Lease, Study, Trial, TrialState
+from tuner.model import BEGUN_WITH, RETRY_OF, SET_LIVE, Intent, Json, Lease, Study, StudyState, Trial, TrialState
 from tuner.packaging import BundleRefused
 from tuner.prices import usd
 from tuner.spec import (
@@ -52,12 +55,21 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Who resumes a study, what they accept, and where its state directory is if it was moved."""
+    """Who resumes a study, what they accept, and where its state directory is if it was moved.
+
+    `once`: it is a cycle, which changes nothing of what the user last asked for.
+    """
 
     who: str
     accept_changes: bool = False
     retry_failed: bool = False
     moved: Path | None = None
+    once: bool = False
+
+
+def may_go_on(study: Study, *, once: bool) -> bool:
+    """Whether who takes it up may start jobs; else it is only brought to the rest or the end that was asked for."""
+    return study.intent is Intent.RUN or (study.intent is not Intent.CANCEL and not once)
 
 
 class Reconciler:
@@ -71,19 +83,40 @@ class Reconciler:
         self._now = clock.now()
 
     def take_up(self, study: Study, wish: Resumption) -> Study:
-        """Record that the study goes on; returns it as it is then. Raises UserError, with nothing written."""
+        """Record that the study goes on, or to its end; returns it as it is then.
+
+        Raises UserError, with nothing written.
+        """
         unit = self._unit(study)
         if wish.moved is not None:
             self._move(unit, wish.moved)
-        self._compare_file(unit, accept_changes=wish.accept_changes)
-        unit.event("resume", who=wish.who)
-        if unit.study.intent is not Intent.RUN:
-            unit.set_study(replace(unit.study, intent=Intent.RUN, intent_at=self._now))
-        if wish.retry_failed:
-            self._retry_failed(unit)
+        self._apply_requests(unit)
+        goes_on = may_go_on(unit.study, once=wish.once)
+        if goes_on:
+            self._compare_file(unit, accept_changes=wish.accept_changes)
+        else:
+            self._tell_end(unit.study)
+        unit.event("resume", who=wish.who, once=wish.once)
+        if goes_on:
+            _run(unit)
+            if wish.retry_failed:
+                self._retry_failed(unit)
         self._commit(unit)
-        self._copy_checkpoints(unit.study)
+        if goes_on:
+            self._copy_checkpoints(unit.study)
         return unit.study
+
+    def _apply_requests(self, unit: UnitOfWork) -> None:
+        """What was wished before this: a stop that no engine has heard of must not come after it."""
+        summary = self._store.summary(unit.study.id)
+        for request in self._store.pending_requests(unit.study.id):
+            requests.apply(unit, request, bound_microusd=summary.spend_microusd + summary.reserved_microusd)
+
+    def _tell_end(self, study: Study) -> None:
+        if study.intent is Intent.CANCEL:
+            self._tell("warn", f"study {study.name} is being cancelled: this ends it, it does not go on")
+        else:
+            self._tell("info", f"study {study.name} is being stopped; to go on with it: tuner resume {study.name}")
 
     def report_orphans(self, study: Study, jobs: JobService) -> None:
         """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
@@ -252,6 +285,16 @@ class Reconciler:
 
     def _copied(self, study: Study, trial: Trial) -> bool:
         return any(event.kind == _COPIED for event in self._store.events(study.id, trial=trial.number))
+
+
+def _run(unit: UnitOfWork) -> None:
+    study = unit.study
+    if study.intent is not Intent.RUN:
+        study = replace(study, intent=Intent.RUN, intent_at=unit.now)
+    if not study.state.active:
+        unit.event("study", before=study.state, after=StudyState.RUNNING)
+        study = replace(study, state=StudyState.RUNNING)
+    unit.set_study(study)
 
 
 def _again(old: Trial, number: int, unit: UnitOfWork, spec: StudySpec) -> Trial:

@@ -5,7 +5,7 @@ live engine the verb that wrote it takes the lease and applies it itself, throug
 
 Rules: every request is used up, once. One that does not fit what the study has become since it was written (two that
 contradict each other, a budget below what is bound by now) changes nothing and is an event: it must neither be lost in
-silence nor crash the engine at every start.
+silence nor crash the engine at every start. A cancellation stays: no later stop makes a rest of it.
 """
 
 from dataclasses import replace
@@ -43,6 +43,8 @@ def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
         # more trials for a finished study are welcome; there is nothing left to stop
         raise SpecError(f"study {study.name} is {study.state} already")
     if request.verb != "set":
+        if request.verb == "stop" and study.intent is Intent.CANCEL:
+            raise SpecError(f"study {study.name} is being cancelled already")
         return replace(study, intent=Intent(str(request.values["intent"])), intent_at=unit.now)
     before = from_json(study.spec)
     spec = apply_set(before, [f"{key}={value}" for key, value in request.values.items()])

@@ -19,7 +19,7 @@ from pathlib import Path
 from tuner import prepare as preparing
 from tuner import workload, worlds
 from tuner.clock import Clock, SystemClock
-from tuner.driving import acquire, drive
+from tuner.driving import acquire, drive, outcome_of
 from tuner.memory import limits_to_keep
 from tuner.model import Intent, Study, StudyState
 from tuner.opening import operating_errors, user_name
@@ -220,22 +220,26 @@ def resume(
 ) -> Outcome:
     """Reconcile a study with what happened meanwhile, and carry on. May be repeated.
 
-    `retry_failed` gives the parameters of failed trials to new ones, outside the total.
+    `retry_failed` gives the parameters of failed trials to new ones, outside the total. `once`: one cycle, which leaves
+    a study that rests as it is. A study that is being cancelled is brought to its end.
     """
-    from tuner.reconcile import Reconciler, Resumption  # noqa: PLC0415 - with it comes boto3
+    from tuner.reconcile import Reconciler, Resumption, may_go_on  # noqa: PLC0415 - with it comes boto3
 
     clock = clock or SystemClock()
     with operating_errors():
         study = store.study(name)
         if study.state is StudyState.CANCELLED:
             raise UserError(f"study {name} was cancelled: launch a new one", Exit.USAGE)
-        refuse_missing_secrets(from_json(study.spec), os.environ)
+        if once and study.intent is not Intent.RUN and not _expects_cycles(study, store):
+            return outcome_of(study, store, signals, clock.now())
+        if may_go_on(study, once=once):
+            refuse_missing_secrets(from_json(study.spec), os.environ)
         moved = worlds.moved_to(study)
         if moved is None:
             worlds.place_of(study).verify()
         lease = acquire(store, study, clock, wait=not no_wait)
         try:
-            wish = Resumption(user_name(), accept_changes, retry_failed, moved)
+            wish = Resumption(user_name(), accept_changes, retry_failed, moved, once)
             reconciler = Reconciler(store, lease, display, clock)
             study = reconciler.take_up(store.study_by_id(study.id), wish)
             if not once:  # a cycle of cron's is short
@@ -246,8 +250,13 @@ def resume(
         return drive(study, lease, store, display=display, signals=signals, clock=clock, once=once)
 
 
+def _expects_cycles(study: Study, store: Store) -> bool:
+    """Whether a cycle has something to do; what the user brought to rest waits for the user."""
+    return study.state.active or (study.state is not StudyState.CANCELLED and bool(store.pending_requests(study.id)))
+
+
 def resume_all_once(
-    store: Store, *, display: Display, signals: Signals, others_too: bool = False
+    store: Store, *, display: Display, signals: Signals, others_too: bool = False, clock: SystemClock | None = None
 ) -> list[tuple[str, Outcome]]:
     """One cycle over every study that an engine is expected for; a study held by another engine is passed over.
 
@@ -255,14 +264,14 @@ def resume_all_once(
     """
     outcomes = []
     for study in store.studies():
-        if not study.state.active or signals.stop_requested:
+        if signals.stop_requested or not _expects_cycles(study, store):
             continue
         if study.owner != user_name() and not others_too:
             passed_over = f"belongs to {study.owner}: passed over (--force takes it along)"
             outcomes.append((study.name, Outcome(study_state=study.state, exit_code=0, summary={"error": passed_over})))
             continue
         try:
-            outcome = resume(study.name, store, display=display, signals=signals, once=True, no_wait=True)
+            outcome = resume(study.name, store, display=display, signals=signals, once=True, no_wait=True, clock=clock)
         except UserError as error:
             outcome = Outcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
         outcomes.append((study.name, outcome))

@@ -17,7 +17,7 @@ from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 
-from tuner.model import AttemptState, Json, StudyState, TrialState
+from tuner.model import AttemptState, Intent, Json, StudyState, TrialState
 
 if TYPE_CHECKING:
     from tuner.capacity import Kind
@@ -35,6 +35,33 @@ def gist(reason: str) -> str:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     text = ": ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
     return text if len(text) <= _GIST_CHARACTERS else text[: _GIST_CHARACTERS - 1] + "…"
+
+
+def how_to_go_on(name: str, intent: Intent) -> str:
+    """The command that brings about what was last asked of a study; `name` may carry options."""
+    match intent:
+        case Intent.RUN:
+            return f"tuner resume {name}"
+        case Intent.CANCEL:
+            return f"tuner cancel {name}"
+        case Intent.STOP:
+            return f"tuner stop {name}"
+        case Intent.STOP_NOW:
+            return f"tuner stop {name} --now"
+        case Intent.DRAIN:
+            return f"tuner stop {name} --drain"
+
+
+def left_behind(name: str, intent: Intent) -> str:
+    """What becomes of a study whose engine leaves: its jobs go on, and so does what was asked; `name` as above."""
+    command = how_to_go_on(name, intent)
+    match intent:
+        case Intent.RUN:
+            return f"jobs in flight go on: {command}, or end it: tuner cancel {name}"
+        case Intent.CANCEL:
+            return f"jobs in flight go on until the cancellation is done: {command}"
+        case _:
+            return f"jobs in flight go on until the stop is done: {command}; to take it back: tuner resume {name}"
 
 
 class Exit(IntEnum):

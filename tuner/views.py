@@ -47,6 +47,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "study": study.name,
         "owner": study.owner,
         "state": study.state.value,
+        "intent": study.intent.value,
         "backend": study.backend,
         "simulated": simulated(study),
         "created_at": iso(study.created_at),

@@ -16,7 +16,7 @@ from tuner.spec import StudySpec, apply_set, from_json
 from tuner.spec_records import MICROUSD
 from tuner.store import LeaseHeld, Store
 from tuner.unit import UnitOfWork
-from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError
+from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, how_to_go_on, left_behind
 
 _WAIT_POLL_S = 0.5
 
@@ -68,8 +68,12 @@ def request_stop(
     clock: SystemClock | None = None,
 ) -> Outcome:
     """Bring a study to rest: jobs are stopped at their next checkpoint, at once (`now_`), or finish (`drain`)."""
-    intent = Intent.DRAIN if drain else Intent.STOP_NOW if now_ else Intent.STOP
+    intent = stop_intent(now_=now_, drain=drain)
     return _request_intent(name, store, "stop", intent, display=display, signals=signals, wait=wait, clock=clock)
+
+
+def stop_intent(*, now_: bool, drain: bool) -> Intent:
+    return Intent.DRAIN if drain else Intent.STOP_NOW if now_ else Intent.STOP
 
 
 def request_cancel(
@@ -103,6 +107,10 @@ def _request_intent(
         study = store.study(name)
         if study.state.ended:
             raise UserError(f"study {name} is {study.state} already: there is nothing to {verb}", Exit.USAGE)
+        if study.intent is Intent.CANCEL and intent is not Intent.CANCEL:
+            goes_on = how_to_go_on(name, Intent.CANCEL)
+            raise UserError(f"study {name} is being cancelled, and that stays; go on with it: {goes_on}", Exit.USAGE)
+        signals.last_words = left_behind(name, intent)
         request = store.add_request(study.id, verb, {"intent": intent.value}, user_name(), clock.now())
         try:
             lease = acquire(store, study, clock, wait=False)
@@ -126,7 +134,6 @@ def _wait_for_rest(
     store: Store, study: Study, request: Request, *, display: Display, signals: Signals, clock: Clock
 ) -> None:
     """Until the engine elsewhere has applied the request and brought the study to rest, or has died; and show it."""
-    signals.last_words = f"the {request.verb} stays requested: tuner status {study.name}"
     shown = ""
     while not signals.stop_requested:
         pending = any(each.id == request.id for each in store.pending_requests(study.id))

@@ -4,8 +4,8 @@
 view_is_the_rows; 4 submission_keeps_the_limits, spend_and_reservations_fit,
 reservation_covers, quota_is_kept, on_demand_is_allowed, max_run_is_kept, spend_keeps_the_budget; 5 ledger_is_the_bill;
 6 one_prefix_per_trial, and in `endings` runs_are_proven; 7 time_runs_forward; 8 in `endings` everything_ends;
-9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`), and
-what an engine must notice (in `noticed`).
+9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`),
+cancelling_stays, and what an engine must notice (in `noticed`).
 
 Rules: 1 to 7 after every tick in which something was written, at every death, and at the moment of each commit, create
 and stop; what was checked is not checked again, as far as it cannot change. The first finding ends the story.
@@ -70,6 +70,7 @@ class Invariants:
         self._ended: dict[int, Trial] = {}
         self._finals: dict[tuple[int, int], int] = {}
         self._happened: dict[tuple[int | None, int | None], datetime] = {}
+        self._cancelling = False
         self.transitions: Counter[tuple[str, str, str]] = Counter()
         self.rerouted: set[tuple[str, str]] = set()  # from which instance type to which
 
@@ -195,6 +196,8 @@ class Invariants:
         soak = self._soak
         for line in self._one_live_job_per_trial():
             raise Broken("one_live_job_per_trial", line)
+        for line in self._cancelling_stays():
+            raise Broken("cancelling_stays", line)
         if self._checked == self._commits:
             return
         self._checked = self._commits
@@ -218,6 +221,13 @@ class Invariants:
         if process is not None and not process.fenced:
             for line in self._view_is_the_rows(process, trials):
                 raise Broken("view_is_the_rows", line)
+
+    def _cancelling_stays(self) -> Iterator[str]:
+        """Whatever is asked of a study once it was to be cancelled, it is cancelled."""
+        intent = self._soak.recorded().intent
+        if self._cancelling and intent is not Intent.CANCEL:
+            yield f"the study was being cancelled, and now is to {intent}"
+        self._cancelling = intent is Intent.CANCEL
 
     def _events_replay_to_rows(self, fresh: list[Event], trials: list[Trial], attempts: list[Attempt]) -> Iterator[str]:
         for due, event in enumerate(fresh, start=len(self.events) + 1):

@@ -15,7 +15,20 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import capacity, decide, engine, memory, observe, proposals, signs, store_rows, tables, unit, workload
+from tuner import (
+    capacity,
+    decide,
+    engine,
+    memory,
+    observe,
+    proposals,
+    reconcile,
+    signs,
+    store_rows,
+    tables,
+    unit,
+    workload,
+)
 from tuner.dispatch import Dispatcher
 from tuner.engine import Engine
 from tuner.model import AttemptEnd, Lease
@@ -365,6 +378,10 @@ def _sends_on_an_old_lease():
     return mock.patch.object(Engine, "_lease_is_good", return_value=True)
 
 
+def _resumes_what_is_being_cancelled():
+    return mock.patch.object(reconcile, "may_go_on", return_value=True)
+
+
 MUTATIONS = (
     Mutation("guarded transition", "no state, no version in the guard", _without_guard),
     Mutation("budget reservation", "it fits whatever it is", _reserves_nothing),
@@ -406,6 +423,7 @@ MUTATIONS = (
     Mutation("healthy jobs are never failed", "a rejection is believed after a lost answer", _believes_a_rejection),
     Mutation("ledger", "a deleted job has cost what was seen of it", _books_what_was_seen),
     Mutation("view", "a number that became none stays", _keeps_what_was_withdrawn),
+    Mutation("a cancellation stays", "who resumes goes on", _resumes_what_is_being_cancelled),
     Mutation("memory is a copy", "kept after a commit that failed", _keeps_its_memory_after_a_failed_commit),
 )
 

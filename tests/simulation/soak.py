@@ -22,14 +22,15 @@ from tests.simulation.world import Diary, Gate, Port, Progress, Refusals, Skewed
 from tuner.clock import VirtualClock
 from tuner.engine import LEASE_S, Engine, World
 from tuner.jobs import HistoryRow
-from tuner.model import Change, Event, Holder, Intent, Study, StudyState
+from tuner.model import Event, Holder, Intent, Study, StudyState
 from tuner.prices import RateCard
+from tuner.reconcile import Reconciler, Resumption
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import SimulatedJob
 from tuner.spec import SpecError, StudySpec, apply_set, to_json
 from tuner.spec_parse import parse
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
-from tuner.unit import UnitOfWork
+from tuner.verbs import EventLine
 from tuner.worlds import make_proposer
 
 # The liveness phase: all of it takes at most this long in virtual time, and so many ticks.
@@ -76,6 +77,13 @@ class Process:
 
     def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
         """Watcher: it is the story that takes the store away."""
+
+
+class Unseen:
+    """A display that nobody looks at."""
+
+    def event(self, line: EventLine) -> None:
+        """Ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +312,12 @@ class Soak:
         )
         try:
             lease = gate.acquire(self.study.id, holder, now=clock.now(), period_s=LEASE_S, gone=self._gone(host))
-            process.engine = Engine(gate.study_by_id(self.study.id), lease, world)
+            study = gate.study_by_id(self.study.id)
+            if self.processes > 1:  # after the first, which launched it, each takes the study up as cron's do
+                study = Reconciler(self.store, lease, Unseen(), clock.now()).take_up(
+                    study, Resumption("cron", once=True)
+                )
+            process.engine = Engine(study, lease, world)
         except (LeaseHeld, StoreUnreachable):
             return None
         self.current = self.last_process = process
@@ -448,11 +461,11 @@ class Soak:
         return limit is None or limit >= summary.spend_microusd + summary.reserved_microusd
 
     def resume(self) -> None:
-        """What `tuner resume` writes. With an engine at work it is refused."""
+        """What `tuner resume` writes, by its own hand. With an engine at work it is refused."""
         study = self.recorded()
         if self.current is not None or self.clock.now() < self.store_down_until:
             return
-        if study.state.ended or study.intent in (Intent.RUN, Intent.CANCEL):
+        if study.state.ended or study.intent is Intent.RUN:
             return
         now = self.clock.now() + self.skew
         lease = self.store.acquire(
@@ -462,13 +475,7 @@ class Soak:
             period_s=LEASE_S,
             gone=lambda _holder: True,
         )
-        last_seq = self.store.last_seq(study.id)
-        last = self.store.events(study.id, after_seq=last_seq - 1)
-        unit = UnitOfWork(study, last_seq=last_seq, now=now, recorded_after=last[-1].recorded_at if last else None)
-        unit.event("resume", who="me")
-        unit.set_study(replace(unit.study, intent=Intent.RUN, intent_at=now))
-        change: Change | None = unit.change()
-        self.store.commit(lease, change, now=now)
+        Reconciler(self.store, lease, Unseen(), now).take_up(study, Resumption("me"))
         self.store.release(lease)
         self.hit("user:resume")
 

@@ -1,0 +1,217 @@
+"""Studies driven from outside, in virtual time: by cycles of `resume --once`, as cron makes them, and by `stop` and
+`cancel` that are left, taken up and waited for.
+
+The verbs are the real ones; only the world that their engines are given is simulated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+import yaml
+from checkers import broken
+from simulated import script_of
+from sweeps import Sweep
+from test_alarms import describing
+
+from tuner import study, wishes, worlds
+from tuner.clock import VirtualClock
+from tuner.engine import World
+from tuner.model import AttemptState, Intent, StudyState, TrialState
+from tuner.verbs import Exit, Outcome, Signals, UserError
+
+CRON_S = 120
+
+
+@dataclass
+class Screen:
+    """A display that remembers, and presses Ctrl-C once the engine shows a state."""
+
+    signals: Signals
+    leave_at: StudyState | None = None
+    lines: list[str] = field(default_factory=list)
+
+    def tick(self, view) -> None:
+        if view.state is self.leave_at:
+            self.signals.stop_requested = True
+
+    def event(self, line) -> None:
+        self.lines.append(line.text)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class User:
+    """Verbs, one process each."""
+
+    sweep: Sweep
+    said: list[str] = field(default_factory=list)
+    last_words: str = ""
+
+    def does(self, verb: Callable, *words, leave_at: StudyState | None = None, **options) -> Outcome:
+        signals = Signals()
+        screen = Screen(signals, leave_at)
+        try:
+            return verb(*words, self.sweep.store, display=screen, signals=signals, clock=self.sweep.clock, **options)
+        finally:
+            self.said, self.last_words = screen.lines, signals.last_words
+
+    def resume(self, **options) -> Outcome:
+        return self.does(study.resume, "sweep", **options)
+
+    def stop(self, **options) -> Outcome:
+        return self.does(wishes.request_stop, "sweep", **options)
+
+    def cancel(self, **options) -> Outcome:
+        return self.does(wishes.request_cancel, "sweep", **options)
+
+    def cron(self, cycles: int) -> list[list[tuple[str, Outcome]]]:
+        """What so many cycles say."""
+        told = []
+        for _ in range(cycles):
+            told.append(self.does(study.resume_all_once, others_too=True))
+            now = self.sweep.clock.now()
+            self.sweep.clock.wait(now + timedelta(seconds=CRON_S), due=now)
+        return told
+
+    @property
+    def study(self):
+        return self.sweep.store.study_by_id(self.sweep.study.id)
+
+
+@pytest.fixture
+def user(make_sweep, tmp_path, monkeypatch):
+    """Somebody with one study, of which nobody has driven anything yet."""
+
+    def begin(**options) -> User:
+        sweep = make_sweep(**options)
+
+        def world(_study, _spec, *, store, clock, watcher) -> World:
+            return World(
+                store=store,
+                clock=clock,
+                jobs=sweep.cloud,
+                progress=sweep.cloud.progress,
+                proposer=worlds.make_proposer,
+                watcher=watcher,
+            )
+
+        monkeypatch.setattr(VirtualClock, "wake", lambda _clock: None, raising=False)
+        monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
+        monkeypatch.setattr(worlds, "moved_to", lambda _study: None)
+        monkeypatch.setattr(worlds, "jobs_in_turn", lambda *_: sweep.cloud)
+        monkeypatch.setattr(worlds, "make_world", world)
+        return User(sweep)
+
+    return begin
+
+
+# --- what was asked last stays asked
+
+# without checkpoints a stop waits for as long as it may: 5 minutes, two of cron's cycles and more
+UNSAVED = script_of(epochs=100, step_s=60.0, checkpoint_every=0)
+
+
+def at_work(user, **options) -> User:
+    """Two jobs train, and nobody drives them."""
+    someone = user(**options)
+    someone.cron(3)
+    assert [attempt.state for attempt in someone.sweep.attempts()] == [AttemptState.TRAINING] * 2
+    return someone
+
+
+def test_cycles_bring_a_stop_that_was_left_to_its_end_and_leave_it_there(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.stop(leave_at=StudyState.DRAINING)
+    assert someone.study.state is StudyState.DRAINING
+    assert "tuner stop sweep" in someone.last_words
+    assert "take it back: tuner resume sweep" in someone.last_words
+    someone.cron(10)
+    assert (someone.study.state, someone.study.intent) == (StudyState.STOPPED, Intent.STOP)
+    assert len(someone.sweep.attempts()) == 2
+    seq = someone.sweep.store.last_seq(someone.study.id)
+    assert someone.cron(2) == [[], []]
+    assert someone.resume(once=True).exit_code == Exit.NOT_FINISHED
+    assert someone.sweep.store.last_seq(someone.study.id) == seq
+    assert broken(someone.sweep) == []
+
+
+def test_the_same_stop_again_goes_on_with_it(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.stop(leave_at=StudyState.DRAINING)
+    assert someone.stop().exit_code == Exit.DONE
+    assert someone.study.state is StudyState.STOPPED
+    assert len(someone.sweep.attempts()) == 2
+
+
+def test_who_resumes_a_study_that_is_being_stopped_goes_on_with_it(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.stop(leave_at=StudyState.DRAINING)
+    someone.resume(leave_at=StudyState.RUNNING)
+    assert (someone.study.state, someone.study.intent) == (StudyState.RUNNING, Intent.RUN)
+
+
+@pytest.mark.parametrize("how", ["cron", "resume"])
+def test_a_cancellation_that_was_left_is_brought_to_its_end_whoever_takes_it_up(user, how):
+    someone = at_work(user, script=UNSAVED)
+    someone.cancel(leave_at=StudyState.DRAINING)
+    assert someone.study.state is StudyState.DRAINING
+    assert "tuner cancel sweep" in someone.last_words
+    assert "resume" not in someone.last_words
+    # nothing that would keep it from going on keeps it from ending
+    file = someone.sweep.folder / "study.yaml"
+    other = {"objective": {"metric": "loss", "direction": "minimize"}}
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **other}))
+    if how == "resume":
+        assert someone.resume(retry_failed=True).exit_code == Exit.DONE
+        assert [line for line in someone.said if "is being cancelled: this ends it" in line]
+    else:
+        someone.cron(10)
+    assert (someone.study.state, someone.study.intent) == (StudyState.CANCELLED, Intent.CANCEL)
+    assert {trial.state for trial in someone.sweep.trials()} == {TrialState.CANCELLED}
+    assert len(someone.sweep.attempts()) == 2
+    assert broken(someone.sweep) == []
+
+
+def test_a_cancellation_is_not_made_a_stop(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.cancel(leave_at=StudyState.DRAINING)
+    with pytest.raises(UserError, match="is being cancelled, and that stays; go on with it: tuner cancel sweep"):
+        someone.stop()
+    store, id_ = someone.sweep.store, someone.study.id
+    store.add_request(id_, "stop", {"intent": "stop"}, "me", someone.sweep.clock.now())  # by a process that saw less
+    someone.cron(10)
+    assert someone.study.state is StudyState.CANCELLED
+    assert "request.refused" in someone.sweep.kinds()
+
+
+@pytest.mark.parametrize(
+    ("asked", "verb", "after"), [("stop", "stop", Intent.RUN), ("cancel", "cancel", Intent.CANCEL)]
+)
+def test_what_was_asked_of_a_dead_engine_comes_before_the_resume(user, asked, verb, after):
+    someone = at_work(user, script=UNSAVED)
+    someone.sweep.store.add_request(someone.study.id, verb, {"intent": asked}, "me", someone.sweep.clock.now())
+    someone.resume(leave_at=StudyState.RUNNING)
+    assert someone.study.intent is after
+
+
+def test_cycles_do_not_go_on_with_jobs_that_are_not_what_was_asked_for(user):
+    """The stop is the engine's own: nobody but the user takes it back."""
+    someone = user(script=UNSAVED)
+    describing(someone.sweep, lambda request: replace(request, role_arn="arn:other"))
+    someone.cron(12)
+    assert (someone.study.state, someone.study.intent) == (StudyState.STOPPED, Intent.STOP_NOW)
+    assert len(someone.sweep.cloud.jobs) == 1
+
+
+def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user, monkeypatch):
+    """Whoever dies right after leaves what the next cycle finds."""
+    someone = at_work(user, script=UNSAVED)
+    someone.stop(now_=True)
+    assert someone.study.state is StudyState.STOPPED
+    monkeypatch.setattr(study, "drive", lambda taken_up, lease, store, **_: store.release(lease))
+    someone.resume()
+    assert (someone.study.state, someone.study.intent) == (StudyState.RUNNING, Intent.RUN)
