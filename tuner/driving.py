@@ -59,7 +59,7 @@ def drive(
         world = worlds.make_world(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
         engine = Engine(study, lease, world)
         if once:
-            engine.tick()
+            engine.cycle(lambda: signals.stop_requested)
         else:
             engine.run(lambda: signals.stop_requested)
         _apply_retention(store.study_by_id(study.id), engine.lease, store, display, clock)

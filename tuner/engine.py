@@ -196,6 +196,17 @@ class Engine:
             self._world.clock.wait(now + poll, due=self._next_due(now))
         return self.study.state
 
+    def cycle(self, stop_requested: Callable[[], bool]) -> StudyState:
+        """One look, which goes on until all was read that lay under the prefixes; returns the study's state.
+
+        The next cycle's reader begins at the beginning: what this one left it would never come to. Raises as `run`.
+        """
+        self._stop_requested = stop_requested
+        self.tick()
+        while self.memory.reads_on and not stop_requested():
+            self.tick()
+        return self.study.state
+
     def tick(self) -> StudyState:
         """Look once and do what follows from it; returns the study's state."""
         try:

@@ -71,6 +71,7 @@ class Work:
     checkpoint_at: datetime | None = None
     unread: bool = True  # something may lie under the prefix that was not read
     silence: Silence = Silence()
+    more: bool = False  # the last look was cut short, and the next one goes on from there
     presence: Presence | None = None  # of the last attempt's job, as described last
     final_metrics: Mapping[str, float] = field(default_factory=dict)  # of the last attempt's job, as the service read
 
@@ -203,6 +204,11 @@ class Memory:
     def in_flight(self) -> int:
         """Live attempts."""
         return sum(work.attempt is not None for work in self.live.values())
+
+    @property
+    def reads_on(self) -> bool:
+        """More lies under a prefix than one look reads."""
+        return any(work.more for work in self.live.values())
 
     @property
     def concluding(self) -> bool:

@@ -224,6 +224,7 @@ class Observer:
     # --- what lies under the prefix
 
     def _read_progress(self, work: Work) -> None:
+        work.more = False
         if not work.unread and not (work.attempt is not None and is_training(work.attempt)):
             return
         if self._reads_failed == _READS_FAILED_MAX:
@@ -234,7 +235,7 @@ class Observer:
             # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
             report = self._read(work.trial.prefix)
             fresh = work.take(report)
-            work.unread = report.more
+            work.unread = work.more = report.more
             signs.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
             self._reads_failed = 0
             alarms.over(self._memory, self._unit, work.trial.prefix)

@@ -84,9 +84,9 @@ class User:
 
 @pytest.fixture
 def user(make_sweep, tmp_path, monkeypatch):
-    """Somebody with one study, of which nobody has driven anything yet."""
+    """Somebody with one study, of which nobody has driven anything yet; one look reads `batch` lines of a trial."""
 
-    def begin(**options) -> User:
+    def begin(batch: int | None = None, **options) -> User:
         sweep = make_sweep(**options)
 
         def world(_study, _spec, *, store, clock, watcher) -> World:
@@ -94,7 +94,7 @@ def user(make_sweep, tmp_path, monkeypatch):
                 store=store,
                 clock=clock,
                 jobs=sweep.cloud,
-                progress=sweep.cloud.progress,
+                progress=lambda: sweep.cloud.progress(batch=batch),
                 proposer=worlds.make_proposer,
                 watcher=watcher,
             )
@@ -215,3 +215,45 @@ def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user, monke
     monkeypatch.setattr(study, "drive", lambda taken_up, lease, store, **_: store.release(lease))
     someone.resume()
     assert (someone.study.state, someone.study.intent) == (StudyState.RUNNING, Intent.RUN)
+
+
+# --- what one cycle sees
+
+
+def test_cycles_come_to_the_end_of_what_one_look_does_not_read(user):
+    """Each begins at the beginning: what it leaves unread, the next one leaves as well."""
+    pruner = {"name": "PatientPruner", "wrapped_pruner": None, "patience": 100}
+    someone = user(script=script_of(epochs=9, step_s=60.0), batch=2, changes={"search": {"pruner": pruner}})
+    someone.cron(40)
+    assert someone.study.state is StudyState.FINISHED
+    assert {trial.judged_step for trial in someone.sweep.trials()} == {9}
+    assert broken(someone.sweep) == []
+
+
+def test_a_cycle_that_reads_on_keeps_its_lease_and_hears_ctrl_c(user):
+    someone = at_work(user, script=UNSAVED, batch=1, changes={"training": {"max_run": "9h", "max_wait": "10h"}})
+    looks, left = [], []
+    someone.sweep.clock.wait(someone.sweep.clock.now() + timedelta(minutes=30))
+    read, clock = someone.sweep.cloud.progress, someone.sweep.clock
+
+    def slow(*, batch):
+        reader = read(batch=batch)
+        plain = reader.read
+
+        def look(prefix):
+            looks.append(prefix)
+            clock.jump(timedelta(seconds=25))
+            left.append(someone.study.lease_expires_at - clock.now())
+            return plain(prefix)
+
+        reader.read = look
+        return reader
+
+    someone.sweep.cloud.progress = slow
+    outcome = someone.resume(once=True)
+    assert outcome.study_state is StudyState.RUNNING
+    assert len(looks) > 2 * 20
+    assert min(left) > timedelta(0)
+    looks.clear()
+    someone.resume(once=True, leave_at=StudyState.RUNNING)
+    assert len(looks) == 2

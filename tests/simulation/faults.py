@@ -325,6 +325,7 @@ MENU: dict[str, _Fault] = dict(_menu())
 
 # What comes with the scenario, not at a moment.
 STANDING = (
+    "cycle",
     "drought:long",
     "drought:often",
     "drought:trace",

@@ -45,6 +45,7 @@ class Scenario:
     planned: tuple[Planned, ...]
     safety_s: float  # faults come until then
     raises_limits: bool  # what the user does about a limit, once faults are over
+    cycles: bool  # each engine lives for one cycle of cron's
 
     @property
     def scripts(self) -> Callable[[JobRequest], Script]:
@@ -78,6 +79,7 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
         planned=_planned(rng, safety_s, menu),
         safety_s=safety_s,
         raises_limits=rng.random() < 0.5,
+        cycles=random.Random(f"cycles:{seed}").random() < 0.15,
     )
 
 

@@ -37,6 +37,8 @@ from tuner.worlds import make_proposer
 _CALM_DAYS = 20
 _TICKS_MAX = 6000
 _RESTS_MAX = 6
+# So often cron calls for a cycle, where it drives the study.
+_CRON = timedelta(minutes=2)
 # Kinds of faults that keep an engine from seeing jobs or from stopping them.
 _AWAY = (
     "death",
@@ -250,7 +252,7 @@ class Soak:
     def _lives(self, process: Process, until: datetime) -> bool:
         """Run a process until something ends it; true if its study rests."""
         try:
-            state = process.engine.run(lambda: self.clock.now() >= until or self.ticks >= _TICKS_MAX)
+            state = self._work(process, lambda: self.clock.now() >= until or self.ticks >= _TICKS_MAX)
         except Died:
             self._bury(process)
             return False
@@ -266,6 +268,8 @@ class Soak:
         if process.fenced:  # its time was over before it looked again
             return False
         if state.active:
+            if self.scenario.cycles:
+                self._await_next_cycle(process)
             return False
         self.invariants.check()
         endings.at_rest(self)
@@ -274,6 +278,20 @@ class Soak:
             self._wait(self.rng.uniform(60, 900))
             self.resume()
         return True
+
+    def _work(self, process: Process, over: Callable[[], bool]) -> StudyState:
+        if not self.scenario.cycles:
+            return process.engine.run(over)
+        self.hit("cycle")
+        return process.engine.cycle(over)
+
+    def _await_next_cycle(self, process: Process) -> None:
+        engine, clock = process.engine, process.engine._world.clock
+        self._leave(process)
+        try:
+            clock.wait(clock.now() + _CRON, due=engine._next_due(clock.now()))
+        except Died:
+            return
 
     def _bury(self, process: Process) -> None:
         process.died = True
@@ -301,6 +319,8 @@ class Soak:
         clock = SkewedClock(self.clock, lambda: self.skew)
         holder = Holder(host=host, boot_id="boot", pid=self.processes, started=str(self.processes))
         batch = self.rng.choice((None, None, 1, 3))
+        if self.scenario.cycles:  # a later process with a larger one would read what those before it did not
+            batch = 2
         world = World(
             store=gate,
             clock=clock,
