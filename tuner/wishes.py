@@ -1,16 +1,18 @@
 """The verbs that change a study: `set`, `stop`, `cancel`. Each leaves a wish, which an engine applies.
 
-Rules: a wish is a request row. If no engine is alive to apply it, the verb takes the lease and does the work itself.
+Rules: a wish is a request row. If no engine is alive to apply it, the verb takes the lease and does the work itself,
+also where the engine leaves or dies while the verb waits for it: of another host's engine, only its lease tells.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from tuner import holders, requests
+from tuner import requests
 from tuner.clock import Clock, SystemClock
 from tuner.driving import acquire, drive, outcome_of
-from tuner.model import Intent, Json, Request, Study, StudyState
+from tuner.model import Intent, Json, Lease, Request, Study, StudyState
 from tuner.opening import operating_errors, user_name
 from tuner.spec import StudySpec, apply_set, from_json
 from tuner.spec_records import MICROUSD
@@ -115,9 +117,12 @@ def _request_intent(
         try:
             lease = acquire(store, study, clock, wait=False)
         except LeaseHeld:
-            if wait:
-                _wait_for_rest(store, study, request, display=display, signals=signals, clock=clock)
-            return _wished(outcome_of(store.study_by_id(study.id), store, signals, clock.now()), waited=wait)
+            taken = (
+                _wait_for_rest(store, study, request, display=display, signals=signals, clock=clock) if wait else None
+            )
+            if taken is None:
+                return _wished(outcome_of(store.study_by_id(study.id), store, signals, clock.now()), waited=wait)
+            lease = taken
         outcome = drive(
             store.study_by_id(study.id), lease, store, display=display, signals=signals, clock=clock, once=not wait
         )
@@ -132,24 +137,29 @@ def _wished(outcome: Outcome, *, waited: bool) -> Outcome:
 
 def _wait_for_rest(
     store: Store, study: Study, request: Request, *, display: Display, signals: Signals, clock: Clock
-) -> None:
-    """Until the engine elsewhere has applied the request and brought the study to rest, or has died; and show it."""
+) -> Lease | None:
+    """Until the engine elsewhere has applied the request and brought the study to rest; and show it.
+
+    The lease, if that engine left or died before, so that the verb does the rest; None where nothing is left to do.
+    """
     shown = ""
     while not signals.stop_requested:
         pending = any(each.id == request.id for each in store.pending_requests(study.id))
         current = store.study_by_id(study.id)
         if not pending and not current.state.active:
-            return
-        if current.holder is None or holders.gone(current.holder):
+            return None
+        if not pending and current.intent is Intent.RUN:
             raise UserError(
-                f"the engine of study {study.name} ended before it was done: tuner resume {study.name} goes on with it",
-                Exit.NOT_FINISHED,
+                f"the {request.verb} of study {study.name} was taken back: somebody resumed it", Exit.NOT_FINISHED
             )
+        with suppress(LeaseHeld):
+            return acquire(store, current, clock, wait=False)
         line = _waiting_for(current, store, pending=pending)
         if line != shown:
             display.event(EventLine(at=clock.now(), level="info", text=line))
             shown = line
         clock.wait(clock.now() + timedelta(seconds=_WAIT_POLL_S))
+    return None
 
 
 def _waiting_for(study: Study, store: Store, *, pending: bool) -> str:

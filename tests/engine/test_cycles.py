@@ -17,8 +17,9 @@ from test_alarms import describing
 
 from tuner import study, wishes, worlds
 from tuner.clock import VirtualClock
-from tuner.engine import World
-from tuner.model import AttemptState, Intent, StudyState, TrialState
+from tuner.engine import LEASE_S, World
+from tuner.model import AttemptState, Holder, Intent, StudyState, TrialState
+from tuner.reconcile import Reconciler, Resumption
 from tuner.verbs import Exit, Outcome, Signals, UserError
 
 CRON_S = 120
@@ -257,3 +258,45 @@ def test_a_cycle_that_reads_on_keeps_its_lease_and_hears_ctrl_c(user):
     looks.clear()
     someone.resume(once=True, leave_at=StudyState.RUNNING)
     assert len(looks) == 2
+
+
+# --- whoever waits for an engine
+
+
+def held_elsewhere(someone: User) -> None:
+    """An engine of another host has the study: whether it lives, only its lease tells."""
+    elsewhere = Holder(host="elsewhere", boot_id="b", pid=1, started="1")
+    store, now = someone.sweep.store, someone.sweep.clock.now()
+    store.acquire(someone.study.id, elsewhere, now=now, period_s=LEASE_S, gone=lambda _: False)
+
+
+@pytest.mark.parametrize(("verb", "state"), [("stop", StudyState.STOPPED), ("cancel", StudyState.CANCELLED)])
+def test_what_the_engine_of_a_dead_host_was_asked_is_done_once_its_lease_is_over(user, verb, state):
+    someone = at_work(user, script=UNSAVED)
+    held_elsewhere(someone)
+    began = someone.sweep.clock.now()
+    assert getattr(someone, verb)().exit_code == Exit.DONE
+    assert someone.study.state is state
+    assert timedelta(seconds=LEASE_S) <= someone.sweep.clock.now() - began < timedelta(minutes=15)
+    assert all(job.status.final for job in someone.sweep.cloud.jobs.values())
+    assert [line for line in someone.said if "waiting for its next tick" in line]
+
+
+def test_who_waits_for_a_stop_that_is_taken_back_is_told_so(user, monkeypatch):
+    someone = at_work(user, script=UNSAVED)
+    store, clock = someone.sweep.store, someone.sweep.clock
+    held_elsewhere(someone)
+    waited = []
+
+    def somebody_else(until, *, due=None):
+        """Meanwhile the engine dies, and somebody resumes the study, which applies the stop first."""
+        assert not waited, "it was told, and waits on"
+        waited.append(until)
+        new = Holder(host="new", boot_id="b", pid=2, started="2")
+        lease = store.acquire(someone.study.id, new, now=clock.now(), period_s=LEASE_S, gone=lambda _: True)
+        Reconciler(store, lease, Screen(Signals()), clock.now()).take_up(someone.study, Resumption("another"))
+
+    monkeypatch.setattr(clock, "wait", somebody_else)
+    with pytest.raises(UserError, match="the stop of study sweep was taken back: somebody resumed it"):
+        someone.stop()
+    assert len(waited) == 1
