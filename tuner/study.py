@@ -35,6 +35,8 @@ _KEY_LENGTH = 6
 # Billed over training time that is assumed before anything was learned: mean saving of 60 % in the Spot Advisor's
 # table of 2025-06-28 for the types that SageMaker trains on.
 _ASSUMED_SPOT_RATIO = 0.4
+# A `set` since a study came to rest is among so many of its last events: without an engine there are hardly others.
+_RECENT_EVENTS = 20
 
 
 def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -230,7 +232,7 @@ def resume(
         study = store.study(name)
         if study.state is StudyState.CANCELLED:
             raise UserError(f"study {name} was cancelled: launch a new one", Exit.USAGE)
-        if once and study.intent is not Intent.RUN and not _expects_cycles(study, store):
+        if once and not (accept_changes or retry_failed or _expects_cycles(study, store)):
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):
             refuse_missing_secrets(from_json(study.spec), os.environ)
@@ -251,8 +253,19 @@ def resume(
 
 
 def _expects_cycles(study: Study, store: Store) -> bool:
-    """Whether a cycle has something to do; what the user brought to rest waits for the user."""
-    return study.state.active or (study.state is not StudyState.CANCELLED and bool(store.pending_requests(study.id)))
+    """Whether a cycle has something to do; what the user brought to rest waits for the user.
+
+    A study that rests for a limit, or is finished, is taken up once for each `set` since then: the engine says whether
+    that was enough, and the rest that it records anew ends the search.
+    """
+    if study.state.active or study.state is StudyState.CANCELLED:
+        return study.state.active
+    if store.pending_requests(study.id):
+        return True
+    recent = store.events(study.id, after_seq=store.last_seq(study.id) - _RECENT_EVENTS)
+    telling = (event for event in reversed(recent) if event.kind in ("request", "study"))
+    last = next(telling, None)
+    return study.intent is Intent.RUN and last is not None and last.details.get("verb") == "set"
 
 
 def resume_all_once(

@@ -188,6 +188,7 @@ def launch_and_leave(account: Account, tuner: Shell) -> None:
 
 def test_another_account_is_refused_in_one_line(account: Account, folder: Path, tuner: Shell) -> None:
     launch_and_leave(account, tuner)
+    assert tuner("set", "cloud", "budget.deadline=1d") == 0, "a cycle passes over what rests"
     account.caller = "999999999999"
     account.calls.clear()
     for words in (("resume", "cloud"), ("resume", "cloud", "--once"), ("audit", "cloud")):

@@ -260,6 +260,53 @@ def test_a_cycle_that_reads_on_keeps_its_lease_and_hears_ctrl_c(user):
     assert len(looks) == 2
 
 
+# --- limits that were raised
+
+
+def resting(user, **budget) -> User:
+    someone = user(script=script_of(epochs=5, step_s=60.0), changes={"budget": budget})
+    someone.cron(12)
+    assert someone.study.state in (StudyState.OUT_OF_BUDGET, StudyState.PAST_DEADLINE)
+    assert [event for event in someone.cron(2) if event] == []
+    return someone
+
+
+@pytest.mark.parametrize(
+    ("budget", "too_little", "enough"),
+    [
+        ({"usd": 1.72}, "budget.usd=1.73", "budget.usd=100"),
+        ({"deadline": "5m"}, "budget.deadline=6m", "budget.deadline=3d"),
+    ],
+)
+def test_cycles_go_on_once_a_limit_was_raised_and_only_then(user, budget, too_little, enough):
+    someone = resting(user, **budget)
+    rest = someone.study.state
+    wishes.request_set("sweep", someone.sweep.store, [too_little], clock=someone.sweep.clock)
+    looked = someone.cron(4)
+    assert (someone.study.state, len(someone.sweep.trials()) < 4) == (rest, True)
+    assert [len(each) for each in looked] == [1, 0, 0, 0], "one look is enough to see that it is too little"
+    wishes.request_set("sweep", someone.sweep.store, [enough], clock=someone.sweep.clock)
+    someone.cron(40)
+    assert someone.study.state is StudyState.FINISHED
+    assert broken(someone.sweep) == []
+
+
+def test_a_limit_raised_while_a_cycle_leaves_is_heard_of_by_the_next(user):
+    """The request came when the cycle had read its requests, and no other engine follows."""
+    someone = resting(user, deadline="5m")
+    store, now = someone.sweep.store, someone.sweep.clock.now()
+    store.add_request(someone.study.id, "set", {"budget.deadline": "3d"}, "me", now)
+    someone.cron(40)
+    assert someone.study.state is StudyState.FINISHED
+
+
+def test_a_limit_raised_for_a_study_that_was_stopped_starts_nothing(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.stop(now_=True)
+    wishes.request_set("sweep", someone.sweep.store, ["budget.usd=100"], clock=someone.sweep.clock)
+    assert someone.cron(2) == [[], []]
+
+
 # --- whoever waits for an engine
 
 
