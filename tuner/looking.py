@@ -17,10 +17,12 @@ from tuner.retention import Survey
 from tuner.spec import from_json
 from tuner.store import Store
 from tuner.store_check import check as check_store
-from tuner.verbs import Audit, Exit, UserError
+from tuner.verbs import Audit, Exit, UserError, how_to_go_on
 
 # A running engine that has not ticked for so many polls is not well.
 _TICKS_MISSED_MAX = 5
+# Nor is a study driven by cycles that none has looked at for so long: cron lines call every few minutes.
+_CYCLE_MISSED_S = 15 * 60.0
 
 
 def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
@@ -37,17 +39,30 @@ def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
         study = store.study(name)
         lines = list(check_store(store, study.id))
     if study.state.active:
-        lines += _engine_health(study, now)
+        with operating_errors():
+            cycles = study.holder is None and _driven_by_cycles(study, store)
+        lines += _engine_health(study, now, cycles=cycles)
     return lines
 
 
-def _engine_health(study: Study, now: datetime) -> list[str]:
-    remedy = f"tuner resume {study.name}"
+def _driven_by_cycles(study: Study, store: Store) -> bool:
+    """Whether whoever took the study up last was a cycle, as cron makes them: then none is alive in between."""
+    taken_up = [event for event in store.events(study.id) if event.kind == "resume"]
+    return bool(taken_up) and taken_up[-1].details.get("once") is True
+
+
+def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[str]:
+    remedy = how_to_go_on(study.name, study.intent)
+    poll_s = max(from_json(study.spec).settings.poll_interval_s, 1.0)
+    quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
+    if cycles:
+        if quiet_s <= max(_CYCLE_MISSED_S, _TICKS_MISSED_MAX * poll_s):
+            return []
+        ago = f"{quiet_s / 60:.0f} min ago: see to what calls for them, or: {remedy}"
+        return [f"study {study.name} is {study.state}, but its last cycle (resume --once) was {ago}"]
     if study.holder is None or holders.gone(study.holder):
         return [f"study {study.name} is {study.state}, but no engine is alive: {remedy}"]
-    poll_s = from_json(study.spec).settings.poll_interval_s
-    quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
-    if quiet_s > _TICKS_MISSED_MAX * max(poll_s, 1.0):
+    if quiet_s > _TICKS_MISSED_MAX * poll_s:
         return [f"the engine of study {study.name} ({study.holder}) has not ticked for {quiet_s:.0f} s: {remedy}"]
     return []
 

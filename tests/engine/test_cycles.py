@@ -15,7 +15,7 @@ from simulated import script_of
 from sweeps import Sweep
 from test_alarms import describing
 
-from tuner import study, wishes, worlds
+from tuner import looking, study, wishes, worlds
 from tuner.clock import VirtualClock
 from tuner.engine import LEASE_S, World
 from tuner.model import AttemptState, Holder, Intent, StudyState, TrialState
@@ -305,6 +305,40 @@ def test_a_limit_raised_for_a_study_that_was_stopped_starts_nothing(user):
     someone.stop(now_=True)
     wishes.request_set("sweep", someone.sweep.store, ["budget.usd=100"], clock=someone.sweep.clock)
     assert someone.cron(2) == [[], []]
+
+
+# --- whether all is well
+
+
+def problems(someone: User) -> list[str]:
+    return looking.check("sweep", someone.sweep.store, clock=someone.sweep.clock)
+
+
+def test_a_study_is_well_between_its_cycles_and_not_when_they_fail_to_come(user):
+    someone = at_work(user, script=UNSAVED)
+    assert problems(someone) == []
+    last = someone.study.last_tick_at
+    someone.sweep.clock.jump(last + timedelta(minutes=15) - someone.sweep.clock.now())
+    assert problems(someone) == []
+    someone.sweep.clock.jump(timedelta(minutes=1))
+    (line,) = problems(someone)
+    assert "its last cycle (resume --once) was 16 min ago" in line
+    assert line.endswith("or: tuner resume sweep")
+
+
+def test_an_engine_that_left_or_died_is_missed_at_once(user):
+    someone = at_work(user, script=UNSAVED)
+    someone.resume(leave_at=StudyState.RUNNING)
+    assert problems(someone) == ["study sweep is running, but no engine is alive: tuner resume sweep"]
+    someone.stop(leave_at=StudyState.DRAINING)
+    assert problems(someone) == ["study sweep is draining, but no engine is alive: tuner stop sweep"]
+
+
+def test_a_cycle_that_does_not_end_is_no_well_driven_study(user):
+    someone = at_work(user, script=UNSAVED)
+    held_elsewhere(someone)
+    someone.sweep.clock.jump(timedelta(minutes=5))
+    assert "has not ticked for" in problems(someone)[0]
 
 
 # --- whoever waits for an engine
