@@ -200,6 +200,7 @@ def test_another_account_is_refused_in_one_line(account: Account, folder: Path, 
 
 def test_expired_credentials_are_one_line_and_change_nothing(account: Account, folder: Path, tuner: Shell) -> None:
     launch_and_leave(account, tuner)
+    assert tuner("set", "cloud", "budget.deadline=1d") == 0, "a cycle passes over what rests"
     account.refuse["GetCallerIdentity"] = ("ExpiredToken", "The security token included in the request is expired")
     store = opening.open_store(None)
     before = store.study("cloud")
