@@ -45,7 +45,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def _first_dollar(args: argparse.Namespace) -> int:
-    """Ask, run the one job, print what it showed."""
+    """Ask, run the one job, print what it showed; whoever scripts this learns by the exit code whether it works."""
     if args.file is None:
         raise UserError("doctor: --first-dollar needs a study FILE: it names role, image and bucket", Exit.USAGE)
     clock = SystemClock()
@@ -61,14 +61,18 @@ def _first_dollar(args: argparse.Namespace) -> int:
         _agree(yes=args.yes)
         place = worlds.place(ready.spec, None)
         assert isinstance(place, worlds.AwsPlace), "a completed study of AWS"
-        facts = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
+        outcome = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
     if args.json:
-        out_json({"scope": place.scope, "facts": {fact.name: fact.value for fact in facts}})
+        facts = {fact.name: fact.value for fact in outcome.facts}
+        out_json({"scope": place.scope, "ok": outcome.fault is None, "fault": outcome.fault, "facts": facts})
     else:
-        rows = [(fact.name.removeprefix("probe."), json.dumps(fact.value)) for fact in facts]
+        rows = [(fact.name.removeprefix("probe."), json.dumps(fact.value)) for fact in outcome.facts]
         out(render(table([place.scope, "FOUND"], rows)))
         out("\n".join(["not to be seen by one job:", *(f"  {line}" for line in first_dollar.BEYOND)]))
-    return Exit.DONE
+    if outcome.fault is None:
+        return Exit.DONE
+    say(f"tuner: {safe(outcome.fault)}")
+    return Exit.CHECK_FAILED
 
 
 def _agree(*, yes: bool) -> None:

@@ -6,7 +6,8 @@ any look. What was found is recorded as facts of the account and region.
 
 Rules: the ceiling is known before anything is created and is below five cents even if AWS bills the whole of
 `MaxWaitTimeInSeconds`. All of it lies below one prefix, which is deleted at the end. However it is left, the job is
-asked to stop. What one job cannot show is said to be unknown, never guessed. An absent answer is null.
+asked to stop. What one job cannot show is said to be unknown, never guessed. An absent answer is null. A job that
+failed, never trained or saved nothing is a fault of the path that it was to prove, whatever facts it left.
 """
 
 import io
@@ -37,10 +38,11 @@ from tuner.jobs import (
     JobStatus,
     Observation,
     ServiceUnavailable,
+    classify_failure,
 )
-from tuner.model import Fact, Json
+from tuner.model import AttemptEnd, Fact, Json
 from tuner.objects import ObjectInfo, Objects, ObjectsError
-from tuner.policy_iam import PROBE_PREFIX
+from tuner.policy_iam import LOG_GROUP, PROBE_PREFIX
 from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.rates import RATES_FACT
 from tuner.signs import SYNC_FACT
@@ -132,6 +134,14 @@ class Plan:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the job showed. `fault`: why a study would not work here, and what to look at, in one line."""
+
+    facts: tuple[Fact, ...]
+    fault: str | None
+
+
 @dataclass(slots=True)
 class Seen:
     """What was watched while the job lived."""
@@ -185,7 +195,7 @@ def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> Plan
 
 def run(
     planned: Plan, place: Place, store: FactStore, clock: Clock, *, say: Callable[[str], None], pace: Pace | None = None
-) -> list[Fact]:
+) -> Outcome:
     """Run the job, watch it, record what was found. Raises JobError, AwsError, ObjectsError, UserError."""
     pace = pace or Pace()
     objects = place.objects()
@@ -197,16 +207,16 @@ def run(
             objects.delete([info.uri for info in objects.list(planned.base)])
     found[RATES_FACT.removeprefix(_PREFIX)] = _rates(place.aws)
     now = clock.now()
-    facts = [
+    facts = tuple(
         Fact(
             scope=place.scope, name=f"{_PREFIX}{name}", value=value, learned_at=now, source=f"{SOURCE} ({planned.name})"
         )
         for name, value in sorted(found.items())
         if value is not None
-    ]
+    )
     for fact in facts:
         store.put_fact(fact)
-    return facts
+    return Outcome(facts=facts, fault=_fault(planned, seen, saved=found[SYNC_FACT.removeprefix(_PREFIX)] is not None))
 
 
 # --- the job
@@ -368,6 +378,36 @@ def _findings(planned: Plan, seen: Seen, objects: Objects) -> Iterator[tuple[str
     yield "times_s", {"training": last.training_s, "billable": last.billable_s, "up": _up_s(last)}
     rate = planned.rate.microusd_per_hour
     yield "cost_usd", None if last.billable_s is None else cost_microusd(last.billable_s, 1, rate) / MICROUSD
+
+
+def _fault(planned: Plan, seen: Seen, *, saved: bool) -> str | None:
+    """Why the way that a study's jobs go is not open, in one line with what to look at; None where it is."""
+    last = seen.last
+    assert last is not None, "as above"
+    log = (
+        f"aws logs tail {LOG_GROUP} --since 1h --log-stream-name-prefix {planned.name}/ --region {planned.spec.region}"
+    )
+    if last.status is JobStatus.FAILED:
+        said = " ".join(last.failure.split()) or "SageMaker gives no reason"
+        return f"{planned.name} failed: {said}; {_ADVICE[classify_failure(last.failure)]} (its log: {log})"
+    if not any(row.status == "Training" for row in last.history):
+        return (
+            f"{planned.name} never trained: it ended as {last.secondary}; if it waited for capacity, run it again later"
+            f" or look at the quota of {INSTANCE_TYPE} on spot; else see what stopped it"
+        )
+    if not saved:
+        return (
+            f"{planned.name} trained, and nothing that it saved came to {planned.base}checkpoints/: no trial could "
+            f"resume; look at the role's right to write there, and at its log: {log}"
+        )
+    return None
+
+
+_ADVICE = {
+    AttemptEnd.CAPACITY: "no instance was to be had: run it again later",
+    AttemptEnd.SERVICE_FAULT: "run it again; should it stay so, the image does not start",
+    AttemptEnd.SCRIPT_ERROR: "look at the image (it needs Python 3.8 or newer), and at what its role may do",
+}
 
 
 def _list_lag_s(seen: Seen) -> float | None:

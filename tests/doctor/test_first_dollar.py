@@ -77,19 +77,22 @@ def planned(account, folder, seed=1):
 
 
 def run(account, folder, store, say=lambda _: None):
-    """Facts by name."""
+    """Facts by name, of a job that went well."""
     asked = planned(account, folder)
     place = worlds.place(asked.spec, None)
-    facts = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
-    assert {fact.scope for fact in facts} == {SCOPE}
-    return {fact.name: fact.value for fact in facts}
+    outcome = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
+    assert outcome.fault is None
+    assert {fact.scope for fact in outcome.facts} == {SCOPE}
+    return {fact.name: fact.value for fact in outcome.facts}
 
 
 def test_the_whole_of_it(cloud, tmp_path, store, capsys):
     code = cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    facts = json.loads(out)["facts"]
+    document = json.loads(out)
+    assert (document["ok"], document["fault"]) == (True, None)
+    facts = document["facts"]
     assert facts["probe.sigterm"].items() >= {"received": True, "synced": True, "in_model": True}.items()
     assert facts["probe.sync_delay_s"]["files"] >= PACE.beats
     assert facts["probe.sync_delay_s"]["max"] >= facts["probe.sync_delay_s"]["median"] >= -1
@@ -154,6 +157,75 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
     assert found["sigterm"] is None, "nobody stopped it"
 
 
+# --- what proves that the path does not work
+
+
+def command(folder, capsys):
+    """Code, document and the last line of the verb."""
+    code = cli.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err.splitlines()[-1]
+
+
+def test_a_job_that_fails_is_said_with_its_reason_and_recorded(cloud, tmp_path, store, capsys, monkeypatch):
+    """Exit 0 would say that the path works, when the image, the bucket or the role does not."""
+    plain = first_dollar._request
+    broken = lambda *given: replace(plain(*given), hyperparameters={"beat": "no number"})  # noqa: E731
+    monkeypatch.setattr(first_dollar, "_request", broken)
+    code, document, last = command(tmp_path, capsys)
+    assert (code, document["ok"]) == (1, False)
+    assert last == f"tuner: {document['fault']}"
+    assert " failed: AlgorithmError: " in last
+    assert "aws logs tail /aws/sagemaker/TrainingJobs" in last
+    assert {fact.name: fact.value for fact in store.facts(SCOPE)} == document["facts"]
+    assert document["facts"]["probe.statuses"][-1].startswith("Failed")
+
+
+def test_a_job_that_never_trained_is_no_proof(cloud, tmp_path, store, capsys, monkeypatch):
+    set_up(cloud, start_delay_s=600.0)
+    plain = first_dollar._look
+
+    def look(planned, jobs, *given):
+        plain(planned, jobs, *given)
+        jobs.stop(planned.name)  # somebody else does
+
+    monkeypatch.setattr(first_dollar, "_look", look)
+    code, document, last = command(tmp_path, capsys)
+    assert (code, document["ok"]) == (1, False)
+    assert "never trained: it ended as Stopped" in last
+    assert "probe.statuses" in document["facts"]
+
+
+def test_a_job_whose_checkpoints_never_arrive_is_no_proof(cloud, tmp_path, store, capsys, monkeypatch):
+    """It would train and be billed as any other, and no trial would ever resume."""
+    monkeypatch.setattr(first_dollar, "_beats", lambda *_: iter(()))
+    plain = first_dollar._request
+    brief = lambda *given: replace(plain(*given), hyperparameters={"beat": "0.1", "seconds": "0.3"})  # noqa: E731
+    monkeypatch.setattr(first_dollar, "_request", brief)
+    code, document, last = command(tmp_path, capsys)
+    assert (code, document["ok"]) == (1, False)
+    assert "nothing that it saved came to s3://" in last
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("CapacityError: Unable to provision requested ML compute capacity.", "no instance was to be had"),
+        ("InternalServerError: We encountered an internal error.", "the image does not start"),
+        ("ClientError: Data download failed:\n403", "what its role may do"),
+        ("", "SageMaker gives no reason"),
+    ],
+)
+def test_each_kind_of_failure_is_one_line_with_what_to_do(cloud, tmp_path, failure, said):
+    last = Observation(
+        name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
+        modified_at=at(1), failure=failure,
+    )  # fmt: skip
+    fault = first_dollar._fault(planned(cloud, tmp_path), first_dollar.Seen(last=last), saved=False)
+    assert said in fault
+    assert "\n" not in fault
+
+
 def test_the_ceiling_is_kept_in_dear_regions_by_waiting_less(cloud, tmp_path):
     spec = ready(cloud, tmp_path).spec
     for usd_per_hour in ("0.1152", "0.1285", "0.16", "0.2"):
@@ -193,7 +265,8 @@ def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, s
     asked = planned(cloud, tmp_path)
     refusal = AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
     monkeypatch.setattr(first_dollar.preflight, "read_quotas", lambda _aws, _wanted: ({}, refusal))
-    facts = first_dollar.run(asked, worlds.place(asked.spec, None), store, SystemClock(), say=lambda _: None, pace=PACE)
+    place = worlds.place(asked.spec, None)
+    facts = first_dollar.run(asked, place, store, SystemClock(), say=lambda _: None, pace=PACE).facts
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
 
 
