@@ -159,7 +159,16 @@ class Seen:
 
 
 def smallest(spec: StudySpec) -> StudySpec:
-    """The study, cut down to the one job: then image, quota and price are looked up for its type."""
+    """The study, cut down to the one job: then image, quota and price are looked up for its type.
+
+    Raises UserError for a study that has no image to try it with.
+    """
+    if spec.training.algorithm is not None:
+        raise UserError(
+            f"doctor: study {spec.name} trains a built-in algorithm, which carries no code of ours: "
+            "name a study with an image",
+            Exit.USAGE,
+        )
     return replace(
         spec,
         trials=1,
@@ -314,7 +323,7 @@ def _create(jobs: JobService, request: JobRequest, seen: Seen) -> None:
         jobs.create(request)
     except ServiceUnavailable:
         raise
-    except JobError:
+    except Exception:  # a refusal, or a bug before anything was sent; an interrupt may come after it was
         seen.may_exist = False
         raise
 

@@ -290,6 +290,20 @@ def test_it_is_not_run_by_accident(cloud, tmp_path, store, capsys, words, code, 
     assert not (cloud.state_dir / "jobs").exists()
 
 
+def test_a_built_in_algorithm_is_refused_before_anything(cloud, tmp_path, store, capsys):
+    text = study_file(tmp_path).read_text()
+    lines = [line for line in text.splitlines() if "entry_point" not in line and "image_uri" not in line]
+    file = tmp_path / "algorithm.yaml"
+    file.write_text("\n".join(lines).replace("training:", "training:\n  algorithm: xgboost"))
+    assert cli.main(["doctor", str(file), "--first-dollar", "-y"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "tuner: doctor: study cloud trains a built-in algorithm, which carries no code of ours: "
+        "name a study with an image\n"
+    )
+    assert cloud.calls == []
+
+
 def test_a_quota_of_zero_is_refused_before_anything_is_created(cloud, tmp_path, store, capsys):
     cloud.quotas[QUOTA] = 0
     assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"]) == 4
@@ -332,7 +346,7 @@ def refused(planned, place, store, **failures):
     jobs = Refusing(place.jobs(), **failures)
     held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
     lines = []
-    with pytest.raises((JobError, KeyboardInterrupt)):
+    with pytest.raises((JobError, KeyboardInterrupt, AssertionError)):
         first_dollar.run(planned, held, store, VirtualClock(at(0)), say=lines.append, pace=PACE)
     return jobs, lines
 
@@ -363,5 +377,14 @@ def test_a_job_whose_creation_was_not_answered_is_stopped_once_it_shows_itself(c
 
 def test_a_job_that_was_refused_is_not_looked_for(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
-    jobs, lines = refused(asked, worlds.place(asked.spec, None), store, create=[RequestRejected("no")])
-    assert (jobs.asked["stop"], lines) == (1, [])
+    for reason in (RequestRejected("no"), AssertionError("a bug, before anything was sent")):
+        jobs, lines = refused(asked, worlds.place(asked.spec, None), store, create=[reason])
+        assert (jobs.asked["stop"], lines) == (1, [])
+
+
+def test_a_job_whose_creation_was_interrupted_is_looked_for(cloud, tmp_path, store):
+    """Nobody knows whether the request was sent."""
+    asked = planned(cloud, tmp_path)
+    late = [JobNotFound("no such job"), JobNotFound("no such job")]
+    jobs, _ = refused(asked, worlds.place(asked.spec, None), store, create=[KeyboardInterrupt()], stop=late)
+    assert jobs.asked["stop"] == 5
