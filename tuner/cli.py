@@ -5,15 +5,19 @@ when the verb is called, so that `tuner --help` loads no library.
 
 Rules: results go to standard output, progress and errors to standard error. A refusal is one line and an exit code of
 the contract (`verbs.Exit`), never a traceback; a traceback is a bug. A reader that goes away (`tuner trials x | head`)
-ends the call in silence.
+ends the call in silence. SIGTERM leaves as Ctrl-C does, by an exception: what a verb has begun, its `finally` ends.
 """
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TypeAlias
 
 from tuner.cli_text import safe
@@ -62,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
     try:
         _refuse_unbuilt(arguments)
-        code = _run(parser().parse_args(arguments))
+        args = parser().parse_args(arguments)
+        with _leaving_by_sigterm():
+            code = _run(args)
         sys.stdout.flush()
     except UserError as error:
         print(f"tuner: {safe(error)}", file=sys.stderr)
@@ -101,6 +107,28 @@ def _run(args: argparse.Namespace) -> int:
     module, name = args.run
     verb: Callable[[argparse.Namespace], int] = getattr(import_module(f"tuner.{module}"), name)
     return int(verb(args))
+
+
+@contextmanager
+def _leaving_by_sigterm() -> Iterator[None]:
+    """SIGTERM as SystemExit(143): its default kills the process where it stands, and a job that costs money goes on.
+
+    Verbs with handlers of their own put them in the place of this one. Whoever made the process deaf to the signal, or
+    calls from a thread or with a handler, has his reasons.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _refuse_unbuilt(arguments: Sequence[str]) -> None:

@@ -3,13 +3,16 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from tuner import cli
 from tuner.verbs import Signals
 
 _PROGRAM = """
 import os, signal, sys
+from tuner import cli
 from tuner.verbs import Signals
 woken = []
 with Signals(last_words="resume with: tuner resume digits") as signals:
@@ -51,3 +54,53 @@ def test_a_clock_attached_after_the_signal_is_woken_at_once() -> None:
     signals.deliver(signal.SIGINT)
     signals.attach(lambda: woken.append(1))
     assert woken == [1]
+
+
+_VERB = """
+import os, signal, sys
+from tuner import cli
+def verb(args):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sys.stdin.read()
+    finally:
+        print("undone what was begun")
+cli._run = verb
+sys.exit(cli.main(["status"]))
+"""
+
+
+def test_sigterm_lets_every_verb_undo_what_it_began() -> None:
+    """The signal's default kills where it stands: the one job of `doctor --first-dollar` would go on, and cost."""
+    done = subprocess.run([sys.executable, "-c", _VERB], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "undone what was begun\n", "")
+
+
+def test_a_process_that_was_made_deaf_to_sigterm_stays_so() -> None:
+    program = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{_VERB}"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "undone what was begun\n")
+
+
+def test_a_verb_leaves_sigterm_as_it_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[object] = []
+
+    def verb(_args: object) -> int:
+        during.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    monkeypatch.setattr(cli, "_run", verb)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert cli.main(["status"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    in_thread = threading.Thread(target=cli.main, args=(["status"],))
+    in_thread.start()
+    in_thread.join()
+    assert [each is signal.SIG_DFL for each in during] == [False, True]
