@@ -5,15 +5,16 @@ restart opens new streams. They are read stream by stream: the call that searche
 a whole account and is for people.
 
 Rules: bounded memory, whatever a script printed: a page of each host at a time, in the order of time. A page may be
-empty with more behind it: only a token that stays the same is the end. A throttled call waits, and is made again. Of
-the streams of a host only the newest can still grow; the others are read to their end once.
+empty with more behind it: only a token that stays the same is the end. A throttled call waits, and is made again. A
+stream goes on growing for minutes after the next start of its host opened a newer one: the agent delivers late, and the
+last lines before an interruption are those that explain it. What lies further back is read to its end once.
 """
 
 import heapq
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -26,6 +27,8 @@ _STREAM = re.compile(r".+/algo-(\d+)-(\d+)")
 _PAGE_EVENTS = 1_000
 _TAIL_PAGE_MAX = 10_000  # CloudWatch's own limit of a page
 _FOLLOW_POLL_S = 5.0
+# So long after a newer stream was seen is an older one read again. Nobody says how late lines may be.
+_LATE = timedelta(minutes=5)
 _THROTTLED = frozenset(("ThrottlingException", "LimitExceededException", "ServiceUnavailableException"))
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -58,6 +61,7 @@ class CloudLogs:
         self._name_hosts = name_hosts
         self._places: dict[str, str] = {}  # by stream: the token up to which it was read
         self._closed: set[str] = set()  # streams that cannot grow any more, and were read
+        self._followed_at: dict[str, datetime] = {}  # by stream: since when a newer one of its host is known
 
     def read(self, *, tail: int | None, follow: bool) -> Iterator[str]:
         """The lines in chunks. `tail` keeps the last ones of what is there now. Raises AwsError."""
@@ -80,10 +84,23 @@ class CloudLogs:
     def _news(self, job: str) -> Iterator[str]:
         """What a job printed since the last look, by time."""
         streams = self._streams(job)
-        newest = {stream.host: stream for stream in streams}
+        full = self._full(streams)
         open_streams = [stream for stream in streams if stream.name not in self._closed]
-        parts = [self._forwards(stream, closing=newest[stream.host] != stream) for stream in open_streams]
+        parts = [self._forwards(stream, closing=stream.name in full) for stream in open_streams]
         yield from map(self._shown, heapq.merge(*parts, key=attrgetter("at_ms")))
+
+    def _full(self, streams: Sequence[_Stream]) -> set[str]:
+        """The streams of a job that nothing is on its way to any more."""
+        now, full = self._clock.now(), set[str]()
+        for host in _hosts(streams):
+            names = [stream.name for stream in streams if stream.host == host]
+            first_look = not any(name in self._places for name in names)
+            for back, name in enumerate(reversed(names)):
+                if back and now - self._followed_at.setdefault(name, now) >= _LATE:
+                    full.add(name)
+                if back > 1 and first_look:  # between it and now an instance was started, used and lost
+                    full.add(name)
+        return full
 
     def _forwards(self, stream: _Stream, *, closing: bool) -> Iterator[_Line]:
         while True:
@@ -103,23 +120,22 @@ class CloudLogs:
         found: list[_Line] = []
         for position, name in enumerate(reversed(names)):
             streams = self._streams(name)
-            if position and len(found) >= count:
-                if position > 1:  # whoever follows does not look at it any more
-                    break
-                self._closed.update(stream.name for stream in streams)
-                continue
-            for host in sorted({stream.host for stream in streams}):
-                found += self._tail_of_host([each for each in streams if each.host == host], count)
+            if position > 1 and len(found) >= count:  # whoever follows does not look at it any more
+                break
+            wanted = 0 if position and len(found) >= count else count
+            for host in _hosts(streams):
+                found += self._tail_of_host([each for each in streams if each.host == host], wanted)
         found.sort(key=attrgetter("at_ms"))
         return found[-count:] if count else []
 
     def _tail_of_host(self, streams: Sequence[_Stream], count: int) -> list[_Line]:
         found: list[_Line] = []
-        for stream in reversed(streams):
-            if len(found) >= count and stream is not streams[-1]:
+        for back, stream in enumerate(reversed(streams)):
+            if back > 1:
                 self._closed.add(stream.name)
-                continue
-            found = [*self._last(stream, count - len(found)), *found]
+                if len(found) >= count:
+                    continue
+            found = [*self._last(stream, count - len(found)), *found]  # also none: whoever follows goes on from there
         return found
 
     def _last(self, stream: _Stream, count: int) -> list[_Line]:
@@ -178,6 +194,10 @@ class CloudLogs:
 
     def _shown(self, line: _Line) -> str:
         return f"[algo-{line.host}] {line.text}\n" if self._name_hosts else f"{line.text}\n"
+
+
+def _hosts(streams: Sequence[_Stream]) -> list[int]:
+    return sorted({stream.host for stream in streams})
 
 
 def _lines(page: Any, stream: _Stream) -> Iterator[_Line]:  # noqa: ANN401 - JSON

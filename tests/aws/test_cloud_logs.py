@@ -1,7 +1,7 @@
 """Logs of jobs on AWS: across attempts, restarts and hosts, by token, in bounded pages, against moto's Logs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -107,14 +107,17 @@ def test_a_tail_of_hosts_is_by_time(account: Account, group: Group) -> None:
     assert shown == "[algo-2] d\n[algo-1] e\n[algo-2] f\n"
 
 
-def follow(account: Account, jobs: list[str], happenings: list[Callable[[], None]], **given: Any) -> str:
-    """Each wait of the reader lets the next thing happen; after the last one the trial has ended."""
+def follow(
+    account: Account, jobs: list[str], happenings: list[Callable[[], None]], *, each_s: float = 0.0, **given: Any
+) -> str:
+    """Each wait of the reader lets the next thing happen, so much later; after the last one the trial has ended."""
     clock = VirtualClock(datetime.now(UTC))
     left = iter(happenings)
     ended = False
 
     def wait(*_: object, **__: object) -> None:
         nonlocal ended
+        clock.jump(timedelta(seconds=each_s))
         happening = next(left, None)
         if happening is None:
             ended = True
@@ -169,8 +172,49 @@ def test_a_stream_that_cannot_grow_is_read_once(account: Account, group: Group) 
     nothing = lambda: None  # noqa: E731
     shown = follow(account, ["k-00001-001"], [nothing] * 10)
     assert shown == "line\n" * 10
-    # each stream to its end, and at each of 11 more looks the newest one alone
-    assert account.calls.count("GetLogEvents") <= 2 * 10 + 2 * 11
+    # each stream to its end, and at each of 12 more looks the newest one and the one before it
+    assert account.calls.count("GetLogEvents") <= 2 * 10 + 2 * 12
+
+
+@pytest.mark.parametrize("tail", [None, 1, 9])
+@pytest.mark.parametrize("host", [1, 2])
+def test_the_last_lines_before_an_interruption_come_late_and_are_shown(
+    account: Account, group: Group, tail: int | None, host: int
+) -> None:
+    """They say why it was interrupted, and the agent brings them when the next start already prints."""
+    for each in (1, host):
+        group.stream("k-00001-001", each, 100, ["step 1"])
+        group.stream("k-00001-001", each, 200, ["started again"], at_s=100)
+    shown = follow(
+        account,
+        ["k-00001-001"],
+        [
+            lambda: group.stream("k-00001-001", host, 100, ["reclaimed"], at_s=50),
+            lambda: group.stream("k-00001-001", host, 200, ["step 2"], at_s=120),
+            lambda: group.stream("k-00001-001", host, 100, ["last words"], at_s=60),
+        ],
+        each_s=60,
+        tail=tail,
+    )
+    assert shown.splitlines()[-3:] == ["reclaimed", "step 2", "last words"]
+    assert shown.splitlines().count("reclaimed") == 1
+
+
+def test_the_last_words_of_the_attempt_before_are_shown_behind_a_tail(account: Account, group: Group) -> None:
+    group.stream("k-00001-001", 1, 100, ["first"])
+    group.stream("k-00001-002", 1, 200, ["second"], at_s=100)
+    late = lambda: group.stream("k-00001-001", 1, 100, ["last words"], at_s=50)  # noqa: E731
+    assert follow(account, ["k-00001-001", "k-00001-002"], [late], tail=1) == "second\nlast words\n"
+
+
+def test_a_stream_is_closed_minutes_after_a_newer_one_was_seen(account: Account, group: Group) -> None:
+    """Else each restart would cost a call at each look for as long as somebody follows."""
+    group.stream("k-00001-001", 1, 100, ["one"])
+    restart = lambda: group.stream("k-00001-001", 1, 200, ["two"], at_s=100)  # noqa: E731
+    nothing = lambda: None  # noqa: E731
+    follow(account, ["k-00001-001"], [restart, *[nothing] * 40], each_s=60)
+    # each stream to its end, some 42 looks at the newest one, and minutes of looks at the other
+    assert account.calls.count("GetLogEvents") <= 2 + 2 + 42 + 6
 
 
 def test_a_job_that_printed_nothing_yet_is_empty(account: Account) -> None:
