@@ -111,6 +111,7 @@ def _bill_document(name: str, found: CurAudit) -> dict[str, object]:
         "ok": found.ok,
         "report": {
             "lines": report.lines,
+            "repeated": report.repeated,
             "from": iso(report.starts_at),
             "to": iso(report.ends_at),
             "final": report.final,
@@ -145,9 +146,10 @@ def _bill_text(name: str, found: CurAudit) -> str:
     compared = counted(len(found.rows) - left_out, "job")
     totals = f"recorded {dollars(found.ledger_usd)}, billed {dollars(found.billed_usd)} for {compared}"
     beside = f"storage, tax and discounts beside it {dollars(found.other_usd)}"
+    again = f", {report.repeated} of them given again and counted once" if report.repeated else ""
     lines = [
         render(table(columns, rows, right=right)),
-        f"report {period}: {counted(report.lines, 'line')}",
+        f"report {period}: {counted(report.lines, 'line')}{again}",
         f"{totals}; {counted(left_out, 'job')} left out; {beside}",
         f"{safe(name)}: " + (agreed if found.ok else counted(len(found.lines), "difference")),
     ]

@@ -6,12 +6,15 @@ it on an account. It asks no service: the store and the files are enough.
 Rules: reports are read as they stream, column names old and new (`lineItem/ResourceId`, `line_item_resource_id`); of a
 report nothing is kept but the sums of this study's jobs. Only compute is compared: storage, tax, discounts and the
 negation of savings plans are shown beside it. What the report cannot know yet is "not billed yet", not a difference.
+Reports may overlap: a line is counted once, wherever its id and its interval come again; of reports without ids, one
+that was given before is refused. Of each line of this study's jobs a digest is kept, of others nothing.
 """
 
 import csv
 import gzip
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -41,6 +44,7 @@ _COLUMNS = {
 }
 # Reports may leave these out.
 _OPTIONAL = {
+    "id": ("identity/LineItemId", "identity_line_item_id"),
     "unit": ("pricing/unit", "pricing_unit"),
     "currency": ("lineItem/CurrencyCode", "line_item_currency_code"),
     "invoice": ("bill/InvoiceId", "bill_invoice_id"),
@@ -63,6 +67,7 @@ class Report:
 
     jobs: Mapping[str, Billed]  # by ARN
     lines: int
+    repeated: int  # lines of this study's jobs that came more than once, and were counted once
     starts_at: datetime
     ends_at: datetime
     final: bool
@@ -125,26 +130,71 @@ def audit_bill(study: Study, attempts: Sequence[Attempt], files: Sequence[Path])
 def read(files: Sequence[Path], marker: str) -> Report:
     """Sum up the lines whose resource holds `marker`. Raises UserError for a file that is no such report."""
     jobs: dict[str, Billed] = {}
+    seen = _Seen()
     count, final = 0, True
     starts_at = ends_at = ""
     for file in files:
-        for line in _lines(file):
+        for line in seen.whole(file, _lines(file)):
             count += 1
             final = final and bool(line.get("invoice"))
             # ISO times of one form: text compares as they do
             starts_at = min(starts_at or line["start"], line["start"] or starts_at)
             ends_at = max(ends_at, line["end"])
-            if marker in line["resource"]:
+            if marker in line["resource"] and seen.is_new(line, file):
                 _add(jobs.setdefault(line["resource"], Billed()), line, file)
     if not count:
         raise UserError(f"{', '.join(map(str, files))}: no line in it: a report of the time of the study is needed")
     return Report(
         jobs=jobs,
         lines=count,
+        repeated=seen.repeated,
         starts_at=_moment(starts_at, files[0]),
         ends_at=_moment(ends_at, files[0]),
         final=final,
     )
+
+
+class _Seen:
+    """What was counted already, by digests: a report that is given twice would make every bill twice as high."""
+
+    def __init__(self) -> None:
+        self.repeated = 0
+        self._amounts: dict[bytes, bytes] = {}  # by what names a line
+        self._files: dict[bytes, Path] = {}  # those without ids
+
+    def is_new(self, line: Mapping[str, str], file: Path) -> bool:
+        """Whether a line was not met before. Raises UserError where it was, and said something else."""
+        if not line.get("id"):
+            return True  # see `whole`
+        # ids are promised to be unique within a part of a report alone, so they name a line together with the rest
+        name = _digest(line[key] for key in ("id", "resource", "type", "usage", "start", "end"))
+        amount = _digest(line[key] for key in ("amount", "cost"))
+        known = self._amounts.setdefault(name, amount)  # this very one where none was known
+        if known != amount:
+            raise UserError(
+                f"{file}: its line {line['id']} of {line['start']} was read before with another amount or cost: these "
+                "are two versions of one report; give the newer one alone"
+            )
+        self.repeated += known is not amount
+        return known is amount
+
+    def whole(self, file: Path, lines: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+        """All lines of a file. Raises UserError at the end of one without ids that equals one before."""
+        content, line = hashlib.blake2b(digest_size=16), dict[str, str]()
+        for line in lines:
+            if not line.get("id"):
+                content.update(_digest(line.values()))
+            yield line
+        if not line or line.get("id"):
+            return
+        digest = content.digest()
+        if digest in self._files:
+            raise UserError(f"{file}: the same report as {self._files[digest]}; give it once")
+        self._files[digest] = file
+
+
+def _digest(texts: Iterable[str]) -> bytes:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
 
 
 def _compare(attempt: Attempt, report: Report) -> CurRow:

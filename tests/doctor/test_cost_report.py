@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import tracemalloc
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tuner.store import Store
 from tuner.verbs import UserError
 
 LEGACY = {
+    "id": "identity/LineItemId",
     "resource": "lineItem/ResourceId",
     "type": "lineItem/LineItemType",
     "usage": "lineItem/UsageType",
@@ -31,6 +33,7 @@ LEGACY = {
     "invoice": "bill/InvoiceId",
 }
 NEW = {name: column.replace("lineItem/", "line_item_").replace("/", "_") for name, column in LEGACY.items()} | {
+    "id": "identity_line_item_id",
     "resource": "line_item_resource_id",
     "type": "line_item_line_item_type",
     "usage": "line_item_usage_type",
@@ -86,14 +89,16 @@ CUT = ",".join(LEGACY.values()) + "\n" + "".join(f"{n}," * 9 + "x\n" for n in ra
 
 @pytest.fixture
 def report(tmp_path):
-    """Write a report of these lines."""
+    """Write a report of these lines; each has an id of its own unless it names one."""
+    ids = itertools.count()
 
     def write(*lines, columns=LEGACY, name="report.csv", zipped=False, **left_out):
         text = io.StringIO()
         kept = [name for name in columns if name not in left_out]
         writer = csv.writer(text)
-        writer.writerow(["identity/LineItemId", *(columns[name] for name in kept), "resourceTags/user:cost-center"])
-        writer.writerows([["x", *(each[name] for name in kept), "ml, 42"] for each in lines])
+        writer.writerow([*(columns[name] for name in kept), "resourceTags/user:cost-center"])
+        whole = [{"id": f"x{next(ids)}"} | each for each in lines]
+        writer.writerows([[*(each[name] for name in kept), "ml, 42"] for each in whole])
         path = tmp_path / name
         data = text.getvalue().encode("utf-8-sig")
         path.write_bytes(gzip.compress(data) if zipped else data)
@@ -120,6 +125,55 @@ def test_lines_of_one_job_are_added_up_over_files(report):
     second = report(line(amount="0.0666666667", cost="0.0938666667"), name="two.csv.gz", zipped=True)
     assert audit_bill(STUDY, [attempt()], [first, second]).ok
     assert not audit_bill(STUDY, [attempt()], [first]).ok
+
+
+@pytest.mark.parametrize("columns", [LEGACY, NEW], ids=["legacy", "cur2"])
+def test_a_report_that_is_given_twice_is_counted_once(report, columns):
+    """Else the bill would seem twice as high, and a right ledger wrong."""
+    once = report(EC2, line(), line(1), columns=columns)
+    attempts = [attempt(0), attempt(1)]
+    found = audit_bill(STUDY, attempts, [once, once])
+    assert found.ok
+    assert found.billed_usd == pytest.approx(2 * 0.2346666667)
+    assert (found.report.lines, found.report.repeated) == (6, 2)
+    assert audit_bill(STUDY, attempts, [once]).report.repeated == 0
+
+
+def test_reports_that_overlap_are_counted_once(report):
+    first, second, third = (line(number, id=f"line-{number}") for number in range(3))
+    found = audit_bill(
+        STUDY,
+        [attempt(number) for number in range(3)],
+        [report(EC2, first, second, name="one.csv"), report(second, third, name="two.csv.gz", zipped=True)],
+    )
+    assert found.ok
+    assert found.report.repeated == 1
+
+
+def test_the_same_id_of_another_hour_or_kind_is_another_line(report):
+    """Ids are unique within one part of a report, no further."""
+    hour = {"start": "2026-03-01T13:00:00Z", "end": "2026-03-01T14:00:00Z"}
+    half = {"id": "x", "amount": "0.08333333335", "cost": "0.11733333335"}
+    tax = line(type="Tax", cost="0.05", id="x")
+    found = audit_bill(STUDY, [attempt()], [report(EC2, line(**half), line(**half, **hour), tax)])
+    assert found.ok
+    assert found.report.repeated == 0
+
+
+def test_two_versions_of_a_report_are_refused(report):
+    old, new = report(line(id="x", cost="0.1"), name="old.csv"), report(line(id="x"), name="new.csv")
+    with pytest.raises(UserError, match=r"new.csv: its line x .* two versions of one report; give the newer one alone"):
+        audit_bill(STUDY, [attempt()], [old, new])
+
+
+def test_reports_without_ids_are_refused_when_they_are_equal(report):
+    first, second = (report(EC2, line(number), name=f"{number}.csv", id=True) for number in range(2))
+    attempts = [attempt(0), attempt(1)]
+    empty = [report(name=f"empty{number}.csv", id=True) for number in range(2)]
+    assert audit_bill(STUDY, attempts, [first, *empty, second]).ok
+    again = report(EC2, line(1), name="again.csv.gz", zipped=True, id=True)
+    with pytest.raises(UserError, match=r"again.csv.gz: the same report as .*1.csv; give it once"):
+        audit_bill(STUDY, attempts, [first, second, again])
 
 
 def test_sums_are_exact(report):
@@ -279,7 +333,7 @@ def test_a_large_report_is_read_as_a_stream(tmp_path):
     """Many lines of other services, some 3 MB, in the memory of a few."""
     row = ",".join(EC2.values()) + "," + "x" * 60 + "\n"
     path = tmp_path / "large.csv"
-    path.write_text(",".join([*LEGACY.values(), "padding"]) + "\n" + row * 20_000)
+    path.write_text(",".join([*(LEGACY[name] for name in EC2), "padding"]) + "\n" + row * 20_000)
     tracemalloc.start()
     try:
         report = read([path], "training-job/")
