@@ -56,7 +56,7 @@ def _first_dollar(args: argparse.Namespace) -> int:
         small = first_dollar.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
         planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
-        for line in (*planned.lines(), *ready.warnings):
+        for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         _agree(yes=args.yes)
         place = worlds.place(ready.spec, None)

@@ -7,7 +7,8 @@ any look. What was found is recorded as facts of the account and region.
 Rules: the ceiling is known before anything is created and is below five cents even if AWS bills the whole of
 `MaxWaitTimeInSeconds`. All of it lies below one prefix, which is deleted at the end. However it is left, the job is
 asked to stop. What one job cannot show is said to be unknown, never guessed. An absent answer is null. A job that
-failed, never trained or saved nothing is a fault of the path that it was to prove, whatever facts it left.
+failed, never trained or saved nothing is a fault of the path that it was to prove, whatever facts it left. It is as the
+study's own jobs are but for its machine, its code and its limits; where its image is another, that is said first.
 """
 
 import io
@@ -65,6 +66,10 @@ _VOLUME_GB = 30
 _STOP_TRIES = 5
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 _SCRIPT = "first_dollar_probe.py"
+# A framework's image for these is another than the one for CPUs.
+_ACCELERATED = ("ml.p", "ml.g", "ml.trn", "ml.inf")
+# Of `sagemaker.request`: what is about other machines than ours, some of them billed beside it.
+_NOT_OURS = ("ResourceConfig", "DebugRuleConfigurations", "ProfilerRuleConfigurations")
 _RATES = {
     f"Rate of {operation} requests": operation
     for operation in ("CreateTrainingJob", "DescribeTrainingJob", "ListTrainingJobs", "StopTrainingJob", "Search")
@@ -123,15 +128,23 @@ class Plan:
         """The prefix of everything that is written."""
         return f"{root(self.spec)}doctor/{self.name}/"
 
-    def lines(self) -> list[str]:
+    def lines(self, study: StudySpec) -> list[str]:
+        """What the user agrees to; `study` is the file as it is written."""
         spec = self.spec
         source = f"{self.rate.basis}, {self.rate.as_of}" if self.rate.as_of else self.rate.basis
         return [
             f"one spot job on 1 x {INSTANCE_TYPE} in {spec.region}, named {self.name}",
             f"image {spec.training.image_uri}, role {spec.sagemaker.role}",
+            *_other_image(study),
             f"it is stopped after a minute or two of training, at the latest after {self.max_wait_s} s of waiting",
             f"at ${self.rate.usd_per_hour:f}/h ({source}) it costs at most {usd(self.ceiling_microusd)}; its disk less",
         ]
+
+
+def _other_image(study: StudySpec) -> Iterator[str]:
+    kinds = [kind for kind in study.training.instance_types if kind.startswith(_ACCELERATED)]
+    if study.training.framework is not None and kinds:
+        yield f"that is the framework's image for CPUs: the one for {', '.join(kinds)} is another, and is not tried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +327,18 @@ def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
         subnets=cloud.subnets or tuple(cloud.zones.values()),
         kms_key=cloud.kms_key or "",
         network_isolation=cloud.network_isolation,
+        raw=_raw(cloud.request),
     )
+
+
+def _raw(request: Mapping[str, Json]) -> dict[str, Json]:
+    """What the study's jobs are told beside what we say: a private registry, for one, is not reached without."""
+    kept = {name: value for name, value in request.items() if name not in _NOT_OURS}
+    algorithm = kept.get("AlgorithmSpecification")
+    if isinstance(algorithm, dict):  # the container is started by us, also where the study leaves it to its image
+        ours = ("ContainerEntrypoint", "ContainerArguments")
+        kept["AlgorithmSpecification"] = {name: value for name, value in algorithm.items() if name not in ours}
+    return kept
 
 
 def _create(jobs: JobService, request: JobRequest, seen: Seen) -> None:
@@ -457,8 +481,10 @@ def _sigterm(planned: Plan, seen: Seen, objects: Objects) -> Json:
 
 
 def _packed(planned: Plan, objects: Objects) -> Iterator[dict[str, float]]:
-    """The same file where it went into the model's archive, which is read in memory."""
+    """The same file where it went into the model: its archive, which is read in memory, or beside others."""
     for info in objects.list(f"{planned.base}outputs/"):
+        if "/sigterm-" in info.uri:  # of a study that wants its model without compression
+            yield _read(objects, info.uri)
         if not info.uri.endswith("/model.tar.gz"):
             continue
         with suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(objects.read(info.uri))) as archive:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.aws.aws_account import ACCOUNT, REGION, study_file
+from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, study_file
 from tuner import cli, cli_doctor, first_dollar, prepare, worlds
 from tuner.aws import AwsError
 from tuner.clock import SystemClock, VirtualClock
@@ -32,9 +32,11 @@ from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
 from tuner.policy_iam import Place, caller_rights
 from tuner.prices import Rate
+from tuner.sagemaker_request import request_parameters
 from tuner.spec import load
 from tuner.store import Store
 from tuner.verbs import UserError
+from tuner.workload import ENTRYPOINT
 
 QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}
 PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0)
@@ -244,6 +246,43 @@ def test_the_request_says_what_the_ceiling_counts_on(cloud, tmp_path):
     assert request.checkpoint_uri.startswith(asked.base)
     assert request.output_uri.startswith(asked.base)
     assert request.name.startswith("tuner-first-dollar-")
+
+
+def test_the_study_s_own_members_go_with_it(cloud, tmp_path):
+    """Without TrainingImageConfig a private registry is not reached, and what works in a sweep would fail here."""
+    asked = planned(cloud, tmp_path)
+    registry = {"TrainingRepositoryAccessMode": "Vpc"}
+    request = {
+        "AlgorithmSpecification": {
+            "TrainingImageConfig": registry,
+            "ContainerEntrypoint": ["/run"],
+            "ContainerArguments": ["x"],
+        },
+        "ResourceConfig": {"InstancePlacementConfig": {"EnableMultipleJobs": True}},
+        "ProfilerRuleConfigurations": [{"RuleConfigurationName": "r", "RuleEvaluatorImage": "i"}],
+        "DebugRuleConfigurations": [{"RuleConfigurationName": "r", "RuleEvaluatorImage": "i"}],
+        "ExperimentConfig": {"TrialName": "t"},
+    }
+    spec = replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, request=request))
+    made = request_parameters(first_dollar._request(replace(asked, spec=spec), "s3://b/code/", PACE))
+    assert made["AlgorithmSpecification"]["TrainingImageConfig"] == registry
+    assert made["AlgorithmSpecification"]["ContainerEntrypoint"] == list(ENTRYPOINT)
+    assert "ContainerArguments" not in made["AlgorithmSpecification"]
+    assert made["ExperimentConfig"] == {"TrialName": "t"}
+    assert set(made["ResourceConfig"]) == {"InstanceType", "InstanceCount", "VolumeSizeInGB"}
+    assert not made.keys() & {"ProfilerRuleConfigurations", "DebugRuleConfigurations"}, "they start instances of theirs"
+
+
+@pytest.mark.parametrize(("kind", "said"), [("ml.g5.xlarge", True), ("ml.c5.xlarge", False)])
+def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsys, monkeypatch, kind, said):  # noqa: PLR0917 - a table
+    monkeypatch.setattr(prepare.image, "find_image", lambda *_, **__: IMAGE)
+    framework = f"  framework: {{name: pytorch, version: 2.5.1, python: py311}}\n  instance_types: [{kind}]\n"
+    file = study_file(tmp_path, (f"  image_uri: {IMAGE}\n", ""), ("  instance_types: [ml.m5.large]\n", framework))
+    assert cli.main(["doctor", str(file), "--first-dollar"]) == 2
+    err = capsys.readouterr().err
+    assert f"image {IMAGE}" in err
+    line = f"that is the framework's image for CPUs: the one for {kind} is another, and is not tried\n"
+    assert (line in err) is said
 
 
 def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
