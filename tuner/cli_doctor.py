@@ -19,6 +19,7 @@ from tuner.cli_table import render, table
 from tuner.cli_text import counted, dollars, safe
 from tuner.clock import SystemClock
 from tuner.cost_report import CurAudit
+from tuner.hints import queue_of
 from tuner.opening import operating_errors
 from tuner.verbs import Exit, UserError
 from tuner.views import iso, simulated
@@ -56,11 +57,13 @@ def _first_dollar(args: argparse.Namespace) -> int:
         small = first_dollar.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
         planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
-        for line in (*planned.lines(spec), *ready.warnings):
-            say(safe(line))
-        _agree(yes=args.yes)
         place = worlds.place(ready.spec, None)
         assert isinstance(place, worlds.AwsPlace), "a completed study of AWS"
+        for line in (*planned.lines(spec), *ready.warnings):
+            say(safe(line))
+        if queue_of(store.facts(place.scope)) is None:
+            say("to see which events come: tuner doctor FILE --events create first")
+        _agree(yes=args.yes)
         outcome = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
     if args.json:
         facts = {fact.name: fact.value for fact in outcome.facts}

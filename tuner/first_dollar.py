@@ -26,7 +26,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from tuner import packaging, preflight
+from tuner import hints, packaging, preflight
 from tuner.aws import Aws, AwsError, ask
 from tuner.clock import Clock
 from tuner.jobs import (
@@ -37,6 +37,7 @@ from tuner.jobs import (
     JobRequest,
     JobService,
     JobStatus,
+    JobSummary,
     Observation,
     ServiceUnavailable,
     classify_failure,
@@ -100,6 +101,8 @@ class Place(Protocol):
 class FactStore(Protocol):
     """The part of the store that keeps facts."""
 
+    def facts(self, scope: str) -> list[Fact]: ...
+
     def put_fact(self, fact: Fact) -> None: ...
 
 
@@ -110,7 +113,8 @@ class Pace:
     poll_s: float = 5.0
     beat_s: float = 5.0
     beats: int = 12  # files in the store before the job is stopped
-    settle_s: float = 30.0  # how long the bill may follow the end
+    settle_s: float = 30.0  # how long the bill, the list and the last event may follow the end
+    listen_s: int = 1  # how long a look into the queue of events waits, in whole seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +164,10 @@ class Seen:
     """What was watched while the job lived."""
 
     last: Observation | None = None
+    # when each status was seen first, in which way
     described: dict[str, datetime] = field(default_factory=dict)
     listed: dict[str, datetime] = field(default_factory=dict)
+    told: dict[str, datetime] | None = None  # by events; None: nobody listened
     may_exist: bool = False  # the job was asked for, and not refused
     trained: bool = False
     billable_mid_run: bool = False
@@ -221,8 +227,9 @@ def run(
     """Run the job, watch it, record what was found. Raises JobError, AwsError, ObjectsError, UserError."""
     pace = pace or Pace()
     objects = place.objects()
+    queue = hints.queue_of(store.facts(place.scope))
     try:
-        seen = _watch(planned, place, objects, clock, say, pace)
+        seen = _watch(planned, place, objects, queue, clock, say, pace)
         found = dict(_findings(planned, seen, objects))
     finally:
         with suppress(ObjectsError):  # a few kilobytes; what went wrong first is said
@@ -245,9 +252,15 @@ def run(
 
 
 def _watch(  # noqa: PLR0917 - the parts of one run
-    planned: Plan, place: Place, objects: Objects, clock: Clock, say: Callable[[str], None], pace: Pace
+    planned: Plan,
+    place: Place,
+    objects: Objects,
+    queue: str | None,
+    clock: Clock,
+    say: Callable[[str], None],
+    pace: Pace,
 ) -> Seen:
-    jobs, seen = place.jobs(), Seen()
+    jobs, seen = place.jobs(), Seen(told=None if queue is None else {})
     request = _request(planned, _upload(planned, objects), pace)
     gives_up_at = clock.now() + timedelta(seconds=planned.max_wait_s + _AFTER_S + 600)
     final_at: datetime | None = None
@@ -257,11 +270,14 @@ def _watch(  # noqa: PLR0917 - the parts of one run
         seen.name_taken = _name_taken(jobs, request)
         while clock.now() < gives_up_at:
             _look(planned, jobs, clock, seen, say)
+            if queue is not None:
+                _listen(planned, place.aws, queue, clock, seen, say, pace)
             last, now = seen.last, clock.now()
             if last is not None and last.status.final:
                 final_at = final_at or now
-                # the bill may come a moment after the end, the list later still
-                settled = last.billable_s is not None and last.secondary in seen.listed
+                # the bill may come a moment after the end, the list and the event later still
+                heard = seen.told is None or _status(last) in seen.told
+                settled = last.billable_s is not None and _status(last) in seen.listed and heard
                 if settled or (now - final_at).total_seconds() > pace.settle_s:
                     return seen
             elif seen.stop_sent_at is None and len(list(_beats(planned, objects))) >= pace.beats:
@@ -370,14 +386,33 @@ def _look(planned: Plan, jobs: JobService, clock: Clock, seen: Seen, say: Callab
         if seen.last is None or seen.last.secondary != last.secondary:
             say(f"{planned.name}: {last.secondary}")
         seen.last = last
-        seen.described.setdefault(last.secondary, clock.now())
+        seen.described.setdefault(_status(last), clock.now())
         if last.status is JobStatus.IN_PROGRESS and last.secondary == "Training":
             seen.trained = True
             seen.billable_mid_run |= last.billable_s is not None
             seen.training_time_mid_run |= last.training_s is not None
         since = last.created_at - timedelta(hours=1)
         for summary in jobs.list_changed(planned.name, created_after=since, modified_after=since):
-            seen.listed.setdefault(summary.secondary, clock.now())
+            seen.listed.setdefault(_status(summary), clock.now())
+
+
+def _status(seen: Observation | JobSummary) -> str:
+    return f"{seen.status}/{seen.secondary}"
+
+
+def _listen(  # noqa: PLR0917 - as above
+    planned: Plan, aws: Aws, queue: str, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+) -> None:
+    """Take this job's events; those of others stay. What was lost with one look makes nothing certain any more."""
+    if seen.told is None:
+        return
+    try:
+        for event in hints.receive(aws.lasting("sqs"), queue, planned.name.__eq__, wait_s=pace.listen_s):
+            status = f"{event.get('TrainingJobStatus')}/{event.get('SecondaryStatus')}"
+            seen.told.setdefault(status, clock.now())
+    except AwsError as error:
+        seen.told = None
+        say(f"{planned.name}: which events come is not seen: {error}")
 
 
 def _stop(planned: Plan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
@@ -404,6 +439,7 @@ def _findings(planned: Plan, seen: Seen, objects: Objects) -> Iterator[tuple[str
     yield "billable_mid_run", seen.billable_mid_run if seen.trained else None
     yield "training_time_mid_run", seen.training_time_mid_run if seen.trained else None
     yield "list_lag_s", _list_lag_s(seen)
+    yield "events", _events(seen)
     yield SYNC_FACT.removeprefix(_PREFIX), _sync_delay(planned, objects)
     yield "sigterm", _sigterm(planned, seen, objects)
     yield "statuses", [f"{row.status}: {row.message}" for row in last.history]
@@ -448,6 +484,23 @@ def _list_lag_s(seen: Seen) -> float | None:
     both = seen.described.keys() & seen.listed.keys()
     lags = [(seen.listed[status] - seen.described[status]).total_seconds() for status in both]
     return max([0.0, *lags]) if lags else None
+
+
+def _events(seen: Seen) -> Json:
+    """How much later than Describe an event told of each status; None where Describe never showed it.
+
+    `missing` are those that Describe showed and no event told of.
+    """
+    if seen.told is None:
+        return None
+    shown = seen.described
+    return {
+        "after_s": {
+            status: round((at - shown[status]).total_seconds(), 1) if status in shown else None
+            for status, at in seen.told.items()
+        },
+        "missing": [status for status in shown if status not in seen.told],
+    }
 
 
 def _beats(planned: Plan, objects: Objects) -> Iterator[ObjectInfo]:

@@ -4,19 +4,20 @@ It exists because lists are scarce and late. `events_setup` makes the rule and t
 account; every engine of that account and region finds it there. Nothing depends on it: an event may be missing, late,
 doubled or out of order, and a hint only makes a job due to be described.
 
-Rules: one queue serves all studies. An engine deletes only what is about its own jobs; what is not, it leaves, and the
+Rules: one queue serves all studies. Who looks deletes only what is about its own jobs; what is not, it leaves, and the
 queue shows it to others a moment later and drops it after minutes. One look a tick, bounded in messages. A queue that
 does not answer is trouble, said once in a while, and nothing else.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuner.aws import Aws, AwsError, ask
 from tuner.clock import Clock
 from tuner.jobs import ServiceUnavailable, trial_and_attempt
+from tuner.model import Fact
 from tuner.rounds import Hint
 from tuner.store import Store
 
@@ -33,10 +34,14 @@ _TRY_AGAIN = timedelta(minutes=5)
 
 def hints_for(store: Store, scope: str, aws: Aws, study_key: str, clock: Clock) -> "QueueHints | None":
     """The hints of a study, where a queue is recorded for its account and region."""
-    queue = {fact.name: fact.value for fact in store.facts(scope)}.get(QUEUE_FACT)
-    if not isinstance(queue, str):
-        return None
-    return QueueHints(aws.lasting("sqs"), queue, study_key, clock)
+    queue = queue_of(store.facts(scope))
+    return None if queue is None else QueueHints(aws.lasting("sqs"), queue, study_key, clock)
+
+
+def queue_of(facts: Iterable[Fact]) -> str | None:
+    """The queue that is recorded for an account and region."""
+    found = next((fact.value for fact in facts if fact.name == QUEUE_FACT), None)
+    return found if isinstance(found, str) else None
 
 
 class QueueHints:
@@ -54,54 +59,76 @@ class QueueHints:
             return []
         self._failed_at = None
         try:
-            return [hint for batch in self._batches() for hint in self._take(batch)]
+            events = list(receive(self._client, self._url, self._is_ours, wait_s=self._wait_s))
         except AwsError as error:
             self._failed_at = self._clock.now()
             minutes = _TRY_AGAIN.total_seconds() / 60
             raise ServiceUnavailable(
                 f"no hints from {self._url}: {error}; asked again in {minutes:.0f} minutes, lists tell meanwhile"
             ) from error
+        return [_hint(event) for event in events]
 
-    def _batches(self) -> Iterator[list[dict[str, Any]]]:
-        wait_s = self._wait_s
-        for _ in range(_BATCHES_MAX):
-            reply = ask(
-                self._client.receive_message,
-                QueueUrl=self._url,
-                MaxNumberOfMessages=_BATCH,
-                VisibilityTimeout=VISIBILITY_S,
-                WaitTimeSeconds=wait_s,
-            )
-            messages = reply.get("Messages", [])
-            if not messages:
-                return
-            yield messages
-            wait_s = 0
+    def _is_ours(self, job: str) -> bool:
+        return trial_and_attempt(job, self._study_key) is not None
 
-    def _take(self, messages: list[dict[str, Any]]) -> list[Hint]:
-        """The hints of this study among some messages, which are deleted: should that fail, they come twice."""
-        found = [(message, hint) for message in messages if (hint := parse(message.get("Body", ""))) is not None]
-        ours = [(message, hint) for message, hint in found if self._is_ours(hint)]
+
+def receive(
+    client: Any,  # noqa: ANN401 - botocore makes its methods at run time
+    url: str,
+    is_ours: Callable[[str], bool],
+    *,
+    wait_s: int = _WAIT_S,
+) -> Iterator[Mapping[str, Any]]:
+    """The details of events about jobs of ours. They alone are deleted: should that fail, they come twice.
+
+    Raises AwsError.
+    """
+    for messages in _batches(client, url, wait_s):
+        found = [(message, event) for message in messages if (event := _detail(message.get("Body", ""))) is not None]
+        ours = [(message, event) for message, event in found if is_ours(event["TrainingJobName"])]
         if ours:
             entries = [
                 {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
                 for number, (message, _) in enumerate(ours)
             ]
-            ask(self._client.delete_message_batch, QueueUrl=self._url, Entries=entries)
-        return [hint for _, hint in ours]
+            ask(client.delete_message_batch, QueueUrl=url, Entries=entries)
+        yield from (event for _, event in ours)
 
-    def _is_ours(self, hint: Hint) -> bool:
-        return trial_and_attempt(hint.name, self._study_key) is not None
+
+def _batches(client: Any, url: str, wait_s: int) -> Iterator[list[dict[str, Any]]]:  # noqa: ANN401 - as above
+    for _ in range(_BATCHES_MAX):
+        reply = ask(
+            client.receive_message,
+            QueueUrl=url,
+            MaxNumberOfMessages=_BATCH,
+            VisibilityTimeout=VISIBILITY_S,
+            WaitTimeSeconds=wait_s,
+        )
+        messages = reply.get("Messages", [])
+        if not messages:
+            return
+        yield messages
+        wait_s = 0
 
 
 def parse(body: str) -> Hint | None:
     """The job that an event is about, and when it changed; None for anything else."""
+    event = _detail(body)
+    return None if event is None else _hint(event)
+
+
+def _detail(body: str) -> Mapping[str, Any] | None:
+    """What an event says of a job, by its name at least; None for anything else."""
     try:
         detail = json.loads(body)["detail"]
         name = detail["TrainingJobName"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Hint(name, _moment(detail.get("LastModifiedTime"))) if isinstance(name, str) else None
+    return detail if isinstance(detail, dict) and isinstance(name, str) else None
+
+
+def _hint(event: Mapping[str, Any]) -> Hint:
+    return Hint(event["TrainingJobName"], _moment(event.get("LastModifiedTime")))
 
 
 def _moment(value: object) -> datetime | None:

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, study_file
-from tuner import cli, cli_doctor, first_dollar, prepare, worlds
+from tests.rates.test_events import entry, left, put
+from tuner import cli, cli_doctor, events_setup, first_dollar, hints, prepare, worlds
 from tuner.aws import AwsError
 from tuner.clock import SystemClock, VirtualClock
 from tuner.first_dollar import CEILING_USD, Pace, plan, smallest
@@ -39,7 +40,7 @@ from tuner.verbs import UserError
 from tuner.workload import ENTRYPOINT
 
 QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}
-PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0)
+PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0, listen_s=0)
 QUOTA = "ml.m5.large for spot training job usage"
 SCOPE = f"{ACCOUNT}/{REGION}"
 
@@ -148,15 +149,70 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
         trained=True,
         described={"Starting": at(5), "Training": at(65), "Stopped": at(215)},
         listed={"Starting": at(5), "Training": at(72.5)},
+        told={"Starting": at(4), "Stopped": at(217.25), "Uploading": at(214)},
     )
     found = dict(first_dollar._findings(asked, seen, DirectoryObjects(tmp_path / "s3")))
     assert found["interruptions"] == 1
     assert found["times_s"] == {"training": 150, "billable": 45, "up": 90}  # AWS counts the gap here: it can be seen
     assert found["list_lag_s"] == 7.5
+    assert found["events"] == {
+        "after_s": {"Starting": -1.0, "Stopped": 2.2, "Uploading": None},
+        "missing": ["Training"],
+    }
     assert found["cost_usd"] == pytest.approx(45 * 0.1152 / 3600, abs=1e-6)
     assert found["statuses"][2] == "Interrupted: words"
     assert found["sync_delay_s"] is None, "nothing was uploaded: nothing is known"
     assert found["sigterm"] is None, "nobody stopped it"
+
+
+# --- events
+
+
+@pytest.fixture
+def queue(cloud, store):
+    """The queue of the account, recorded as `doctor --events create` does it."""
+    return events_setup.create(cloud.aws(), store, SCOPE, SystemClock().now())
+
+
+def test_it_records_which_events_came_how_much_later(cloud, tmp_path, store, queue, monkeypatch):
+    """Those of Starting and of the end come, beside others', which stay in the queue."""
+    monkeypatch.setattr(hints, "VISIBILITY_S", 1)
+    put(cloud.aws(), entry("tuner-first-dollar-others"), entry("k-digits-00001-001"))
+
+    def tell(line):
+        name, _, secondary = line.partition(": ")
+        status = {"Starting": "InProgress", "Stopped": "Stopped"}.get(secondary)
+        if status is not None:
+            detail = {"TrainingJobName": name, "TrainingJobStatus": status, "SecondaryStatus": secondary}
+            put(cloud.aws(), entry(name, Detail=json.dumps(detail)))
+
+    facts = run(cloud, tmp_path, store, say=tell)
+    told = facts["probe.events"]
+    assert all(0 <= after_s < 60 for after_s in told["after_s"].values())
+    assert "InProgress/Training" in told["missing"]
+    assert "InProgress/Starting" not in told["missing"]
+    assert "Stopped/Stopped" in told["after_s"]
+    until = SystemClock().now() + timedelta(seconds=60)  # moto counts one that turns visible meanwhile nowhere
+    while (count := left(cloud.aws(), queue)) != 2 and SystemClock().now() < until:
+        pass
+    assert count == 2
+
+
+def test_without_a_queue_it_says_how_to_have_one(cloud, tmp_path, store, capsys):
+    assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
+    assert "to see which events come: tuner doctor FILE --events create first" in capsys.readouterr().err
+    events_setup.create(cloud.aws(), store, SCOPE, SystemClock().now())
+    assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
+    assert "--events create" not in capsys.readouterr().err
+
+
+def test_a_queue_that_is_gone_is_said_once_and_the_rest_is_found(cloud, tmp_path, store, queue):
+    cloud.aws().client("sqs").delete_queue(QueueUrl=queue)
+    lines = []
+    facts = run(cloud, tmp_path, store, say=lines.append)
+    assert "probe.events" not in facts
+    assert sum("which events come is not seen: " in line for line in lines) == 1
+    assert "probe.sync_delay_s" in facts
 
 
 # --- what proves that the path does not work
