@@ -37,11 +37,16 @@ def doctor(args: argparse.Namespace) -> int:
         out_json(examiner.policies(args.file))
         return Exit.DONE
     found = examiner.doctor(args.file, store_url(args.store), SystemClock())
+    facts = [] if args.file is None else examiner.known(args.file, store_url(args.store))
     bad = any(finding.level == "error" for finding in found)
     if args.json:
-        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found]})
+        known = [asdict(fact) | {"learned_at": iso(fact.learned_at)} for fact in facts]
+        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found], "facts": known})
     else:
         out(cli_print.findings(found))
+        if facts:
+            rows = [(fact.name, json.dumps(fact.value), iso(fact.learned_at), fact.source) for fact in facts]
+            out(render(table([facts[0].scope, "KNOWN", "SINCE", "BY"], rows)))
     return Exit.CHECK_FAILED if bad else Exit.DONE
 
 

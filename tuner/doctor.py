@@ -11,17 +11,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from tuner import doctor_aws, policy_iam, worlds
 from tuner.aws import AwsError
 from tuner.clock import Clock
 from tuner.local.namespace import find_isolation
-from tuner.model import Json
+from tuner.model import Fact, Json
 from tuner.opening import operating_errors
 from tuner.prepare import connection
+from tuner.rates import scope
 from tuner.spec import StudySpec, load
-from tuner.store import StoreError, current, masked
+from tuner.store import Store, StoreError, current, masked
 from tuner.store_schema import SCHEMA
 from tuner.verbs import Finding, UserError
 
@@ -41,6 +43,24 @@ def doctor(file: Path | None, store_url: str, clock: Clock) -> list[Finding]:
     elif spec is not None:
         found += _requirements(spec)
     return found
+
+
+def known(file: Path, store_url: str) -> list[Fact]:
+    """What was found out about the account and region of a study; nothing where it is local, or none can be asked.
+
+    Why that is stands among the findings. A look neither makes a store nor changes its schema.
+    """
+    try:
+        with operating_errors():
+            spec = load(file)
+            if spec.backend == "local" or current(store_url) != SCHEMA:
+                return []
+            aws = connection(spec)
+            where = scope(aws.identity.account, aws.region)
+            with closing(Store.open(store_url)) as store:
+                return store.facts(where)
+    except (UserError, StoreError):
+        return []
 
 
 def policies(file: Path | None) -> dict[str, Json]:

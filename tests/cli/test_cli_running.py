@@ -225,4 +225,5 @@ def test_doctor(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(call("doctor", "--json").out) == {
         "ok": True,
         "findings": [{"level": "ok", "what": "store", "remedy": ""}],
+        "facts": [],
     }
