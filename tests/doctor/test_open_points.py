@@ -13,7 +13,9 @@ from tuner.local.billing import bill
 from tuner.local.jobdir import Row
 from tuner.local.settings import Settings
 from tuner.local.views import description
+from tuner.rates import RATES_FACT
 from tuner.sagemaker import SageMakerJobs
+from tuner.signs import SYNC_FACT
 
 
 @pytest.fixture
@@ -89,3 +91,5 @@ def test_each_open_point_of_the_readme_has_a_switch_and_its_facts_are_recorded()
         named = set(readme_text.code(facts))
         assert named <= recorded
         assert named or "open" in facts
+        used = named & {SYNC_FACT.removeprefix("probe."), RATES_FACT.removeprefix("probe.")}
+        assert ("used" in facts, "to read" in facts) == (bool(used), bool(named - used)), facts
