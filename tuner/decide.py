@@ -350,7 +350,8 @@ def retryable(failure: str, policy: Policy) -> bool:
     What ran out of memory would again. But a script may say so, take less, and fail of something else: then what
     `retry_on` names comes after those words.
     """
-    code = re.search(r"ExitCode:? (\d+)", failure)
+    # the toolkit's "ExitCode 75"; SageMaker's own "Exit Code: 75", or "…, exit code: 75" behind a framework error
+    code = re.search(r"\bexit ?code:? (\d+)", failure, re.IGNORECASE)
     if code and int(code.group(1)) in policy.retry_exit_codes:
         return True
     since = out_of_memory_at(failure) if failure.startswith(f"{OUT_OF_MEMORY}:") else -1

@@ -296,6 +296,7 @@ def end_with(sweep, failure: str):
     pytest.fail("it never came to rest")
 
 
+FRAMEWORK = "AlgorithmError: Framework Error: \nTraceback (most recent call last):\nImportError: x, exit code: {}"
 MEMORY = "ClientError: Please use an instance type with more memory, or reduce the size of training data"
 
 
@@ -311,6 +312,9 @@ MEMORY = "ClientError: Please use an instance type with more memory, or reduce t
         ("ClientError: Data download failed", 1, "ClientError: Data download"),
         ("AlgorithmError: NCCL timeout", 4, "AlgorithmError: NCCL timeout (after 3 retried faults)"),
         ("AlgorithmError: ExitCode 1", 1, "AlgorithmError: ExitCode 1"),
+        (FRAMEWORK.format(1), 1, "AlgorithmError: Framework Error: \nTraceback"),
+        (FRAMEWORK.format(137), 4, "(after 3 retried faults)"),
+        ("AlgorithmError: Exit Code: 137", 4, "AlgorithmError: Exit Code: 137 (after 3 retried faults)"),
         ("InternalServerError: We encountered an internal error.", 4, "the image that does not start"),
         ("SomethingNew: with all its words", 4, "SomethingNew: with all its words (after 3 retried faults)"),
     ],
