@@ -4,10 +4,12 @@ SageMaker finds the metrics in such a job's log and puts them into CloudWatch, a
 step; the last value of each stands exactly in the job's description once it has ended.
 
 Rules: the n-th minute in which a trial's job reported a metric stands for step n: the n-th epoch where epochs are
-longer than a minute. The last value replaces the one at the highest step when the job has ended, so that a trial's
-value is exact, and only then is everything read. One request asks for many jobs, at most once a minute; a minute is
-read when it is settled, since log lines take a while to arrive. What follows from the rows is asked of the store, so
-that a new reader begins at the beginning. Checkpoints are looked for under the prefix, as everywhere.
+longer than a minute. One request asks for many jobs, at most once a minute; a minute is read when it is over and
+settled, since log lines take a while to arrive. An attempt that has ended is read whole once a look covers its end:
+then the last value replaces the one at its own highest step, so that a trial's value is exact, and not before, nor
+before all earlier attempts are whole. So a reader that lived through everything and a new one give the same steps.
+What follows from the rows is asked of the store, so that a new reader begins at the beginning. Checkpoints are looked
+for under the prefix, as everywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +48,7 @@ class _Seen:
     """How far a metric of one job was read."""
 
     until: datetime
+    covered: datetime | None = None  # the last look asked for everything before this
     fresh: list[tuple[datetime, float]] = field(default_factory=list)
 
 
@@ -55,7 +58,14 @@ class _TrialView:
 
     attempts: Sequence[Attempt]
     steps: dict[str, int] = field(default_factory=dict)  # by metric: the highest step given out
-    final: set[int] = field(default_factory=set)  # attempts whose last values were read
+    told: set[tuple[int, str]] = field(default_factory=set)  # attempts and metrics with a step of their own
+    final: set[int] = field(default_factory=set)  # attempts that were read whole, their last values too
+
+    @property
+    def whole_through(self) -> int:
+        """The last of the attempts that were read whole, as were all before it; 0 for none."""
+        missing = (each.number for each in self.attempts if each.number not in self.final)
+        return next(missing, self.attempts[-1].number + 1 if self.attempts else 1) - 1
 
 
 class CloudMetrics:
@@ -84,13 +94,13 @@ class CloudMetrics:
 
     def read(self, prefix: str) -> ProgressReport:
         """What is new. Raises OSError for services that do not answer."""
-        report = self._inner.read(prefix)
         try:
             self._look()
-            points = list(self._points(prefix))
         except AwsError as error:
             raise OSError(str(error)) from error
-        return replace(report, points=tuple(points), more=report.more or not self._is_complete(prefix))
+        report = self._inner.read(prefix)
+        view = self._views.get(prefix, _TrialView(()))
+        return replace(report, points=tuple(self._points(view)), whole_through=view.whole_through)
 
     def forget(self, prefix: str) -> None:
         """A trial has ended."""
@@ -99,11 +109,6 @@ class CloudMetrics:
         for attempt in view.attempts if view else ():
             for metric in self._metrics:
                 self._seen.pop((attempt.job_name, metric), None)
-
-    def _is_complete(self, prefix: str) -> bool:
-        """Whether the last attempt is recorded as ended and its last values were read."""
-        view = self._views.get(prefix)
-        return view is None or not view.attempts or view.attempts[-1].number in view.final
 
     # --- CloudWatch
 
@@ -116,17 +121,19 @@ class CloudMetrics:
             self._asked_at = now
         if self._looked_at is not None and now - self._looked_at < _LOOK_EVERY:
             return
-        wanted = [
-            (attempt.job_name, metric)
+        until = (now - _SETTLES).replace(second=0, microsecond=0)
+        asked = {
+            (attempt.job_name, metric): self._since(attempt, metric)
             for view in self._views.values()
             for attempt in view.attempts
             if attempt.arn is not None and attempt.number not in view.final
             for metric in self._metrics
-            if self._since(attempt, metric).until < now - _SETTLES
-        ]
-        waiting = iter(wanted)
+        }
+        waiting = iter([each for each, seen in asked.items() if seen.until < until])
         while some := list(islice(waiting, _QUERIES_MAX)):
-            self._fetch(some, now - _SETTLES)
+            self._fetch(some, until)
+        for seen in asked.values():
+            seen.covered = until
         self._looked_at = now
 
     def _since(self, attempt: Attempt, metric: str) -> _Seen:
@@ -157,19 +164,26 @@ class CloudMetrics:
 
     # --- points
 
-    def _points(self, prefix: str) -> Iterator[MetricPoint]:
-        view = self._views.get(prefix)
-        for attempt in view.attempts if view else ():
-            assert view is not None, "it has attempts"
+    def _points(self, view: _TrialView) -> Iterator[MetricPoint]:
+        for attempt in view.attempts:
             for metric in self._metrics:
                 seen = self._seen.get((attempt.job_name, metric))
                 for at, value in seen.fresh if seen else ():
-                    view.steps[metric] = view.steps.get(metric, 0) + 1
-                    yield _point(attempt, metric, view.steps[metric], at, value)
+                    yield _point(attempt, metric, _next_step(view, attempt, metric), at, value)
                 if seen:
                     seen.fresh = []
-            if not attempt.live and attempt.number not in view.final:
+            if not attempt.live and attempt.number not in view.final and self._is_settled(attempt):
                 yield from self._last_values(view, attempt)
+            if attempt.number not in view.final:
+                return  # steps are counted in the order of attempts
+
+    def _is_settled(self, attempt: Attempt) -> bool:
+        """Whether a look has covered the end of an attempt that has ended."""
+        if attempt.arn is None:
+            return True
+        ended_at = attempt.ended_at or self._clock.now()
+        looks = (self._since(attempt, metric).covered for metric in self._metrics)
+        return all(covered is not None and covered >= ended_at for covered in looks)
 
     def _last_values(self, view: _TrialView, attempt: Attempt) -> Iterator[MetricPoint]:
         """Read once; later where the service does not answer now, which whoever observes jobs says."""
@@ -181,9 +195,16 @@ class CloudMetrics:
             return
         for metric, value in found.items():
             if metric in self._metrics:
-                step = view.steps.setdefault(metric, 1)
+                has_own = (attempt.number, metric) in view.told
+                step = view.steps[metric] if has_own else _next_step(view, attempt, metric)
                 yield _point(attempt, metric, step, attempt.ended_at or self._clock.now(), value)
         view.final.add(attempt.number)
+
+
+def _next_step(view: _TrialView, attempt: Attempt, metric: str) -> int:
+    view.told.add((attempt.number, metric))
+    view.steps[metric] = view.steps.get(metric, 0) + 1
+    return view.steps[metric]
 
 
 def _query(name: str, job: str, metric: str) -> dict[str, Any]:

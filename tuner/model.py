@@ -368,6 +368,7 @@ class ProgressReport:
     checkpoint_step: int | None = None
     checkpoint_at: datetime | None = None  # newest complete checkpoint, or newest file of the script's own
     more: bool = False  # there was more than one look reads
+    whole_through: int | None = None  # of later attempts something may still come, though they ended; None: of none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

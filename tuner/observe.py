@@ -192,6 +192,7 @@ class Observer:
         seconds = decide.dearest_s(attempt, self._now)
         self._unit.move_attempt(work, AttemptEvent.END, reason="the job was deleted")
         self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=seconds)
+        work.unread = True
         reason = f"job {attempt.job_name} was deleted by somebody else"
         self._book(work, AttemptEnd.SERVICE_FAULT, reason, billable_s=seconds, training_s=seconds)
 
@@ -235,7 +236,9 @@ class Observer:
             # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
             report = self._read(work.trial.prefix)
             fresh = work.take(report)
-            work.unread = work.more = report.more
+            ended = work.ended_attempt
+            owes = ended is not None and report.whole_through is not None and report.whole_through < ended.number
+            work.unread, work.more = report.more or owes, report.more
             signs.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
             self._reads_failed = 0
             alarms.over(self._memory, self._unit, work.trial.prefix)

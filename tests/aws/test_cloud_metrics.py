@@ -188,23 +188,83 @@ def test_the_last_value_is_exact_and_only_then_everything_is_read(cloud: Cloud) 
     cloud.pass_minutes(10)
     report = reader.read(trial(1).prefix)
     assert steps(report.points) == [(1, 0.1), (2, 0.2)]
-    assert report.more, "the job has not ended"
+    assert report.whole_through == 0, "the job has not ended"
 
     cloud.end(1)
     cloud.final["k-00001-001"] = {"score": 0.25, "other": 9.0}
-    cloud.pass_minutes(0.1)
+    cloud.pass_minutes(1)
+    report = reader.read(trial(1).prefix)
+    assert (report.points, report.whole_through) == ((), 0), "its last minutes may still come"
+    cloud.pass_minutes(2)
     report = reader.read(trial(1).prefix)
     assert steps(report.points) == [(2, 0.25)]
-    assert not report.more
+    assert (report.whole_through, report.more) == (1, False)
     assert reader.read(trial(1).prefix).points == ()
 
 
 def test_a_job_too_short_for_a_minute_has_its_last_value(cloud: Cloud) -> None:
     cloud.end(1)
     cloud.final["k-00001-001"] = {"score": 0.5}
+    cloud.pass_minutes(3)
     report = cloud.reader().read(trial(1).prefix)
     assert steps(report.points) == [(1, 0.5)]
-    assert not report.more
+    assert report.whole_through == 1
+
+
+def test_an_attempt_without_a_job_is_whole_at_once(cloud: Cloud) -> None:
+    cloud.rows = [(trial(1), [attempt(1, arn=None)], None)]
+    cloud.end(1)
+    assert cloud.reader().read(trial(1).prefix).whole_through == 1
+
+
+@pytest.mark.parametrize("poll_minutes", [0.5, 2.8])
+def test_a_reader_that_lived_through_the_end_and_a_new_one_give_the_same_steps(
+    cloud: Cloud, poll_minutes: float
+) -> None:
+    """A job of ten minutes, whose last ones are not settled when it is seen to have ended."""
+    for minute in range(1, 11):
+        cloud.put("k-00001-001", minute, float(minute))
+    lived, told = cloud.reader(), []
+    while cloud.clock.now() < START + timedelta(minutes=11.2):
+        cloud.pass_minutes(poll_minutes)
+        told += read(lived)
+    assert len(told) < 10
+    cloud.end(1)
+    cloud.final["k-00001-001"] = {"score": 9.5}
+    report = lived.read(trial(1).prefix)
+    while report.whole_through != 1:
+        told += steps(report.points)
+        cloud.pass_minutes(poll_minutes)
+        assert cloud.clock.now() < START + timedelta(minutes=20)
+        report = lived.read(trial(1).prefix)
+    told += steps(report.points)
+    assert told == read(cloud.reader()) == [*((minute, float(minute)) for minute in range(1, 11)), (10, 9.5)]
+
+
+def test_the_steps_of_an_attempt_wait_for_the_last_value_of_the_one_before(cloud: Cloud) -> None:
+    """Else that value would take the place of a step of the later attempt."""
+    cloud.rows = [(trial(1), [attempt(1), attempt(1, 2)], None)]
+    cloud.end(1, 1)
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.put("k-00001-002", 10, 0.3)
+    cloud.final["k-00001-001"] = ServiceUnavailable("later")
+    cloud.pass_minutes(20)
+    reader = cloud.reader()
+    assert read(reader) == [(1, 0.1)]
+    cloud.final["k-00001-001"] = {"score": 0.15}
+    assert read(reader) == [(1, 0.15), (2, 0.3)]
+
+
+def test_the_last_value_of_a_short_attempt_is_a_step_of_its_own(cloud: Cloud) -> None:
+    cloud.rows = [(trial(1), [attempt(1), attempt(1, 2)], None)]
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.final = {"k-00001-001": {"score": 0.15}, "k-00001-002": {"score": 0.4}}
+    for number in (1, 2):
+        cloud.end(1, number)
+    cloud.pass_minutes(20)
+    report = cloud.reader().read(trial(1).prefix)
+    assert steps(report.points) == [(1, 0.1), (1, 0.15), (2, 0.4)]
+    assert report.whole_through == 2
 
 
 def test_steps_go_on_over_attempts(cloud: Cloud) -> None:
@@ -223,7 +283,7 @@ def test_steps_go_on_over_attempts(cloud: Cloud) -> None:
         (1, 2, 0.2),
         (2, 3, 0.3),
     ]
-    assert report.more
+    assert report.whole_through == 1
 
 
 def test_a_new_reader_says_the_same_again(cloud: Cloud) -> None:
@@ -240,11 +300,12 @@ def test_a_new_reader_says_the_same_again(cloud: Cloud) -> None:
 def test_a_description_that_does_not_come_is_asked_for_again(cloud: Cloud) -> None:
     cloud.end(1)
     cloud.final["k-00001-001"] = ServiceUnavailable("later")
+    cloud.pass_minutes(5)
     reader = cloud.reader()
-    assert reader.read(trial(1).prefix).more
+    assert reader.read(trial(1).prefix).whole_through == 0
     cloud.final["k-00001-001"] = {"score": 0.5}
     report = reader.read(trial(1).prefix)
-    assert (steps(report.points), report.more) == ([(1, 0.5)], False)
+    assert (steps(report.points), report.whole_through) == ([(1, 0.5)], 1)
 
 
 def test_a_deleted_job_leaves_what_cloudwatch_kept(cloud: Cloud) -> None:
@@ -253,7 +314,7 @@ def test_a_deleted_job_leaves_what_cloudwatch_kept(cloud: Cloud) -> None:
     cloud.final["k-00001-001"] = JobNotFound("deleted")
     cloud.pass_minutes(10)
     report = cloud.reader().read(trial(1).prefix)
-    assert (steps(report.points), report.more) == ([(1, 0.1)], False)
+    assert (steps(report.points), report.whole_through) == ([(1, 0.1)], 1)
 
 
 def test_a_refusal_is_trouble_and_nothing_is_lost(cloud: Cloud) -> None:

@@ -364,3 +364,34 @@ def test_one_prefix_that_cannot_be_read_keeps_no_other_from_being_read(make_swee
     monkeypatch.setattr(engine._progress, "read", refuses)
     drive(sweep, engine, 7200)
     assert succeeded(sweep) == [1, 2, 3]
+
+
+def test_a_trial_is_concluded_once_the_reader_has_its_last_attempt_whole(make_sweep, monkeypatch):
+    """A source of metrics may lag behind the end of a job; while one trains, nothing waits for that."""
+    sweep = make_sweep(changes={"trials": 1}, script=script_of(epochs=5, step_s=60.0))
+    engine = sweep.engine()
+    read, whole = engine._progress.read, [0]
+    monkeypatch.setattr(engine._progress, "read", lambda prefix: replace(read(prefix), whole_through=whole[0]))
+    drive(sweep, engine, 360)
+    assert sweep.attempts()[0].live
+    assert not engine.memory.live[0].unread, "what is due of a live attempt is what lies there"
+    drive(sweep, engine, 3600)
+    assert (sweep.attempts()[0].end, succeeded(sweep)) == (AttemptEnd.COMPLETED, [])
+    whole[0] = 1
+    drive(sweep, engine, 60)
+    assert succeeded(sweep) == [0]
+
+
+def test_what_came_late_of_a_deleted_job_is_read_before_its_end_means_anything(make_sweep, monkeypatch):
+    sweep = make_sweep(changes={"trials": 1}, script=script_of(epochs=50, step_s=60.0))
+    engine = sweep.engine()
+    read, whole = engine._progress.read, [0]
+    monkeypatch.setattr(engine._progress, "read", lambda prefix: replace(read(prefix), whole_through=whole[0]))
+    drive(sweep, engine, 1200)
+    sweep.cloud.fail(sweep.attempts()[0].job_name, "InternalServerError: before it was deleted")
+    sweep.cloud.delete(sweep.attempts()[0].job_name)
+    drive(sweep, engine, 600)
+    assert (len(sweep.attempts()), sweep.attempts()[0].end) == (1, AttemptEnd.SERVICE_FAULT)
+    whole[0] = 1
+    drive(sweep, engine, 600)
+    assert len(sweep.attempts()) == 2
