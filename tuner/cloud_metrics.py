@@ -1,7 +1,8 @@
-"""Progress of built-in algorithms, from CloudWatch: they carry no bootstrap, so no metrics lie under their prefixes.
+"""Progress of jobs without our bootstrap, from CloudWatch: nobody writes what they print under their prefixes.
 
-SageMaker finds the metrics in such a job's log and puts them into CloudWatch, averaged over each minute and without a
-step; the last value of each stands exactly in the job's description once it has ended.
+They are built-in algorithms and images that start themselves (`entrypoint: image`). SageMaker finds the metrics in
+such a job's log and puts them into CloudWatch, averaged over each minute and without a step; the last
+value of each stands exactly in the job's description once it has ended.
 
 Rules: the n-th minute in which a trial's job reported a metric stands for step n: the n-th epoch where epochs are
 longer than a minute. One request asks for many jobs, at most once a minute; a minute is read when it is over and
@@ -9,7 +10,8 @@ settled, since log lines take a while to arrive. An attempt that has ended is re
 then the last value replaces the one at its own highest step, so that a trial's value is exact, and not before, nor
 before all earlier attempts are whole. So a reader that lived through everything and a new one give the same steps.
 What follows from the rows is asked of the store, so that a new reader begins at the beginning. Checkpoints are looked
-for under the prefix, as everywhere.
+for under the prefix, as everywhere, and metrics as well: a script may report by `tuner.training` all the same. A metric
+that lies there has true steps, so CloudWatch says no more of it, and never takes the place of what it says.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +26,8 @@ from tuner.jobs import JobError, JobNotFound, JobService
 from tuner.model import Attempt, MetricPoint, ProgressReport, Trial
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
-RUN = "cloudwatch"  # stands for the runs of a job, which cannot be told apart
+# Stands for the runs of a job, which cannot be told apart; it sorts before them, so that what they report wins.
+RUN = "-cloudwatch"
 
 _DIMENSION = "TrainingJobName"
 _HOST = "algo-1"
@@ -59,6 +62,7 @@ class _TrialView:
     attempts: Sequence[Attempt]
     steps: dict[str, int] = field(default_factory=dict)  # by metric: the highest step given out
     told: set[tuple[int, str]] = field(default_factory=set)  # attempts and metrics with a step of their own
+    elsewhere: set[str] = field(default_factory=set)  # metrics that lie under the prefix
     final: set[int] = field(default_factory=set)  # attempts that were read whole, their last values too
 
     @property
@@ -100,7 +104,10 @@ class CloudMetrics:
             raise OSError(str(error)) from error
         report = self._inner.read(prefix)
         view = self._views.get(prefix, _TrialView(()))
-        return replace(report, points=tuple(self._points(view)), whole_through=view.whole_through)
+        view.elsewhere |= {point.name for point in report.points}
+        # what else lies there may be the same metrics
+        points = () if report.more else self._points(view)
+        return replace(report, points=(*report.points, *points), whole_through=view.whole_through)
 
     def forget(self, prefix: str) -> None:
         """A trial has ended."""
@@ -168,7 +175,7 @@ class CloudMetrics:
         for attempt in view.attempts:
             for metric in self._metrics:
                 seen = self._seen.get((attempt.job_name, metric))
-                for at, value in seen.fresh if seen else ():
+                for at, value in seen.fresh if seen and metric not in view.elsewhere else ():
                     yield _point(attempt, metric, _next_step(view, attempt, metric), at, value)
                 if seen:
                     seen.fresh = []
@@ -194,8 +201,8 @@ class CloudMetrics:
         except JobError:
             return
         for metric, value in found.items():
-            if metric in self._metrics:
-                has_own = (attempt.number, metric) in view.told
+            has_own = (attempt.number, metric) in view.told
+            if metric in self._metrics and (has_own or metric not in view.elsewhere):
                 step = view.steps[metric] if has_own else _next_step(view, attempt, metric)
                 yield _point(attempt, metric, step, attempt.ended_at or self._clock.now(), value)
         view.final.add(attempt.number)

@@ -230,7 +230,7 @@ _LOOKS = (
         actions=("cloudwatch:GetMetricData",),
         resources=("*",),
         calls=(("cloudwatch", "GetMetricData"),),
-        less_without="metrics of built-in algorithms do not arrive",
+        less_without="metrics of algorithms and of images that start themselves do not arrive",
     ),
     Right(
         sid="RoleAndRights",

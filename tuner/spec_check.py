@@ -22,11 +22,13 @@ _MAX_ENVIRONMENT = 48
 _MAX_VALUE = 512
 # How long spot jobs of algorithms that do not checkpoint may wait and run.
 _ALGORITHM_WAIT_S = 3600
+# A minute, the time in which it settles, and the one between two looks, twice.
+_CLOUDWATCH_LATE_S = 600
 
 
 def check(spec: StudySpec) -> tuple[str, ...]:
     """Raise `SpecError` for the first rule that is broken; otherwise say what is allowed but odd."""
-    for rule in (_hyperparameters, _environment, _objectives, _backend, _network, _request, _budget):
+    for rule in (_hyperparameters, _environment, _objectives, _backend, _own_image, _network, _request, _budget):
         rule(spec)
     return tuple(_warnings(spec))
 
@@ -110,6 +112,24 @@ def _objectives(spec: StudySpec) -> None:
             raise SpecError(f"training.metrics[{i}].name: {COST_METRIC} is the tuner's own; give yours another name")
 
 
+def _own_image(spec: StudySpec) -> None:
+    """Without the bootstrap nobody but SageMaker reads the log: its regexes are all that finds a value there."""
+    if not _starts_itself(spec):
+        return
+    known = [metric.name for metric in spec.training.metrics]
+    for objective in spec.objectives:
+        if objective.metric not in (*known, COST_METRIC):
+            raise SpecError(
+                f"objective.metric: {objective.metric} is not in training.metrics, by which alone it is found in the "
+                f"log with entrypoint: image; add {{name: {objective.metric}, regex: '{objective.metric}=(…)'}} there"
+            )
+
+
+def _starts_itself(spec: StudySpec) -> bool:
+    """Whether an image's own entrypoint runs the user's code."""
+    return spec.training.algorithm is None and spec.training.entrypoint == "image"
+
+
 def _backend(spec: StudySpec) -> None:
     if spec.backend == "sagemaker":
         for each in spec.training.inputs:
@@ -187,6 +207,22 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     yield from _price_warnings(spec)
     yield from _metric_warnings(spec)
     yield from _step_warnings(spec)
+    yield from _cloudwatch_warnings(spec)
+
+
+def _cloudwatch_warnings(spec: StudySpec) -> Iterator[str]:
+    """What a study loses whose metrics come as averages of minutes, some minutes late."""
+    training = spec.training
+    if training.algorithm is None and not _starts_itself(spec):
+        return
+    for i, metric in enumerate(training.metrics):
+        if metric.step_regex is not None:
+            yield f"training.metrics[{i}].step_regex: is not used without the bootstrap: a step is a minute"
+    if training.stall_after_s is not None and training.stall_after_s < _CLOUDWATCH_LATE_S:
+        yield (
+            f"training.stall_after: metrics come from CloudWatch minutes late; below "
+            f"{duration_text(_CLOUDWATCH_LATE_S)} a job may be taken for one that hangs"
+        )
 
 
 def _trial_budget_warnings(spec: StudySpec) -> Iterator[str]:

@@ -148,7 +148,7 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
         hyperparameters=hyperparameters(spec, trial.params),
         environment=_environment(spec, study, trial, attempt),
         secrets=training.secrets,
-        entrypoint=ENTRYPOINT if _starts_bootstrap(spec) else (),
+        entrypoint=ENTRYPOINT if starts_bootstrap(spec) else (),
         # an algorithm of SageMaker's own is an image; any other is a resource of the account's
         image_uri=training.image_uri or ("" if training.algorithm else _LOCAL_IMAGE),
         algorithm="" if training.image_uri else training.algorithm or "",
@@ -182,7 +182,7 @@ def _spec_of(spec: StudySpec, trial: Trial) -> StudySpec:
     return as_begun(spec, former) if isinstance(former, str) else spec
 
 
-def _starts_bootstrap(spec: StudySpec) -> bool:
+def starts_bootstrap(spec: StudySpec) -> bool:
     """Whether the container is started by our bootstrap: an algorithm, or an image that is to start itself, is not."""
     return spec.training.algorithm is None and spec.training.entrypoint == "bootstrap"
 

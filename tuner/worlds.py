@@ -214,7 +214,7 @@ def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, w
     if isinstance(where, LocalPlace):
         return world
     world = _counted(world, where, study)
-    return world if spec.training.algorithm is None else _watched_by_cloudwatch(world, where, study, spec)
+    return world if workload.starts_bootstrap(spec) else _watched_by_cloudwatch(world, where, study, spec)
 
 
 def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
@@ -235,7 +235,7 @@ def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
 
 
 def _watched_by_cloudwatch(world: "World", where: AwsPlace, study: Study, spec: StudySpec) -> "World":
-    """The world of an algorithm, whose jobs leave no metrics under their prefixes."""
+    """The world of jobs without our bootstrap, which writes metrics under their prefixes."""
     from tuner.cloud_metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
 
     def progress() -> CloudMetrics:

@@ -41,6 +41,8 @@ class Account:
     refuse: dict[str, tuple[str, str]] = field(default_factory=dict)  # by operation: code and text of its refusal
     # by bucket: status and region, as S3 answers HeadBucket, which has no body; the last answer stays
     heads: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    image_starts: list[str] = field(default_factory=list)  # the command of an image that starts itself
+    in_log: dict[str, float] = field(default_factory=dict)  # metrics that SageMaker finds in the logs of jobs
 
     def role(self, name: str, *statements: Any) -> str:
         """Make a role; SageMaker may assume it unless other statements are given."""
@@ -101,7 +103,18 @@ class _Jobs(LocalSageMaker):
         if operation in self._account.refuse:
             code, text = self._account.refuse[operation]
             return 400, {"__type": code, "message": text}
-        return super().handle(operation, parameters)
+        if operation == "CreateTrainingJob" and self._account.image_starts:
+            assert "ContainerEntrypoint" not in parameters["AlgorithmSpecification"]
+            assert {each["Name"] for each in parameters["AlgorithmSpecification"]["MetricDefinitions"]} == {"score"}
+            parameters["AlgorithmSpecification"]["ContainerEntrypoint"] = self._account.image_starts
+        status, reply = super().handle(operation, parameters)
+        in_log, ended = self._account.in_log, reply.get("TrainingJobStatus") == "Completed"
+        if operation == "DescribeTrainingJob" and in_log and ended:
+            found = [
+                {"MetricName": name, "Value": value, "Timestamp": 0} for name, value in self._account.in_log.items()
+            ]
+            reply = {**reply, "FinalMetricDataList": found}
+        return status, reply
 
 
 def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:

@@ -1,5 +1,6 @@
-"""Progress of built-in algorithms from CloudWatch, against moto's: steps, batches, last values, new readers."""
+"""Progress of jobs without our bootstrap, against moto's CloudWatch: steps, batches, last values, new readers."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from aws_account import Account
 from tuner.clock import VirtualClock
 from tuner.cloud_metrics import NAMESPACE, CloudMetrics
 from tuner.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
+from tuner.memory import Work
 from tuner.model import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
 
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
@@ -54,11 +56,16 @@ def attempt(of: int, number: int = 1, **changes: Any) -> Attempt:
     return Attempt(**given | changes)
 
 
-class NothingBeside:
-    """No checkpoints under any prefix."""
+class Prefix:
+    """What lies under every prefix: a checkpoint, and what a test puts there."""
+
+    def __init__(self) -> None:
+        self.fresh: list[MetricPoint] = []
+        self.more = False
 
     def read(self, prefix: str) -> ProgressReport:
-        return ProgressReport(checkpoint_step=7)
+        points, self.fresh = tuple(self.fresh), []
+        return ProgressReport(points=points, checkpoint_step=7, more=self.more)
 
     def forget(self, prefix: str) -> None:
         pass
@@ -72,6 +79,7 @@ class Cloud:
     rows: list[tuple[Trial, Sequence[Attempt], object]] = field(default_factory=list)
     final: dict[str, Mapping[str, float] | JobError] = field(default_factory=dict)
     clock: VirtualClock = field(default_factory=lambda: VirtualClock(START))
+    prefix: Prefix = field(default_factory=Prefix)
 
     def describe(self, name: str) -> Observation:
         found = self.final[name]
@@ -108,7 +116,7 @@ class Cloud:
 
     def reader(self, *metrics: str) -> CloudMetrics:
         return CloudMetrics(
-            NothingBeside(),
+            self.prefix,
             self.account.aws(),
             self,  # type: ignore[arg-type]
             live=lambda: self.rows,
@@ -315,6 +323,69 @@ def test_a_deleted_job_leaves_what_cloudwatch_kept(cloud: Cloud) -> None:
     cloud.pass_minutes(10)
     report = cloud.reader().read(trial(1).prefix)
     assert (steps(report.points), report.whole_through) == ([(1, 0.1)], 1)
+
+
+def reported(step: int, value: float, name: str = "score") -> MetricPoint:
+    """As a script reports by `tuner.training` that nobody else reads."""
+    run = f"{time.time_ns():016x}abcd"
+    return MetricPoint(attempt=1, run=run, host="algo-1", step=step, at=START, name=name, value=value)
+
+
+def test_a_metric_that_lies_under_the_prefix_is_not_read_twice(cloud: Cloud) -> None:
+    for minute in (1, 2, 3):
+        cloud.put("k-00001-001", minute, 0.1 * minute)
+        cloud.put("k-00001-001", minute, 5.0, "loss")
+    cloud.prefix.fresh = [reported(1, 0.9), reported(2, 0.8)]
+    reader = cloud.reader("score", "loss")
+    cloud.pass_minutes(10)
+    points = reader.read(trial(1).prefix).points
+    assert [(point.name, point.step, point.value) for point in points] == [
+        ("score", 1, 0.9),
+        ("score", 2, 0.8),
+        ("loss", 1, 5.0),
+        ("loss", 2, 5.0),
+        ("loss", 3, 5.0),
+    ]
+    cloud.end(1)
+    cloud.final["k-00001-001"] = {"score": 0.3, "loss": 4.0}
+    cloud.pass_minutes(5)
+    report = reader.read(trial(1).prefix)
+    assert [(point.name, point.step, point.value) for point in report.points] == [("loss", 3, 4.0)]
+    assert report.whole_through == 1
+
+
+def test_cloudwatch_waits_until_the_prefix_was_read(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.prefix.more = True
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    report = reader.read(trial(1).prefix)
+    assert (report.points, report.more) == ((), True)
+    cloud.prefix.more, cloud.prefix.fresh = False, [reported(1, 0.9)]
+    assert read(reader) == [(1, 0.9)]
+
+
+def test_what_a_script_reports_itself_wins_over_a_minute_that_came_before(cloud: Cloud) -> None:
+    work = Work(trial(1))
+    cloud.put("k-00001-001", 1, 0.1)
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    work.take(reader.read(trial(1).prefix))
+    assert work.value("score") == 0.1
+    cloud.prefix.fresh = [reported(1, 0.9)]
+    work.take(reader.read(trial(1).prefix))
+    assert work.value("score") == 0.9
+
+
+def test_a_refusal_loses_nothing_of_the_prefix(cloud: Cloud) -> None:
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    cloud.prefix.fresh = [reported(1, 0.9)]
+    cloud.account.refuse["GetMetricData"] = ("Throttling", "Rate exceeded")
+    with pytest.raises(OSError, match="Rate exceeded"):
+        reader.read(trial(1).prefix)
+    cloud.account.refuse.clear()
+    assert read(reader) == [(1, 0.9)]
 
 
 def test_a_refusal_is_trouble_and_nothing_is_lost(cloud: Cloud) -> None:

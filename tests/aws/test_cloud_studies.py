@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +11,7 @@ import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, Account, study_file
 
-from tuner import cli, opening, worlds
+from tuner import cli, cloud_metrics, opening, worlds
 from tuner.clock import SystemClock
 from tuner.cloud_logs import GROUP
 from tuner.cloud_metrics import CloudMetrics
@@ -363,3 +363,43 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     assert isinstance(reader, CloudMetrics)
     assert reader._metrics == ("score", "loss")
     store.close()
+
+
+PRINTS = "print('score=0.75')\n"
+REPORTS = """\
+import os
+
+os.environ["TUNER_CHECKPOINT_DIR"] = os.environ.get("TUNER_ML_ROOT", "/opt/ml") + "/checkpoints"
+from tuner.training import report
+
+report(7, score=0.25)
+print("score=0.75")
+"""
+
+
+@pytest.mark.parametrize(("script", "found"), [(PRINTS, (0.75, 1)), (REPORTS, (0.25, 7))])
+def test_the_value_of_an_image_that_starts_itself_arrives(
+    account: Account,
+    folder: Path,
+    tuner: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    *,
+    found: tuple[float, int],
+) -> None:
+    """No bootstrap writes metrics: SageMaker's own reading of the log counts, unless the script reports by itself."""
+    monkeypatch.setattr(cloud_metrics, "_SETTLES", timedelta(minutes=-2))  # virtual time would not pass for real jobs
+    monkeypatch.setattr(cloud_metrics, "_LOOK_EVERY", timedelta(0))
+    study_file(folder, ("  max_run: 10m\n", "  max_run: 10m\n  entrypoint: image\n"))
+    assert tuner("launch", "study.yaml", "-y") == 2
+    assert "add {name: score, regex: 'score=(…)'} there" in tuner.err
+    metrics = "  metrics: [{name: score, regex: 'score=([-0-9.]+)'}]\n"
+    study_file(folder, ("  max_run: 10m\n", f"  max_run: 10m\n  entrypoint: image\n{metrics}"))
+    (folder / "train.py").write_text(script)
+    account.image_starts = ["python3", "/opt/ml/input/data/code/train.py"]
+    account.in_log = {"score": 0.75}
+
+    assert tuner("launch", "study.yaml", "-y") == 0, tuner.err
+    assert tuner("trials", "cloud", "--json") == 0
+    trials = json.loads(tuner.out)
+    assert [(trial["state"], trial["value"], trial["step"]) for trial in trials] == [("succeeded", *found)] * 2

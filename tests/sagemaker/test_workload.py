@@ -132,7 +132,9 @@ def test_a_job_runs_in_the_subnet_of_its_attempt_s_zone(tmp_path: Path) -> None:
 
 
 def test_an_image_of_its_own_entrypoint_still_finds_the_code(tmp_path: Path) -> None:
-    made = request(spec_with(tmp_path, training={"entrypoint": "image"}))
+    made = request(
+        spec_with(tmp_path, training={"entrypoint": "image", "metrics": [{"name": "loss", "regex": "l=(.*)"}]})
+    )
     assert made.entrypoint == ()
     assert [channel.name for channel in made.channels] == ["code"]
 

@@ -396,7 +396,10 @@ def test_what_is_not_built_is_parsed_and_refused_by_name(tmp_path: Path, key: st
 LOCALLY = [
     ("training.algorithm", "{algorithm: xgboost}"),
     ("training.framework", "{entry_point: train.py, framework: {name: a, version: '1', python: py3}}"),
-    ("training.entrypoint", "{entry_point: train.py, entrypoint: image}"),
+    (
+        "training.entrypoint",
+        "{entry_point: train.py, entrypoint: image, metrics: [{name: val_accuracy, regex: 'a=(.*)'}]}",
+    ),
     ("training.instance_count", "{entry_point: train.py, instance_count: 2}"),
 ]
 
@@ -415,7 +418,8 @@ def test_a_raw_request_may_say_what_the_tuner_does_not(tmp_path: Path):
         "OutputDataConfig": {"CompressionType": "NONE"},
     }
     entrypoint = "{AlgorithmSpecification: {ContainerArguments: [--fast]}}"
-    training = "{entry_point: train.py, entrypoint: image}"
+    metrics = "[{name: val_accuracy, regex: 'a=(.*)'}]"
+    training = f"{{entry_point: train.py, entrypoint: image, metrics: {metrics}}}"
     spec_of(tmp_path, backend="sagemaker", training=training, sagemaker=f"{{request: {entrypoint}}}")
 
 
