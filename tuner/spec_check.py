@@ -14,14 +14,13 @@ from tuner import traces
 from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, SpaceFunction, StudySpec
 from tuner.spec_space import check_value
+from tuner.spec_training import ALGORITHM_WAIT_S
 from tuner.spec_values import SpecError, duration_text, shown
 
 # SageMaker's limit of a job is 100 for each; the rest of the environment's is ours.
 _MAX_HYPERPARAMETERS = 100
 _MAX_ENVIRONMENT = 48
 _MAX_VALUE = 512
-# How long spot jobs of algorithms that do not checkpoint may wait and run.
-_ALGORITHM_WAIT_S = 3600
 # A minute, the time in which it settles, and the one between two looks, twice.
 _CLOUDWATCH_LATE_S = 600
 
@@ -200,14 +199,24 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     total, per_trial = spec.budget.usd, spec.budget.per_trial_usd
     if total is not None and per_trial is not None and per_trial > total:
         yield "budget.per_trial_usd: is more than budget.usd"
-    training = spec.training
-    if training.algorithm and spec.capacity.policy != "on-demand" and training.max_wait_s > _ALGORITHM_WAIT_S:
-        yield "training.max_wait: SageMaker takes at most 1h from algorithms that do not checkpoint"
+    if spec.training.algorithm and spec.capacity.policy != "on-demand":
+        yield from _algorithm_warnings(spec.training.max_run_s, spec.training.max_wait_s)
     yield from _trial_budget_warnings(spec)
     yield from _price_warnings(spec)
     yield from _metric_warnings(spec)
     yield from _step_warnings(spec)
     yield from _cloudwatch_warnings(spec)
+
+
+def _algorithm_warnings(max_run_s: int, max_wait_s: int) -> Iterator[str]:
+    """Some algorithms checkpoint, and only the service knows which."""
+    if max_run_s > ALGORITHM_WAIT_S:
+        yield (
+            f"training.max_run: {duration_text(max_run_s)}, but SageMaker takes at most 1h, waiting included, from "
+            "spot jobs of algorithms that do not checkpoint; lower it, or write capacity: {policy: on-demand}"
+        )
+    elif max_wait_s > ALGORITHM_WAIT_S:
+        yield "training.max_wait: SageMaker takes at most 1h from algorithms that do not checkpoint"
 
 
 def _cloudwatch_warnings(spec: StudySpec) -> Iterator[str]:

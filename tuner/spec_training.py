@@ -37,6 +37,8 @@ _MAX_REGEX = 500
 _MAX_CHANNELS = 19
 _MAX_ENVIRONMENT = 512
 _MAX_RUN_S = 28 * 86_400
+# How long SageMaker lets spot jobs of algorithms that do not checkpoint wait and run.
+ALGORITHM_WAIT_S = 3600
 _VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable", most=_MAX_ENVIRONMENT)
 _RESERVED_VARIABLES = ("TUNER_", "SM_", "AWS_")
 
@@ -51,10 +53,11 @@ def parse_training(base: Path) -> Reader[Training]:
         )  # fmt: skip
         _check_program(section)
         max_run_s = section.get("max_run", whole_seconds(_MAX_RUN_S), 3600)
-        max_wait_s = section.get("max_wait", whole_seconds(), 4 * max_run_s)
+        by_algorithm = section.has("algorithm")
+        wait_s = max(ALGORITHM_WAIT_S, max_run_s) if by_algorithm else 4 * max_run_s
+        max_wait_s = section.get("max_wait", whole_seconds(), wait_s)
         if max_wait_s < max_run_s:
             raise SpecError(f"{section.at('max_wait')}: must be at least max_run, since it includes the running")
-        by_algorithm = section.has("algorithm")
         return Training(
             entry_point=section.find("entry_point", _relative),
             source_dir=None if by_algorithm else section.get("source_dir", path_from(base), path_from(base)(".", "")),

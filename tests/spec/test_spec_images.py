@@ -32,3 +32,26 @@ def test_what_has_no_use_without_the_bootstrap_is_said(tmp_path: Path) -> None:
     (said,) = image(tmp_path, f", metrics: [{METRIC}], stall_after: 9m").warnings
     assert said.startswith("training.stall_after: metrics come from CloudWatch minutes late; below 10m")
     assert image(tmp_path, f", metrics: [{METRIC}], stall_after: 10m").warnings == ()
+
+
+def algorithm(folder: Path, more: str = "", policy: str = "spot") -> StudySpec:
+    return spec_of(
+        folder,
+        training=f"{{algorithm: mine{more}}}",
+        backend="sagemaker",
+        sagemaker="{region: us-east-1}",
+        capacity=f"{{policy: {policy}}}",
+    )
+
+
+def test_what_an_algorithm_may_wait_by_default_is_what_sagemaker_takes(tmp_path: Path) -> None:
+    spec = algorithm(tmp_path)
+    assert (spec.training.max_run_s, spec.training.max_wait_s, spec.warnings) == (3600, 3600, ())
+    assert algorithm(tmp_path, ", max_run: 10m").training.max_wait_s == 3600
+    (said,) = algorithm(tmp_path, ", max_wait: 2h").warnings
+    assert said.startswith("training.max_wait: SageMaker takes at most 1h")
+    longer = algorithm(tmp_path, ", max_run: 2h")
+    assert longer.training.max_wait_s == 7200
+    (said,) = longer.warnings
+    assert said.startswith("training.max_run: 2h, but SageMaker takes at most 1h, waiting included")
+    assert algorithm(tmp_path, ", max_run: 2h", policy="on-demand").warnings == ()
