@@ -22,6 +22,8 @@ from tuner.objects import STATE_MARK, ObjectNotFound, Objects
 FORMAT = 1
 CONFIG_NAME = "tuner_bundle.json"
 IGNORE_FILE = ".tunerignore"
+REQUIREMENTS = "requirements.txt"
+_ASKING = ("-r", "-e", "--requirement", "--editable")  # options that stand for packages
 MAX_BYTES = 50 << 20  # data belongs into channels; the code is copied at every start, on billed time
 MAX_FILES = 5_000
 _NEVER = ("__pycache__/", "*.pyc", "*.egg-info/", "tuner.db*")
@@ -94,6 +96,22 @@ def upload(bundle: Bundle, objects: Objects, root_uri: str) -> str:
             objects.write(f"{base}/{file.name}", file.data)
         objects.write(f"{base}.complete", b"")
     return f"{base}/"
+
+
+def refuse_downloads(bundle: Bundle) -> None:
+    """Raise BundleRefused if a job would look for packages in a network; for containers that have none.
+
+    What the image has already, pip looks for as well, unless it is told to stay away from indexes.
+    """
+    text = next((file.data.decode(errors="replace") for file in bundle.files if file.name == REQUIREMENTS), "")
+    lines = [line for each in text.splitlines() if (line := each.partition("#")[0].strip())]
+    wanted = [line for line in lines if not line.startswith("-") or line.startswith(_ASKING)]
+    if wanted and not any("--no-index" in line.split() for line in lines):
+        raise BundleRefused(
+            f"{REQUIREMENTS} asks for {wanted[0]!r}, and sagemaker.network_isolation leaves pip no network, so each job"
+            f" would fail: build its packages into the image and name it in {IGNORE_FILE}, or let pip find all in the"
+            f" image or in the bundle by a line --no-index (and --find-links FOLDER)"
+        )
 
 
 def _digest(files: Sequence[BundleFile]) -> str:

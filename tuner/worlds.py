@@ -166,13 +166,16 @@ def make_bundle(spec: StudySpec) -> "Bundle":
     training = spec.training
     assert training.source_dir is not None, "an algorithm runs no code of ours"
     assert training.entry_point is not None, "an algorithm runs no code of ours"
-    return packaging.make_bundle(
+    bundle = packaging.make_bundle(
         training.source_dir,
         training.entry_point,
         training.launcher,
         [(metric.name, metric.regex, metric.step_regex) for metric in training.metrics],
         exclude=[default_local_dir(), *([spec.file] if spec.file else [])],
     )
+    if spec.backend == "sagemaker" and spec.sagemaker.network_isolation and workload.starts_bootstrap(spec):
+        packaging.refuse_downloads(bundle)
+    return bundle
 
 
 def check_code(spec: StudySpec) -> None:

@@ -343,6 +343,21 @@ def test_without_the_sdk_its_installation_is_named(
     assert len(tuner.err.splitlines()) == 1
 
 
+def test_packages_are_not_asked_of_a_network_that_is_not_there(account: Account, folder: Path, tuner: Shell) -> None:
+    """Each trial would be billed for a pip that fails."""
+    isolated = (f"role: {ROLE}", f"role: {ROLE}, network_isolation: true")
+    study_file(folder, isolated)
+    (folder / "requirements.txt").write_text("torch\n")
+    assert tuner("launch", "study.yaml", "-y") == 2
+    assert "requirements.txt asks for 'torch'" in tuner.err
+    assert nothing_recorded()
+    study_file(folder)
+    assert tuner("launch", "study.yaml", "--dry-run") == 0
+    study_file(folder, isolated)
+    (folder / ".tunerignore").write_text("requirements.txt\n")
+    assert tuner("launch", "study.yaml", "--dry-run") == 0
+
+
 def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     account: Account, folder: Path, tuner: Shell
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tuner import packaging
 from tuner.local.service import LocalSageMaker
 from tuner.objects import DirectoryObjects, StorageUnavailable
-from tuner.packaging import Bundle, BundleRefused, make_bundle, upload
+from tuner.packaging import Bundle, BundleRefused, make_bundle, refuse_downloads, upload
 
 OURS = {"tuner_bundle.json", "tuner/__init__.py", "tuner/bootstrap.py", "tuner/training.py"}
 
@@ -138,6 +138,24 @@ def test_a_tree_that_is_too_large_is_refused(source: Path, monkeypatch: pytest.M
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleRefused, match="not a directory"):
         bundle(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["torch==2.5.1\n", "# ours\n-r base.txt\n", "--pre\nnumpy  # fast\n", "-e ./lib"])
+def test_packages_that_no_network_brings_are_refused(source: Path, text: str) -> None:
+    (source / "requirements.txt").write_text(text)
+    with pytest.raises(BundleRefused, match=r"network_isolation leaves pip no network.*--no-index"):
+        refuse_downloads(bundle(source))
+    (source / ".tunerignore").write_text("requirements.txt\n")
+    refuse_downloads(bundle(source))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# none\n", "--no-index\ntorch\n", "--no-index --find-links wheels\n./wheels/a.whl\n"]
+)
+def test_requirements_that_need_no_network_are_not(source: Path, text: str) -> None:
+    refuse_downloads(bundle(source))
+    (source / "requirements.txt").write_text(text)
+    refuse_downloads(bundle(source))
 
 
 class Counting(DirectoryObjects):
