@@ -164,7 +164,8 @@ def _duplicates(params: Mapping[str, Any]) -> Iterator[str]:
 _OURS: dict[tuple[str, ...], str | None] = {
     ("TrainingJobName",): None,
     ("CheckpointConfig",): "checkpoints.root",
-    ("StoppingCondition",): "training.max_run and training.max_wait",
+    ("StoppingCondition", "MaxRuntimeInSeconds"): "training.max_run",
+    ("StoppingCondition", "MaxWaitTimeInSeconds"): "training.max_wait",
     ("EnableManagedSpotTraining",): "capacity.policy",
     ("RetryStrategy",): "capacity.max_faults",
     ("HyperParameters",): "training.hyperparameters",

@@ -17,9 +17,9 @@ from tuner.spec_space import check_value
 from tuner.spec_training import ALGORITHM_WAIT_S
 from tuner.spec_values import SpecError, duration_text, shown
 
-# SageMaker's limit of a job is 100 for each; the rest of the environment's is ours.
+# SageMaker's limit of a job is 100 for each; the rest of the environment's is ours, see `workload`.
 _MAX_HYPERPARAMETERS = 100
-_MAX_ENVIRONMENT = 48
+_MAX_ENVIRONMENT = 95
 _MAX_VALUE = 512
 # A minute, the time in which it settles, and the one between two looks, twice.
 _CLOUDWATCH_LATE_S = 600

@@ -40,7 +40,21 @@ _MAX_RUN_S = 28 * 86_400
 # How long SageMaker lets spot jobs of algorithms that do not checkpoint wait and run.
 ALGORITHM_WAIT_S = 3600
 _VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable", most=_MAX_ENVIRONMENT)
-_RESERVED_VARIABLES = ("TUNER_", "SM_", "AWS_")
+# Variables whose values a study file would not get through, by who sets them.
+_SET_BY_OTHERS = (
+    ("the tuner", re.compile("TUNER_.*")),
+    ("SageMaker", re.compile("TRAINING_JOB_(NAME|ARN)|AWS_REGION|AWS_CONTAINER_.*")),
+    (
+        "whatever starts the script, as SageMaker's toolkit does",
+        re.compile(
+            "SM_(HPS|HP_.*|USER_ARGS|USER_ENTRY_POINT|MODULE_NAME|MODULE_DIR|MODEL_DIR|INPUT_DIR|INPUT_CONFIG_DIR"
+            "|INPUT_DATA_CONFIG|OUTPUT_DIR|OUTPUT_DATA_DIR|OUTPUT_INTERMEDIATE_DIR|CHANNELS|CHANNEL_.*|RESOURCE_CONFIG"
+            "|CURRENT_HOST|HOSTS|CURRENT_INSTANCE_TYPE|NETWORK_INTERFACE_NAME|NUM_CPUS|NUM_GPUS|NUM_NEURONS|LOG_LEVEL"
+            "|TRAINING_ENV)"
+        ),
+    ),
+)
+_NEVER_WRITTEN = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def parse_training(base: Path) -> Reader[Training]:
@@ -63,7 +77,7 @@ def parse_training(base: Path) -> Reader[Training]:
             source_dir=None if by_algorithm else section.get("source_dir", path_from(base), path_from(base)(".", "")),
             algorithm=section.find("algorithm", text(r"[a-zA-Z0-9./:_-]+", "the name of an algorithm", most=170)),
             hyperparameters=section.get("hyperparameters", entries(_hyperparameter, PARAM_NAME), {}),
-            environment=section.get("environment", entries(_variable, _own_variable), {}),
+            environment=section.get("environment", entries(_variable, _plain_variable), {}),
             secrets=section.get("secrets", entries(_secret, _own_variable), {}),
             metrics=section.get("metrics", _metrics, ()),
             instance_types=section.get("instance_types", _instance_types, ("ml.m5.xlarge",)),
@@ -107,13 +121,25 @@ def _hyperparameter(value: Json, where: str) -> Json:
 def _variable(value: Json, where: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    return text(r".*", "a text", most=_MAX_ENVIRONMENT)(value, where)
+    if not isinstance(value, str):
+        raise SpecError(f"{where}: must be a text, not {shown(value)}; put it in quotes")
+    if len(value) > _MAX_ENVIRONMENT:
+        raise SpecError(f"{where}: has {len(value)} characters; at most {_MAX_ENVIRONMENT} are allowed")
+    return value
 
 
 def _own_variable(value: Json, where: str) -> str:
     name = _VARIABLE(value, where)
-    if name.startswith(_RESERVED_VARIABLES):
-        raise SpecError(f"{where}: names that begin with {', '.join(_RESERVED_VARIABLES)} are reserved; rename it")
+    for who, names in _SET_BY_OTHERS:
+        if names.fullmatch(name):
+            raise SpecError(f"{where}: is reserved: {who} sets it; give yours another name")
+    return name
+
+
+def _plain_variable(value: Json, where: str) -> str:
+    name = _own_variable(value, where)
+    if name in _NEVER_WRITTEN:
+        raise SpecError(f"{where}: is a secret, and would be stored; write it as training.secrets")
     return name
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from tuner.jobs import Channel, JobRequest
 from tuner.model import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
+from tuner.sagemaker_request import request_parameters
 from tuner.spec import StudySpec, load
 from tuner.workload import ENTRYPOINT, job_request, request_violations, specimen
 
@@ -198,3 +199,23 @@ def test_a_merged_request_is_checked_as_a_whole(tmp_path: Path) -> None:
     lines = request_violations(spec_with(tmp_path, sagemaker={"request": raw}))
     assert any("experimentConfig.experimentName" in line for line in lines)
     assert any("outputDataConfig.compressionType" in line and "GZIP" in line for line in lines)
+
+
+@pytest.mark.parametrize("backend", ["sagemaker", "local"])
+def test_the_largest_environment_fits_beside_ours(tmp_path: Path, backend: str) -> None:
+    environment = {f"V{number}": "x\ny" for number in range(95)}
+    spec = spec_with(tmp_path, training={"environment": environment})
+    assert request_violations(replace(spec, backend=backend)) == ()
+
+
+def test_a_leaf_of_a_structure_of_ours_is_merged_and_held_to_sagemaker_s_rules(tmp_path: Path) -> None:
+    def with_pending(seconds: int, kind: str) -> StudySpec:
+        raw = {"StoppingCondition": {"MaxPendingTimeInSeconds": seconds}}
+        return spec_with(tmp_path, training={"instance_types": [kind]}, sagemaker={"request": raw})
+
+    spec = with_pending(7200, "ml.g5.xlarge")
+    assert request_violations(spec) == ()
+    sent = request_parameters(specimen(spec, "ml.g5.xlarge"))["StoppingCondition"]
+    assert sent == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 14_400, "MaxPendingTimeInSeconds": 7200}
+    assert "accelerated instances only" in request_violations(with_pending(7200, "ml.m5.large"))[0]
+    assert "have value greater than or equal to" in request_violations(with_pending(60, "ml.g5.xlarge"))[0]

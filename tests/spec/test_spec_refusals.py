@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_files import spec_of, write, yaml_text
 
-from tuner.spec import SpecError, apply_set, load, refuse_missing_secrets, refuse_unbuilt
+from tuner.spec import SpecError, apply_set, from_json, load, refuse_missing_secrets, refuse_unbuilt, to_json
 
 # blocks that replace those of the good file, the key that the message must name, and a part of what it must say
 BAD = [
@@ -134,13 +134,32 @@ BAD = [
         "training.environment.TUNER_RUN",
         "reserved",
     ),
-    ({"training": "{entry_point: train.py, environment: {AWS_PROFILE: x}}"}, "training.environment.AWS_PROFILE", "SM_"),
+    *(
+        ({"training": f"{{entry_point: train.py, environment: {{{name}: x}}}}"}, f"training.environment.{name}", says)
+        for name, says in (
+            ("SM_CHANNEL_TRAIN", "toolkit"),
+            ("SM_MODEL_DIR", "toolkit"),
+            ("TRAINING_JOB_NAME", "SageMaker sets it"),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "SageMaker sets it"),
+            ("AWS_SECRET_ACCESS_KEY", "training.secrets"),
+        )
+    ),
+    (
+        {"training": '{entry_point: train.py, environment: {A: "x\\0"}}'},
+        "training.environment.A",
+        "no program can be given",
+    ),
+    (
+        {"training": f"{{entry_point: train.py, environment: {{A: {'x' * 513}}}}}"},
+        "training.environment.A",
+        "at most 512",
+    ),
     ({"training": "{entry_point: train.py, environment: {A-B: x}}"}, "training.environment.A-B", "variable"),
     ({"training": "{entry_point: train.py, environment: {A: [1]}}"}, "training.environment.A", "not a list"),
     (
-        {"training": "{entry_point: train.py, environment: {" + ", ".join(f"V{i}: 1" for i in range(49)) + "}}"},
+        {"training": "{entry_point: train.py, environment: {" + ", ".join(f"V{i}: 1" for i in range(96)) + "}}"},
         "training.environment",
-        "at most 48",
+        "at most 95",
     ),
     ({"training": "{entry_point: train.py, secrets: {KEY: hunter2}}"}, "training.secrets.KEY", "from_env"),
     (
@@ -235,6 +254,8 @@ BAD = [
             ("{Tags: []}", "Tags", "use tags"),
             ("{CheckpointConfig: {S3Uri: s3://b/x/}}", "CheckpointConfig", "use checkpoints.root"),
             ("{StoppingCondition: {MaxRuntimeInSeconds: 1}}", "StoppingCondition", "use training.max_run"),
+            ("{StoppingCondition: {MaxWaitTimeInSeconds: 1}}", "StoppingCondition.MaxW", "use training.max_wait"),
+            ("{StoppingCondition: 5}", "StoppingCondition", "must be a structure"),
             ("{ResourceConfig: {InstanceCount: 9}}", "ResourceConfig.InstanceCount", "use training.instance_count"),
             ("{ResourceConfig: {KeepAlivePeriodInSeconds: 60}}", "ResourceConfig.KeepAlivePeriodInSeconds", "remove"),
             ("{AlgorithmSpecification: {ContainerEntrypoint: [x]}}", "AlgorithmSpecification.Contai", "training.entry"),
@@ -421,6 +442,20 @@ def test_a_raw_request_may_say_what_the_tuner_does_not(tmp_path: Path):
     metrics = "[{name: val_accuracy, regex: 'a=(.*)'}]"
     training = f"{{entry_point: train.py, entrypoint: image, metrics: {metrics}}}"
     spec_of(tmp_path, backend="sagemaker", training=training, sagemaker=f"{{request: {entrypoint}}}")
+
+
+def test_what_no_other_sets_may_stand_in_the_environment(tmp_path: Path):
+    given = "{A: \"x\\ny\", AWS_DEFAULT_REGION: eu-west-1, AWS_PROFILE: p, SM_FRAMEWORK_MODULE: m, EMPTY: ''}"
+    secrets = "{AWS_SECRET_ACCESS_KEY: {from_env: KEY}}"
+    spec = spec_of(tmp_path, training=f"{{entry_point: train.py, environment: {given}, secrets: {secrets}}}")
+    assert dict(spec.training.environment) == {
+        "A": "x\ny",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_PROFILE": "p",
+        "SM_FRAMEWORK_MODULE": "m",
+        "EMPTY": "",
+    }
+    assert from_json(to_json(spec)) == spec
 
 
 def test_secrets_are_asked_of_the_environment(tmp_path: Path):
