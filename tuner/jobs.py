@@ -95,6 +95,12 @@ class Channel:
     name: str
     uri: str
     mode: str = "File"
+    data_type: str = "S3Prefix"
+    distribution: str = "FullyReplicated"
+    content_type: str = ""  # empty, as those below: not said
+    compression: str = ""
+    record_wrapper: str = ""
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,7 @@ def _local_input(channel: Input, given: Mapping[str, Path]) -> Input:
     if folder is not None:
         if not folder.exists():
             raise RehearsalRefused(f"--input {channel.channel}={folder}: there is no such directory")
-        return replace(channel, uri=folder.absolute().as_uri(), mode="File")
+        return Input(channel.channel, folder.absolute().as_uri(), "File", content_type=channel.content_type)
     if channel.uri.startswith("file://"):
         return channel
     raise RehearsalRefused(

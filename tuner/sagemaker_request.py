@@ -79,8 +79,22 @@ def _limits(request: JobRequest) -> dict[str, int]:
 
 
 def _channel(channel: Channel) -> Parameters:
-    source = {"S3DataType": "S3Prefix", "S3Uri": channel.uri, "S3DataDistributionType": "FullyReplicated"}
-    return {"ChannelName": channel.name, "DataSource": {"S3DataSource": source}, "InputMode": channel.mode}
+    source = {
+        "S3DataType": channel.data_type,
+        "S3Uri": channel.uri,
+        "S3DataDistributionType": channel.distribution,
+        **_given(AttributeNames=list(channel.attributes)),
+    }
+    return {
+        "ChannelName": channel.name,
+        "DataSource": {"S3DataSource": source},
+        "InputMode": channel.mode,
+        **_given(
+            ContentType=channel.content_type,
+            CompressionType=channel.compression,
+            RecordWrapperType=channel.record_wrapper,
+        ),
+    }
 
 
 def _merge(parameters: Parameters, raw: Mapping[str, Any]) -> None:
@@ -134,4 +148,14 @@ def request_of(reply: _Reply) -> JobRequest:
 
 def _channel_of(channel: _Reply) -> Channel:
     source = channel.get("DataSource", {}).get("S3DataSource", {})
-    return Channel(name=channel.get("ChannelName", ""), uri=source.get("S3Uri", ""), mode=channel.get("InputMode", ""))
+    return Channel(
+        name=channel.get("ChannelName", ""),
+        uri=source.get("S3Uri", ""),
+        mode=channel.get("InputMode", ""),
+        data_type=source.get("S3DataType", ""),
+        distribution=source.get("S3DataDistributionType", ""),
+        content_type=channel.get("ContentType", ""),
+        compression=channel.get("CompressionType", ""),
+        record_wrapper=channel.get("RecordWrapperType", ""),
+        attributes=tuple(source.get("AttributeNames", ())),
+    )

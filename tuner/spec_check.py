@@ -27,7 +27,17 @@ _CLOUDWATCH_LATE_S = 600
 
 def check(spec: StudySpec) -> tuple[str, ...]:
     """Raise `SpecError` for the first rule that is broken; otherwise say what is allowed but odd."""
-    for rule in (_hyperparameters, _environment, _objectives, _backend, _own_image, _network, _request, _budget):
+    for rule in (
+        _hyperparameters,
+        _environment,
+        _objectives,
+        _backend,
+        _own_image,
+        _inputs,
+        _network,
+        _request,
+        _budget,
+    ):
         rule(spec)
     return tuple(_warnings(spec))
 
@@ -142,6 +152,19 @@ def _backend(spec: StudySpec) -> None:
         raise SpecError("training.instance_count: more than 1 needs backend: sagemaker; remove it to run locally")
     elif spec.training.framework is not None:
         raise SpecError("training.framework: needs backend: sagemaker; locally this machine's Python runs the script")
+
+
+def _inputs(spec: StudySpec) -> None:
+    own_start = spec.training.algorithm is not None or _starts_itself(spec)
+    for each in spec.training.inputs:
+        where = f"training.inputs.{each.channel}"
+        if each.mode == "Pipe" and not own_start:
+            raise SpecError(
+                f"{where}.mode: Pipe is for algorithms and entrypoint: image, since it gives named pipes where a "
+                "script is told of a folder; write mode: FastFile, which streams as well"
+            )
+        if each.data_type not in (None, "S3Prefix") and spec.backend == "local":
+            raise SpecError(f"{where}.data_type: {each.data_type} needs backend: sagemaker; locally name a folder")
 
 
 def _network(spec: StudySpec) -> None:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from tuner.spec_records import (
     CategoricalParam,
     Component,
+    Input,
     Json,
     LocalMarket,
     Metric,
@@ -125,7 +126,7 @@ def _training(training: Training) -> Json:
         "entrypoint": training.entrypoint,
         "image_uri": training.image_uri,
         "framework": _framework(training),
-        "inputs": {each.channel: {"uri": each.uri, "mode": each.mode} for each in training.inputs},
+        "inputs": {each.channel: _input(each) for each in training.inputs},
         "max_run": duration_text(training.max_run_s),
         "max_wait": duration_text(training.max_wait_s),
         "stall_after": _duration(training.stall_after_s),
@@ -135,6 +136,21 @@ def _training(training: Training) -> Json:
 
 def _metric(metric: Metric) -> Json:
     return _without_nulls({"name": metric.name, "regex": metric.regex, "step_regex": metric.step_regex})
+
+
+def _input(channel: Input) -> Json:
+    return _without_nulls(
+        {
+            "uri": channel.uri,
+            "mode": channel.mode,
+            "content_type": channel.content_type,
+            "distribution": channel.distribution,
+            "compression": channel.compression,
+            "record_wrapper": channel.record_wrapper,
+            "data_type": channel.data_type,
+            "attributes": list(channel.attributes) or None,
+        }
+    )
 
 
 def _framework(training: Training) -> Json:

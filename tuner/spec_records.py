@@ -95,9 +95,17 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Input:
+    """A channel, in SageMaker's own words; of what is None, its defaults hold."""
+
     channel: str
     uri: str
-    mode: Literal["File", "FastFile"]
+    mode: Literal["File", "FastFile", "Pipe"]
+    content_type: str | None = None
+    distribution: Literal["FullyReplicated", "ShardedByS3Key"] | None = None
+    compression: Literal["None", "Gzip"] | None = None
+    record_wrapper: Literal["None", "RecordIO"] | None = None
+    data_type: Literal["S3Prefix", "ManifestFile", "AugmentedManifestFile"] | None = None
+    attributes: tuple[str, ...] = ()  # of the lines of an augmented manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ from tuner.spec_values import (
 _MAX_METRICS = 40
 _MAX_REGEX = 500
 _MAX_CHANNELS = 19
+INPUT_KEYS = (
+    "uri", "mode", "content_type", "distribution", "compression", "record_wrapper", "data_type", "attributes",
+)  # fmt: skip
 _MAX_ENVIRONMENT = 512
 _MAX_RUN_S = 28 * 86_400
 # How long SageMaker lets spot jobs of algorithms that do not checkpoint wait and run.
@@ -210,13 +213,42 @@ def _inputs(base: Path) -> Reader[tuple[Input, ...]]:
 
 
 def _input(channel: str, value: Json, where: str, base: Path) -> Input:
-    section = Section.open({"uri": value} if isinstance(value, str) else value, where, ("uri", "mode"))
+    section = Section.open({"uri": value} if isinstance(value, str) else value, where, INPUT_KEYS)
     uri = section.need("uri", text(what="an s3:// or file:// URI"), "s3://bucket/data/")
     if uri.startswith("file://"):
         uri = f"file://{path_from(base)(uri.removeprefix('file://'), section.at('uri'))}"
     else:
         s3_uri(uri, section.at("uri"))
-    return Input(channel, uri, section.get("mode", one_of("File", "FastFile"), "File"))
+    found = Input(
+        channel,
+        uri,
+        mode=section.get("mode", one_of("File", "FastFile", "Pipe"), "File"),
+        content_type=section.find("content_type", text(what="a type such as text/csv", most=256)),
+        distribution=section.find("distribution", one_of("FullyReplicated", "ShardedByS3Key")),
+        compression=section.find("compression", one_of("None", "Gzip")),
+        record_wrapper=section.find("record_wrapper", one_of("None", "RecordIO")),
+        data_type=section.find("data_type", one_of("S3Prefix", "ManifestFile", "AugmentedManifestFile")),
+        attributes=section.get("attributes", each(text(most=256), least=1, most=16), ()),
+    )
+    _check_input(found, section)
+    return found
+
+
+def _check_input(found: Input, section: Section) -> None:
+    """What SageMaker refuses: some things come through a pipe only."""
+    is_augmented = found.data_type == "AugmentedManifestFile"
+    for key, is_piped in (
+        ("compression", found.compression == "Gzip"),
+        ("record_wrapper", found.record_wrapper == "RecordIO"),
+        ("data_type", is_augmented),
+    ):
+        if is_piped and found.mode != "Pipe":
+            raise SpecError(f"{section.at(key)}: {section.values[key]} needs mode: Pipe, as SageMaker reads it")
+    if is_augmented != bool(found.attributes):
+        says = (
+            "is missing; name those to read, as [source-ref, label]" if is_augmented else "needs an augmented manifest"
+        )
+        raise SpecError(f"{section.at('attributes')}: {says}")
 
 
 def _retry_rule(value: Json, where: str) -> RetryRule:

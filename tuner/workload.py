@@ -19,6 +19,7 @@ from tuner.prices import RateCard, cost_microusd
 from tuner.spec import (
     CategoricalParam,
     FloatParam,
+    Input,
     IntParam,
     Param,
     SpaceFunction,
@@ -206,10 +207,24 @@ def _metrics(spec: StudySpec) -> tuple[MetricDefinition, ...]:
 
 def _channels(spec: StudySpec, trial: Trial) -> tuple[Channel, ...]:
     """The study's own, and the code; not for an algorithm, which may refuse channels that it does not know."""
-    own = [Channel(name=each.channel, uri=each.uri, mode=each.mode) for each in spec.training.inputs]
+    own = [_channel(each) for each in spec.training.inputs]
     if spec.training.algorithm is not None:
         return tuple(own)
     return (*own, Channel(name=_CODE_CHANNEL, uri=trial.bundle_uri))
+
+
+def _channel(each: Input) -> Channel:
+    return Channel(
+        name=each.channel,
+        uri=each.uri,
+        mode=each.mode,
+        data_type=each.data_type or "S3Prefix",
+        distribution=each.distribution or "FullyReplicated",
+        content_type=each.content_type or "",
+        compression=each.compression or "",
+        record_wrapper=each.record_wrapper or "",
+        attributes=each.attributes,
+    )
 
 
 def _subnets(spec: StudySpec, zone: str | None) -> tuple[str, ...]:

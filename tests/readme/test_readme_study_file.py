@@ -14,6 +14,7 @@ from readme_text import ROOT, blocks, code, table
 import tuner
 from tuner import spec
 from tuner.spec_document import flatten, to_document
+from tuner.spec_training import INPUT_KEYS
 
 MINIMAL = {
     "name": "n",
@@ -94,6 +95,10 @@ def test_no_key_is_left_out(tmp_path: Path) -> None:
     for key, _ in flatten(to_document(load(tmp_path, MINIMAL))):
         parts = key.split(".")
         assert any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1)) or key == "local", key
+
+
+def test_each_key_of_a_channel_is_told() -> None:
+    assert tuple(key for row in table("of a channel") for key in code(row[0])) == INPUT_KEYS
 
 
 def example(language: str, holds: str) -> str:

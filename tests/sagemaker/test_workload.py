@@ -9,8 +9,8 @@ import yaml
 
 from tuner.jobs import Channel, JobRequest
 from tuner.model import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
-from tuner.sagemaker_request import request_parameters
-from tuner.spec import StudySpec, load
+from tuner.sagemaker_request import request_of, request_parameters
+from tuner.spec import StudySpec, from_json, load, to_json
 from tuner.workload import ENTRYPOINT, job_request, request_violations, specimen
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -199,6 +199,41 @@ def test_a_merged_request_is_checked_as_a_whole(tmp_path: Path) -> None:
     lines = request_violations(spec_with(tmp_path, sagemaker={"request": raw}))
     assert any("experimentConfig.experimentName" in line for line in lines)
     assert any("outputDataConfig.compressionType" in line and "GZIP" in line for line in lines)
+
+
+def test_the_channels_of_an_algorithm_say_all_that_sagemaker_knows_of_them(tmp_path: Path) -> None:
+    inputs = {
+        "train": {"uri": "s3://bucket/d/", "content_type": "text/csv", "distribution": "ShardedByS3Key"},
+        "lines": {
+            "uri": "s3://bucket/m",
+            "mode": "Pipe",
+            "data_type": "AugmentedManifestFile",
+            "attributes": ["source-ref", "label"],
+            "record_wrapper": "RecordIO",
+            "compression": "Gzip",
+        },
+    }
+    spec = spec_with(tmp_path, training={"algorithm": "mine", "entry_point": None, "image_uri": None, "inputs": inputs})
+    assert from_json(to_json(spec)) == spec
+    assert request_violations(spec) == ()
+    parameters = request_parameters(specimen(spec, "ml.m5.xlarge"))
+    lines, train = parameters["InputDataConfig"]
+    assert train == {
+        "ChannelName": "train",
+        "DataSource": {
+            "S3DataSource": {
+                "S3DataType": "S3Prefix",
+                "S3Uri": "s3://bucket/d/",
+                "S3DataDistributionType": "ShardedByS3Key",
+            }
+        },
+        "InputMode": "File",
+        "ContentType": "text/csv",
+    }
+    source = lines["DataSource"]["S3DataSource"]
+    assert (source["S3DataType"], source["AttributeNames"]) == ("AugmentedManifestFile", ["source-ref", "label"])
+    assert (lines["InputMode"], lines["RecordWrapperType"], lines["CompressionType"]) == ("Pipe", "RecordIO", "Gzip")
+    assert request_of(parameters).channels == specimen(spec, "ml.m5.xlarge").channels
 
 
 @pytest.mark.parametrize("backend", ["sagemaker", "local"])

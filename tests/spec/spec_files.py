@@ -40,7 +40,12 @@ training:
   launcher: torchrun
   entrypoint: image
   framework: {name: pytorch, version: 2.5.1, python: py311}
-  inputs: {train: s3://bucket/data/, test: {uri: s3://bucket/test/, mode: FastFile}}
+  inputs:
+    train: s3://bucket/data/
+    test: {uri: s3://bucket/test/, mode: FastFile, content_type: text/csv, distribution: ShardedByS3Key}
+    piped:
+      {uri: s3://bucket/m, mode: Pipe, compression: Gzip, record_wrapper: RecordIO, data_type: AugmentedManifestFile,
+       attributes: [source-ref, label]}
   max_run: 1h
   max_wait: 4h
   stall_after: 1h30m

@@ -72,15 +72,28 @@ def test_the_training_section_is_understood(whole: StudySpec, tmp_path: Path):
     assert training.framework == Framework("pytorch", "2.5.1", "py311")
     assert training.inputs == (
         Input("train", "s3://bucket/data/", "File"),
-        Input("test", "s3://bucket/test/", "FastFile"),
+        Input("test", "s3://bucket/test/", "FastFile", content_type="text/csv", distribution="ShardedByS3Key"),
+        Input(
+            "piped",
+            "s3://bucket/m",
+            "Pipe",
+            compression="Gzip",
+            record_wrapper="RecordIO",
+            data_type="AugmentedManifestFile",
+            attributes=("source-ref", "label"),
+        ),
     )
     assert (training.max_run_s, training.max_wait_s, training.stall_after_s) == (3600, 14_400, 5400)
     assert training.retry_on == (RetryRule(75, None), RetryRule(None, "NCCL|ECC"))
 
 
 def test_a_local_channel_is_a_folder_beside_the_file(tmp_path: Path):
-    spec = spec_of(tmp_path, training="{entry_point: train.py, inputs: {test: {uri: file://., mode: FastFile}}}")
-    assert spec.training.inputs == (Input("test", f"file://{tmp_path}", "FastFile"),)
+    given = "{uri: file://., mode: FastFile, content_type: text/csv, distribution: ShardedByS3Key"
+    given += ", compression: None, record_wrapper: None, data_type: S3Prefix}"
+    spec = spec_of(tmp_path, training=f"{{entry_point: train.py, inputs: {{test: {given}}}}}")
+    assert spec.training.inputs == (
+        Input("test", f"file://{tmp_path}", "FastFile", "text/csv", "ShardedByS3Key", "None", "None", "S3Prefix"),
+    )
 
 
 def test_defaults_are_filled_in(tmp_path: Path):

@@ -206,6 +206,21 @@ BAD = [
     ({"training": "{entry_point: train.py, instance_types: []}"}, "training.instance_types", "at least 1"),
     ({"training": "{entry_point: train.py, instance_count: 0}"}, "training.instance_count", "between 1"),
     ({"training": "{entry_point: train.py, inputs: {train: data/}}"}, "training.inputs.train", "S3 URI"),
+    *(
+        ({"training": f"{{entry_point: train.py, inputs: {{a: {{uri: 's3://bucket/', {given}}}}}}}"}, key, says)
+        for given, key, says in (
+            ("mode: Pipe", "training.inputs.a.mode", "write mode: FastFile"),
+            ("mode: pipe", "training.inputs.a.mode", "did you mean Pipe?"),
+            ("contenttype: text/csv", "training.inputs.a.contenttype", "did you mean content_type?"),
+            ("distribution: Sharded", "training.inputs.a.distribution", "ShardedByS3Key"),
+            ("compression: Gzip", "training.inputs.a.compression", "Gzip needs mode: Pipe"),
+            ("record_wrapper: RecordIO", "training.inputs.a.record_wrapper", "RecordIO needs mode: Pipe"),
+            ("data_type: AugmentedManifestFile", "training.inputs.a.data_type", "needs mode: Pipe"),
+            ("mode: Pipe, data_type: AugmentedManifestFile", "training.inputs.a.attributes", "is missing"),
+            ("attributes: [label]", "training.inputs.a.attributes", "needs an augmented manifest"),
+            ("data_type: ManifestFile", "training.inputs.a.data_type", "needs backend: sagemaker"),
+        )
+    ),
     ({"training": "{entry_point: train.py, inputs: {train: 's3://bucket/a/../b'}}"}, "training.inputs.train", ".."),
     ({"training": "{entry_point: train.py, inputs: {train: file://gone}}"}, "training.inputs.train", "nothing at"),
     ({"training": "{entry_point: train.py, inputs: {code: 's3://bucket/'}}"}, "training.inputs.code", "code bundle"),

@@ -256,4 +256,5 @@ def _channel(channel: Mapping[str, Any]) -> dict[str, str]:
         "TrainingInputMode": channel.get("InputMode", "File"),
         "S3DistributionType": channel["DataSource"]["S3DataSource"].get("S3DataDistributionType", "FullyReplicated"),
         "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+        **({"ContentType": channel["ContentType"]} if "ContentType" in channel else {}),
     }
