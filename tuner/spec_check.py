@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tuner import traces
 from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
-from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, SpaceFunction, StudySpec
-from tuner.spec_space import check_value
+from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, CategoricalParam, SpaceFunction, StudySpec
+from tuner.spec_space import check_value, encoded, toolkit_argument
 from tuner.spec_training import ALGORITHM_WAIT_S
 from tuner.spec_values import SpecError, duration_text, shown
 
@@ -21,6 +21,8 @@ from tuner.spec_values import SpecError, duration_text, shown
 _MAX_HYPERPARAMETERS = 100
 _MAX_ENVIRONMENT = 95
 _MAX_VALUE = 512
+_SHOWN = 3
+_CODE_FOLDER = "/opt/ml/input/data/code"
 # A minute, the time in which it settles, and the one between two looks, twice.
 _CLOUDWATCH_LATE_S = 600
 
@@ -229,6 +231,32 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
     yield from _metric_warnings(spec)
     yield from _step_warnings(spec)
     yield from _cloudwatch_warnings(spec)
+    yield from _toolkit_warnings(spec)
+
+
+def _toolkit_warnings(spec: StudySpec) -> Iterator[str]:
+    """What SageMaker's toolkit does to hyperparameters, should the image start the script by it."""
+    if not _starts_itself(spec):
+        return
+    fixed = spec.training.hyperparameters
+    space = () if isinstance(spec.space, SpaceFunction) else spec.space
+    given = [(name, encoded(value)) for name, value in fixed.items()]
+    given += [(each.name, encoded(one)) for each in space if isinstance(each, CategoricalParam) for one in each.choices]
+    changed = [(name, text, read) for name, text in given if (read := toolkit_argument(text)) != text]
+    toolkit = "an image that starts the script by SageMaker's toolkit, as framework images do,"
+    file = "let the script read /opt/ml/input/config/hyperparameters.json"
+    if changed:
+        shown_ones = "; ".join(f"{name}: {shown(text)} as {shown(read)}" for name, text, read in changed[:_SHOWN])
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        yield f"training.hyperparameters: {toolkit} gives it other values ({shown_ones}{more}); write others, or {file}"
+    short = [name for name in dict.fromkeys((*fixed, *(each.name for each in space))) if len(name) == 1]
+    if short:
+        yield f"training.hyperparameters: {toolkit} gives it -{short[0]} in place of --{short[0]}; rename it, or {file}"
+    if spec.training.framework is not None and "sagemaker_program" not in fixed:
+        yield (
+            "training.hyperparameters: a framework image needs sagemaker_program (the script) and "
+            f"sagemaker_submit_directory: {_CODE_FOLDER}"
+        )
 
 
 def _algorithm_warnings(max_run_s: int, max_wait_s: int) -> Iterator[str]:

@@ -48,6 +48,17 @@ def encoded(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def toolkit_argument(text: str) -> str:
+    """A hyperparameter as a script receives it that SageMaker's toolkit starts: read as JSON, and written in Python."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, dict):
+        return ",".join(f"{key}={value[key]}" for key in sorted(value))
+    return "" if value is None else str(value)
+
+
 def check_value(value: Json, where: str) -> None:
     """Refuse what CreateTrainingJob would: its values are texts of one line."""
     text = encoded(value)

@@ -55,3 +55,30 @@ def test_what_an_algorithm_may_wait_by_default_is_what_sagemaker_takes(tmp_path:
     (said,) = longer.warnings
     assert said.startswith("training.max_run: 2h, but SageMaker takes at most 1h, waiting included")
     assert algorithm(tmp_path, ", max_run: 2h", policy="on-demand").warnings == ()
+
+
+def test_what_the_toolkit_would_change_is_said(tmp_path: Path) -> None:
+    fixed = f", metrics: [{METRIC}], hyperparameters: {{run: 12e4x, id: '12e4', lr: 0.1, num: 3, sizes: [1, 2]}}"
+    space = "{opt: {type: categorical, choices: [adam, true, null, 2]}, depth: {type: int, low: 1, high: 3}}"
+    (said,) = image(tmp_path, fixed, space=space).warnings
+    assert "gives it other values (id: '12e4' as '120000.0'; opt: 'true' as 'True'; opt: 'null' as ''); write" in said
+    (said,) = image(tmp_path, f", metrics: [{METRIC}]", space="{n: {type: int, low: 1, high: 3}}").warnings
+    assert "gives it -n in place of --n; rename it" in said
+    many = f", metrics: [{METRIC}], hyperparameters: {{a1: true, a2: true, a3: true, a4: true, a5: true}}"
+    (said,) = image(tmp_path, many).warnings
+    assert "a3: 'true' as 'True'; and 2 more)" in said
+    with_bootstrap = "{entry_point: train.py, image_uri: x, hyperparameters: {id: '12e4', flag: true, x: 1}}"
+    spec = spec_of(tmp_path, training=with_bootstrap, backend="sagemaker", sagemaker="{region: us-east-1}")
+    assert spec.warnings == (), "the bootstrap passes on what was sent"
+
+
+def test_a_framework_image_must_be_told_what_to_start(tmp_path: Path) -> None:
+    def framework(more: str) -> StudySpec:
+        kind = "{name: pytorch, version: '2.5.1', python: py311}"
+        training = f"{{entry_point: train.py, entrypoint: image, framework: {kind}, metrics: [{METRIC}]{more}}}"
+        return spec_of(tmp_path, training=training, backend="sagemaker", sagemaker="{region: us-east-1}")
+
+    (said,) = framework("").warnings
+    assert said.endswith("(the script) and sagemaker_submit_directory: /opt/ml/input/data/code")
+    code = "{sagemaker_program: train.py, sagemaker_submit_directory: /opt/ml/input/data/code}"
+    assert framework(f", hyperparameters: {code}").warnings == ()

@@ -9,6 +9,7 @@ import pytest
 from toolkit.scripts import SCRIPTS, Script, condensed, lay_out, outcome
 
 from tuner.packaging import make_bundle
+from tuner.spec_space import toolkit_argument
 
 TOOLKIT = json.loads((Path(__file__).parent / "toolkit.json").read_text())["outcomes"]
 
@@ -130,6 +131,19 @@ def test_what_scripts_read_of_the_training_environment(ours: dict[str, Any]) -> 
         *("is_master", "is_modelparallel_enabled", "is_smddpmprun_installed", "is_smddprun_installed"),
         *("job_name", "master_hostname"),
     }
+
+
+def test_what_a_study_file_is_warned_of_is_what_the_toolkit_does() -> None:
+    compared = 0
+    for script in SCRIPTS:
+        seen = TOOLKIT[script.name]["seen"]
+        if seen is None or not script.hyperparameters or script.entry_point != "train.py":
+            continue
+        given = sorted(script.hyperparameters.items())
+        told = [(("--" if len(name) > 1 else "-") + name, toolkit_argument(text)) for name, text in given]
+        assert seen["argv"] == [word for pair in told for word in pair], script.name
+        compared += 1
+    assert compared > 10
 
 
 def test_what_a_failed_script_said_is_the_failure(ours: dict[str, Any]) -> None:
