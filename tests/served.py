@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,8 @@ def moto_server() -> Iterator[str]:
     server.start()
     try:
         host, port = server.get_host_and_port()
+        # its state is the process's, and outlives the server: the next test of this worker would find it
+        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
         yield f"http://{host}:{port}"
     finally:
         server.stop()

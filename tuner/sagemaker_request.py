@@ -142,7 +142,7 @@ def request_of(reply: _Reply) -> JobRequest:
         subnets=tuple(network.get("Subnets", ())),
         kms_key=outputs.get("KmsKeyId", "") if is_encrypted else "",
         network_isolation=reply.get("EnableNetworkIsolation", False),
-        raw={name: value for name, value in reply.items() if name != "Environment"},
+        raw={name: value for name, value in reply.items() if name not in ("Environment", "ResponseMetadata")},
     )
 
 

@@ -80,6 +80,7 @@ def test_launch_and_resume(
 ) -> None:
     told: list[Any] = []
     file = cli_store.spec_file(folder)
+    monkeypatch.setattr(study, "prepare", lambda plan, store: plan)  # the name is taken here
     monkeypatch.setattr(study, "launch", lambda plan, store, **given: told.append((plan.spec.trials, given["display"])))
     monkeypatch.setattr(study, "resume", lambda name, store, **given: told.append((name, given["display"])))
     assert tuner.launch(file, overrides=["trials=3"], **options).name == "digits"

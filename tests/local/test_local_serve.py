@@ -19,6 +19,7 @@ from tuner.local import serve
 from tuner.local.serve import LocalServer
 from tuner.local.service import LocalSageMaker
 from tuner.local.signature import KeyUnsafe, key_pair
+from tuner.objects import STATE_MARK
 
 
 class Shifted:
@@ -381,4 +382,4 @@ def test_a_market_that_cannot_be_is_refused_with_its_key(server, state):
 def test_the_state_directory_holds_no_more_than_was_asked(state):
     with served(state):
         pass
-    assert sorted(path.name for path in state.iterdir()) == ["credentials.json", "tmp"]
+    assert sorted(path.name for path in state.iterdir()) == [STATE_MARK, "credentials.json", "tmp"]
