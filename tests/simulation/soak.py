@@ -334,9 +334,7 @@ class Soak:
             lease = gate.acquire(self.study.id, holder, now=clock.now(), period_s=LEASE_S, gone=self._gone(host))
             study = gate.study_by_id(self.study.id)
             if self.processes > 1:  # after the first, which launched it, each takes the study up as cron's do
-                study = Reconciler(self.store, lease, Unseen(), clock.now()).take_up(
-                    study, Resumption("cron", once=True)
-                )
+                study = Reconciler(self.store, lease, Unseen(), clock).take_up(study, Resumption("cron", once=True))
             process.engine = Engine(study, lease, world)
         except (LeaseHeld, StoreUnreachable):
             return None
@@ -495,7 +493,7 @@ class Soak:
             period_s=LEASE_S,
             gone=lambda _holder: True,
         )
-        Reconciler(self.store, lease, Unseen(), now).take_up(study, Resumption("me"))
+        Reconciler(self.store, lease, Unseen(), self.clock).take_up(study, Resumption("me"))
         self.store.release(lease)
         self.hit("user:resume")
 
