@@ -328,6 +328,7 @@ STANDING = (
     "cycle",
     "drought:long",
     "drought:often",
+    "drought:storm",
     "drought:trace",
     "drought:one pool",
     "script:torn",

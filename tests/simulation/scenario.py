@@ -59,6 +59,9 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
     grid = rng.random() < 0.15
     safety_s = rng.choice((1800.0, 3600.0, 5400.0))
     drought, outages = _outages(rng, safety_s)
+    storm = random.Random(f"storm:{seed}")
+    if storm.random() < 0.1:
+        drought, outages = "drought:storm", _storm(storm, safety_s)
     study = _study(rng, grid=grid)
     types = study["training"]["instance_types"]
     return Scenario(
@@ -112,6 +115,12 @@ def _outages(rng: random.Random, safety_s: float) -> tuple[str | None, tuple[Out
         case "trace":
             return "drought:trace", tuple(_until(_trace(rng), safety_s))
     return None, ()
+
+
+def _storm(rng: random.Random, safety_s: float) -> tuple[Outage, ...]:
+    """Capacity that is taken every few minutes: whoever does not save gets nowhere."""
+    drawn = exponential_outages(rng.getrandbits(32), mean_s=rng.uniform(120, 240), down_s=rng.uniform(10, 40))
+    return tuple(_until(drawn, safety_s))
 
 
 def _trace(rng: random.Random) -> Iterator[Outage]:
