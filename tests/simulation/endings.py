@@ -107,6 +107,9 @@ def _rest_for_budget_is_due(soak: "Soak", study: Study) -> Iterator[str]:
     Whatever type it would go to, but for those of which the account allows none.
     """
     spec, attempts = parsed(study.spec), soak.store.attempts(study.id)
+    if live := [attempt.job_name for attempt in attempts if attempt.live]:
+        yield f"it rests, and {live} may still bill"
+        return
     left = spec.budget.microusd - sum(attempt.spend_microusd for attempt in attempts)
     if left < (1 - _NEARLY) * spec.budget.microusd:
         soak.limits.add("limit:budget nearly used up")
