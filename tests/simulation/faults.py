@@ -163,9 +163,8 @@ def _commit_fault(kind: str) -> _Fault:
 
 def _clock_jump(sign: int) -> _Fault:
     def plan(soak: "Soak", rng: random.Random) -> None:
-        soak.skew += sign * timedelta(
-            seconds=rng.choice((1, 45, 150, 400, 1500))
-        )  # the last is longer than any `stall_after`
+        # half of them longer than any `stall_after`
+        soak.skew += sign * timedelta(seconds=rng.choice((1, 45, 150, 400, 1500, 1500, 1500, 1500)))
         soak.hit("clock:forward" if sign > 0 else "clock:back")
 
     return plan

@@ -63,6 +63,7 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
     if storm.random() < 0.1:
         drought, outages = "drought:storm", _storm(storm, safety_s)
     study = _study(rng, grid=grid)
+    jumps = _jumps(random.Random(f"clock:{seed}"), study, safety_s)
     types = study["training"]["instance_types"]
     return Scenario(
         seed=seed,
@@ -79,7 +80,7 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
         outages=outages,
         drought=drought,
         pools={each: _outages(rng, safety_s)[1] for each in types} if rng.random() < 0.35 else {},
-        planned=_planned(rng, safety_s, menu),
+        planned=tuple(sorted((*_planned(rng, safety_s, menu), *jumps), key=lambda each: each.at_s)),
         safety_s=safety_s,
         raises_limits=rng.random() < 0.5,
         cycles=random.Random(f"cycles:{seed}").random() < 0.15,
@@ -88,8 +89,15 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
 
 def _planned(rng: random.Random, safety_s: float, menu: tuple[str, ...]) -> tuple[Planned, ...]:
     count = rng.randint(4, 24)
-    drawn = [Planned(rng.uniform(0, safety_s), rng.choice(menu), rng.getrandbits(32)) for _ in range(count)]
-    return tuple(sorted(drawn, key=lambda each: each.at_s))
+    return tuple(Planned(rng.uniform(0, safety_s), rng.choice(menu), rng.getrandbits(32)) for _ in range(count))
+
+
+def _jumps(rng: random.Random, study: dict, safety_s: float) -> tuple[Planned, ...]:
+    """Few stories by themselves set a clock where silence counts."""
+    if rng.random() >= 0.1:
+        return ()
+    study["training"]["stall_after"] = "6m"
+    return tuple(Planned(rng.uniform(300, safety_s), "clock:forward", rng.getrandbits(32)) for _ in range(4))
 
 
 def _background(rng: random.Random) -> Faults:
