@@ -397,9 +397,9 @@ def allowance_microusd(run_s: float, rate_microusd_per_h: int, policy: Policy) -
 def spot_ratio(spot: bool, billable_s: int | None, training_s: int | None) -> float | None:  # noqa: FBT001 - a column
     """Billed over training time of an ended attempt, where that tells what spot costs.
 
-    Equal figures tell nothing: they are what is booked where the service lost them.
+    Equal figures tell nothing: they are what is booked where the service lost them. Nor does a job that was not billed.
     """
-    if not spot or billable_s is None or training_s is None:
+    if not spot or not billable_s or training_s is None:
         return None
     return billable_s / training_s if DISCOUNT_TOLD_S <= training_s > billable_s else None
 

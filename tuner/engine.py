@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Protocol
 
 from tuner import decide, requests, workload
@@ -25,6 +26,7 @@ from tuner.jobs import JobService
 from tuner.memory import Memory, Work, kept_limits
 from tuner.model import (
     RETRY_OF,
+    AttemptEnd,
     AttemptState,
     Event,
     Intent,
@@ -155,6 +157,7 @@ class Engine:
         self.memory.limits = kept_limits(study)
         self.memory.totals = self._pool_totals(study)
         self.memory.recall_losses()
+        self.memory.rejections = self._rejections()
         self.memory.survey(self._world.clock.now())
         self._load_view()
 
@@ -168,6 +171,14 @@ class Engine:
         region = from_json(study.spec).region
         alike = [each.id for each in known if each.backend == study.backend and from_json(each.spec).region == region]
         return store.pool_totals({*alike, study.id}, ended=True)
+
+    def _rejections(self) -> list[str]:
+        """Why the last creates were refused for good, if they were: a cycle's own are too few to tell."""
+        attempts = self._world.store.attempts(self.study.id)
+        asked = [each for each in attempts if each.arn is not None or each.end is AttemptEnd.REJECTED]
+        asked.sort(key=lambda each: (each.created_at, each.trial))
+        last = takewhile(lambda each: each.end is AttemptEnd.REJECTED, reversed(asked))
+        return [(each.reason or "").replace(each.job_name, "JOB") for each in last][::-1]
 
     def _load_view(self) -> None:
         """Build the sampler's study anew from our rows."""

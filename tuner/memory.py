@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # So many whole runs without a newer checkpoint, and the next one would be lost as well.
 RUNS_FOR_NOTHING_MAX = 3
+# No discount is larger than 90 %: what was billed for less was waived, and tells nothing of the next job.
+_SMALLEST_RATIO = 0.1
 # Attribute of a study: the quotas that Service Quotas told at launch, and refusals since.
 _LIMITS = "tuner:limits"
 
@@ -152,8 +154,11 @@ class Work:
             seen.at.setdefault(step, raw.at)
             self.steps[raw.attempt, raw.run] = seen
         known = self.latest.get((raw.name, step))
-        if known is not None and (raw.attempt, raw.run) < (known.attempt, known.run_id):
-            return None
+        if known is not None:
+            # stores of before name it otherwise, and that name would win over what replaces it
+            run_id = "-cloudwatch" if known.run_id == "cloudwatch" else known.run_id
+            if (raw.attempt, raw.run) < (known.attempt, run_id):
+                return None
         point = Point(
             trial=self.trial.number,
             step=step,
@@ -238,7 +243,7 @@ class Memory:
 
         An estimate stops trials, so it is never hopeful: the smallest discount that the study has met, and none before.
         """
-        return self.spot_ratio if spot and self.spot_ratio is not None else 1.0
+        return max(self.spot_ratio, _SMALLEST_RATIO) if spot and self.spot_ratio is not None else 1.0
 
     def learn_ratio(self, ratio: float | None) -> None:
         """Of an attempt that has just ended; None: it tells nothing."""

@@ -432,7 +432,12 @@ class Store:
         Counted are those that have trained for so long and were billed less: see `decide.spot_ratio`.
         """
         ratio = sa.cast(_A.billable_s, sa.Float) / _A.training_s
-        told = (_A.study_id == study_id, _A.spot, _A.training_s >= trained_s, _A.billable_s < _A.training_s)
+        told = (
+            _A.study_id == study_id,
+            _A.spot,
+            _A.training_s >= trained_s,
+            _A.billable_s.between(1, _A.training_s - 1),
+        )
         found: float | None = self._scalar(sa.select(sa.func.max(ratio)).where(*told))
         return found
 

@@ -18,6 +18,7 @@ from test_alarms import describing
 from tuner import looking, study, wishes, worlds
 from tuner.clock import VirtualClock
 from tuner.engine import LEASE_S, World
+from tuner.jobs import RequestRejected
 from tuner.model import AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.reconcile import Reconciler, Resumption
 from tuner.verbs import Exit, Outcome, Signals, UserError
@@ -381,3 +382,17 @@ def test_who_waits_for_a_stop_that_is_taken_back_is_told_so(user, monkeypatch):
     with pytest.raises(UserError, match="the stop of study sweep was taken back: somebody resumed it"):
         someone.stop()
     assert len(waited) == 1
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 8])
+def test_jobs_that_are_refused_alike_end_the_asking_of_cycles_too(user, parallel):
+    """Each cycle is a process of its own, which sees a few refusals; together they are enough."""
+    someone = user(changes={"trials": 30, "parallel": parallel})
+
+    def create(_request):
+        raise RequestRejected("ValidationException: no such image")
+
+    someone.sweep.cloud.create = create
+    someone.cron(12)
+    assert (someone.study.state, someone.study.intent) == (StudyState.STOPPED, Intent.DRAIN)
+    assert sum(trial.state is TrialState.FAILED for trial in someone.sweep.trials()) <= max(4, parallel)

@@ -1,5 +1,6 @@
 """What one trial may cost: never passed by more than a look and a stop, and no trial failed that is clearly below."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -111,3 +112,24 @@ def test_the_limit_is_seen_between_two_descriptions_of_a_job(make_sweep):
     )
     sweep.run()
     assert 200_000 < final(sweep) <= 200_000 + RATE * 60 / 3600
+
+
+def test_a_job_that_was_not_billed_tells_no_discount(make_sweep):
+    """As one that failed for a fault of the service's may be; its engine went down with it, and each one after it."""
+    sweep = make_sweep(
+        script=script_of(epochs=900, step_s=60.0), changes=study(0.5, trials=2), settings=Settings(saving=0.0)
+    )
+    plain = sweep.cloud.describe
+
+    def describe(name):
+        seen = plain(name)
+        return replace(seen, billable_s=0) if name.endswith("00000-001") and seen.status.final else seen
+
+    sweep.cloud.describe = describe
+    began = sweep.clock.now()
+    sweep.engine().run(lambda: sweep.clock.now() > began + timedelta(minutes=20))
+    sweep.cloud.fail(sweep.attempts(0)[-1].job_name, "InternalServerError: it is ours")
+    sweep.run()
+    assert sweep.attempts(0)[0].billable_s == 0
+    assert [reason for _, reason in ends(sweep)] == ["trial_budget"] * 2
+    assert all(final(sweep, trial) <= 500_000 + SLACK for trial in (0, 1))
