@@ -16,13 +16,13 @@ from dataclasses import replace
 from tuner import workload
 from tuner.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.memory import Memory, Work
-from tuner.model import Intent
+from tuner.model import HALTED, Intent
 from tuner.unit import UnitOfWork
 
 # SageMaker keeps metrics in single precision, which has seven digits.
 _SINGLE_PRECISION = 1e-6
 # So many creates in a row that are refused with the same words, and it is not the trials' values.
-_REJECTED_ALIKE = 3
+REJECTED_ALIKE = 3
 
 
 def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> None:
@@ -53,12 +53,12 @@ def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> 
 def rejected(memory: Memory, unit: UnitOfWork, job: str, reason: str) -> None:
     """Start nothing new once jobs are refused alike one after the other: else every trial would fail for it."""
     memory.rejections.append(reason.replace(job, "JOB"))
-    if len(memory.rejections) < _REJECTED_ALIKE or len(set(memory.rejections[-_REJECTED_ALIKE:])) > 1:
+    if len(memory.rejections) < REJECTED_ALIKE or len(set(memory.rejections[-REJECTED_ALIKE:])) > 1:
         return
     halt(
         memory,
         unit,
-        f"{_REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
+        f"{REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
         " --retry-failed",
     )
 
@@ -70,6 +70,7 @@ def halt(memory: Memory, unit: UnitOfWork, why: str, options: str) -> None:
         f"--accept-changes), then: tuner resume {unit.study.name}{options}"
     )
     unit.event("halted", message=memory.halted)
+    unit.remember({HALTED: memory.halted})
     if unit.study.intent is Intent.RUN:
         unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import takewhile
-from typing import Protocol
+from typing import Protocol, cast
 
 from tuner import decide, requests, workload
+from tuner.alarms import REJECTED_ALIKE
 from tuner.calls import UNMETERED, Calls
 from tuner.capacity import PATIENCE_S
 from tuner.clock import Clock
@@ -25,6 +26,7 @@ from tuner.dispatch import Dispatcher, submit_due
 from tuner.jobs import JobService
 from tuner.memory import Memory, Work, kept_limits
 from tuner.model import (
+    HALTED,
     RETRY_OF,
     AttemptEnd,
     AttemptState,
@@ -158,6 +160,7 @@ class Engine:
         self.memory.totals = self._pool_totals(study)
         self.memory.recall_losses()
         self.memory.rejections = self._rejections()
+        self.memory.halted = cast("str | None", study.attrs.get(HALTED))
         self.memory.survey(self._world.clock.now())
         self._load_view()
 
@@ -174,10 +177,8 @@ class Engine:
 
     def _rejections(self) -> list[str]:
         """Why the last creates were refused for good, if they were: a cycle's own are too few to tell."""
-        attempts = self._world.store.attempts(self.study.id)
-        asked = [each for each in attempts if each.arn is not None or each.end is AttemptEnd.REJECTED]
-        asked.sort(key=lambda each: (each.created_at, each.trial))
-        last = takewhile(lambda each: each.end is AttemptEnd.REJECTED, reversed(asked))
+        asked = self._world.store.asked_last(self.study.id, limit=REJECTED_ALIKE)
+        last = takewhile(lambda each: each.end is AttemptEnd.REJECTED, asked)
         return [(each.reason or "").replace(each.job_name, "JOB") for each in last][::-1]
 
     def _load_view(self) -> None:

@@ -24,6 +24,8 @@ RETRY_OF = "tuner:retry_of"
 BEGUN_WITH = "tuner:begun_with"
 # Attribute of a study: the keys that `tuner set` changed, with what its file said of them then.
 SET_LIVE = "tuner:set_live"
+# Attribute of a study: why nothing new is begun until somebody has mended something and resumed.
+HALTED = "tuner:halted"
 
 
 class StudyState(StrEnum):

@@ -25,7 +25,19 @@ from tuner.checkpoints import copy_own_files
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobService
 from tuner.memory import Work, limits_to_keep
-from tuner.model import BEGUN_WITH, RETRY_OF, SET_LIVE, Intent, Json, Lease, Study, StudyState, Trial, TrialState
+from tuner.model import (
+    BEGUN_WITH,
+    HALTED,
+    RETRY_OF,
+    SET_LIVE,
+    Intent,
+    Json,
+    Lease,
+    Study,
+    StudyState,
+    Trial,
+    TrialState,
+)
 from tuner.packaging import BundleRefused
 from tuner.prices import usd
 from tuner.spec import (
@@ -288,7 +300,7 @@ class Reconciler:
 
 
 def _run(unit: UnitOfWork) -> None:
-    study = unit.study
+    study = replace(unit.study, attrs={key: value for key, value in unit.study.attrs.items() if key != HALTED})
     if study.intent is not Intent.RUN:
         study = replace(study, intent=Intent.RUN, intent_at=unit.now)
     if not study.state.active:

@@ -241,6 +241,7 @@ _KINDS: tuple[tuple[str, ChangeKind], ...] = (
     ("budget.*", "harmless"),
     ("checkpoints.keep", "harmless"),
     ("capacity.*", "harmless"),
+    ("training.max_wait", "harmless"),
     ("tags.*", "harmless"),
     ("local*", "harmless"),
     ("settings.*", "harmless"),

@@ -24,6 +24,7 @@ from tuner import store_account, store_schema, tables
 from tuner import store_rows as rows
 from tuner.model import (
     Attempt,
+    AttemptEnd,
     CallRate,
     Change,
     Draw,
@@ -318,6 +319,13 @@ class Store:
         """Attempts by trial and number."""
         where = [_A.study_id == study_id] + ([] if trial is None else [_A.trial == trial])
         return [rows.load(Attempt, row) for row in self._read(rows.SELECT_ATTEMPT.where(*where))]
+
+    def asked_last(self, study_id: int, *, limit: int) -> list[Attempt]:
+        """The newest attempts that got a job, or for which one was refused for good; the last first."""
+        asked = sa.or_(_A.arn.is_not(None), _A.end == AttemptEnd.REJECTED)
+        newest = rows.SELECT_ATTEMPT.where(_A.study_id == study_id, asked).order_by(None)
+        newest = newest.order_by(_A.created_at.desc(), _A.trial.desc()).limit(limit)
+        return [rows.load(Attempt, row) for row in self._read(newest)]
 
     def runs(self, study_id: int, *, trial: int | None = None) -> list[Run]:
         """Runs by trial, attempt and number."""

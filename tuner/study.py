@@ -232,6 +232,8 @@ def resume(
         study = store.study(name)
         if study.state is StudyState.CANCELLED:
             raise UserError(f"study {name} was cancelled: launch a new one", Exit.USAGE)
+        if once and (accept_changes or retry_failed) and not may_go_on(study, once=True):
+            raise UserError(f"a cycle takes back no stop: tuner resume {name} without --once", Exit.USAGE)
         if once and not (accept_changes or retry_failed or _expects_cycles(study, store)):
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):

@@ -16,7 +16,21 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuner.memory import kept_limits
-from tuner.model import Attempt, Event, Holder, Json, Pool, PoolTotals, Run, RunEnd, Study, Trial, TrialState
+from tuner.model import (
+    HALTED,
+    Attempt,
+    Event,
+    Holder,
+    Intent,
+    Json,
+    Pool,
+    PoolTotals,
+    Run,
+    RunEnd,
+    Study,
+    Trial,
+    TrialState,
+)
 from tuner.proof import went_back
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
@@ -75,8 +89,14 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "pools": [_pool(pool, met) for pool, met in sorted(store.pool_totals([study.id]).items(), key=str)],
         "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
         "deadline": _deadline(study, spec),
-        "warnings": [*study.warnings, *_too_small_quotas(study, spec)],
+        "warnings": [*_halted(study), *study.warnings, *_too_small_quotas(study, spec)],
     }
+
+
+def _halted(study: Study) -> Iterator[str]:
+    """Why nothing new is begun, where it was not the user who wished it."""
+    if HALTED in study.attrs and not study.state.ended and study.intent is not Intent.CANCEL:
+        yield str(study.attrs[HALTED])
 
 
 def _too_small_quotas(study: Study, spec: StudySpec) -> Iterator[str]:

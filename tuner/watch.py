@@ -178,7 +178,7 @@ def _reason_to_fail(event: Event) -> str:
     """What stands behind the reasons that are one word."""
     match _of(event, "reason"):
         case "no_progress":
-            return ": no_progress: three whole runs left no newer checkpoint; save more often than capacity is taken"
+            return ": no_progress: three whole runs led no further; save more often, and load what was saved"
         case str(reason) if reason.startswith(OUT_OF_MEMORY):
             return f"{_reason(event)}; it would be again: take an instance type with more memory, or use less of it"
         case "no_metric":

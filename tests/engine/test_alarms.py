@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 from checkers import broken, succeeded
@@ -21,8 +22,10 @@ from tuner.jobs import (
     SecretMissing,
     ServiceUnavailable,
 )
-from tuner.model import AttemptEnd, AttemptState, Intent, StudyState, TrialState
+from tuner.model import AttemptEnd, AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.proposals import ProposalError
+from tuner.reconcile import Reconciler, Resumption
+from tuner.views import status_view
 from tuner.watch import narrate
 
 EXPIRED = CredentialsRefused("DescribeTrainingJob of x: ExpiredTokenException: expired (renew the credentials …)")
@@ -112,12 +115,17 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     assert "the image is gone" in line.text
     assert "tuner resume sweep --retry-failed" in line.text
     assert engine.memory.halted in line.text
+    status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
+    assert status["warnings"][0] == engine.memory.halted, "also whoever looks later learns why it stopped"
+    assert sweep.engine().memory.halted, "and the next process asks for nothing either"
 
     sweep.cloud.create = plain
+    holder = Holder(host="here", boot_id="b", pid=7, started="7")
+    lease = sweep.store.acquire(sweep.study.id, holder, now=sweep.clock.now(), period_s=60.0, gone=lambda _: True)
+    study = sweep.store.study_by_id(sweep.study.id)
+    Reconciler(sweep.store, lease, Mock(), sweep.clock).take_up(study, Resumption("me"))
     again = sweep.engine()
-    unit = again._unit(sweep.clock.now())
-    unit.set_study(replace(again.study, intent=Intent.RUN, intent_at=sweep.clock.now()))
-    again._commit(unit, "resumed")
+    assert again.memory.halted is None
     assert again.run(lambda: False) is StudyState.FINISHED
     assert broken(sweep) == []
 
