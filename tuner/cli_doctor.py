@@ -21,6 +21,7 @@ from tuner.clock import SystemClock
 from tuner.cost_report import CurAudit
 from tuner.hints import queue_of
 from tuner.opening import operating_errors
+from tuner.policy_iam import UNKNOWN_ACCOUNT
 from tuner.verbs import Exit, UserError
 from tuner.views import iso, simulated
 
@@ -34,7 +35,10 @@ def doctor(args: argparse.Namespace) -> int:
     if args.first_dollar:
         return _first_dollar(args)
     if args.policy:
-        out_json(examiner.policies(args.file))
+        policies = examiner.policies(args.file)
+        if args.file is not None and f":{UNKNOWN_ACCOUNT}:" in json.dumps(policies):
+            say("warning: nobody is logged in, so put the account's number where ACCOUNT stands")
+        out_json(policies)
         return Exit.DONE
     found = examiner.doctor(args.file, store_url(args.store), SystemClock())
     facts = [] if args.file is None else examiner.known(args.file, store_url(args.store))

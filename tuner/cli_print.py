@@ -293,8 +293,9 @@ def audit(name: str, found: Audit) -> str:
         (r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd), r.difference or r.note)
         for r in found.rows
     ]
+    ours = sum(r.attempt is not None for r in found.rows)
     verdict = (
-        f"{safe(name)}: the store and the job service agree on {counted(len(found.rows), 'attempt')}"
+        f"{safe(name)}: the store and the job service agree on {counted(ours, 'attempt')}"
         if found.ok
         else f"{safe(name)}: {counted(len(found.lines), 'difference')}"
     )

@@ -4,7 +4,9 @@ Here what this machine knows: Python, the store, the study file, and for a local
 jobs see a real `/opt/ml`. What an account of AWS knows is looked at in `doctor_aws`.
 """
 
+import ast
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -41,7 +43,7 @@ def doctor(file: Path | None, store_url: str, clock: Clock) -> list[Finding]:
     if spec is not None and spec.backend == "sagemaker":
         found += doctor_aws.examine(connection(spec), spec, clock.now())
     elif spec is not None:
-        found += _requirements(spec)
+        found += [*_requirements(spec), *_imports(spec)]
     return found
 
 
@@ -165,3 +167,30 @@ def _requirements(spec: StudySpec) -> Iterator[Finding]:
                 what=f"{path.name} names {found[1]}, which is not installed here",
                 remedy=f"pip install {found[1]}",
             )
+
+
+def _imports(spec: StudySpec) -> Iterator[Finding]:
+    """What the script imports by name has to be here, too; nothing of it is run."""
+    folder, entry_point = spec.training.source_dir, spec.training.entry_point
+    if folder is None or entry_point is None or not entry_point.endswith(".py"):
+        return
+    script = folder / entry_point
+    own = {path.stem for part in (folder, script.parent) for path in part.iterdir()} | {"tuner"}
+    for name in sorted(_imported(script.read_bytes()) - own - sys.stdlib_module_names):
+        if importlib.util.find_spec(name) is None:
+            yield Finding(
+                level="error",
+                what=f"{entry_point} imports {name}, which is not installed here",
+                remedy="install it into the Python above: local jobs run with it",
+            )
+
+
+def _imported(source: bytes) -> set[str]:
+    """The packages that a module imports whatever happens: at its top, outside of any condition."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return set()  # the job will say so
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names} - {""}

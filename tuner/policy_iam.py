@@ -39,13 +39,17 @@ class Right:
     less_without: str = ""  # what fails without it; empty: nothing works without it
 
 
+# Stands for the number of an account that nobody could be asked for.
+UNKNOWN_ACCOUNT = "ACCOUNT"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """What ARNs are made of."""
 
     partition: str = "aws"
     region: str = "REGION"
-    account: str = "ACCOUNT"
+    account: str = UNKNOWN_ACCOUNT
     jobs: str = "STUDY"  # how the names of jobs begin
     bucket: str = "BUCKET"
     prefix: str = "PREFIX/"
@@ -309,7 +313,7 @@ def _of_study(spec: StudySpec) -> Place:
     outputs = spec.sagemaker.outputs or root
     return Place(
         partition=arn[1] if role.startswith("arn:") else "aws",
-        account=arn[4] if role.startswith("arn:") else "ACCOUNT",
+        account=arn[4] if role.startswith("arn:") else UNKNOWN_ACCOUNT,
         jobs=spec.name,
         bucket=bucket,
         prefix=prefix,

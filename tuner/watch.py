@@ -213,7 +213,7 @@ _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
     "trial.back_off": ("warn", lambda e: f"trial {e.trial} waits for its next attempt{_reason(e)}"),
     "attempt.restart": ("warn", lambda e: f"trial {e.trial}: the service restarted its job"),
     "retry": ("info", lambda e: f"trial {e.trial} repeats failed trial {_of(e, 'of')}"),
-    "adopted": ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found running and adopted"),
+    "adopted": ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found and adopted"),
     "foreign": ("error", lambda e: f"job {_of(e, 'job')} is not ours; trial {e.trial} takes the next name"),
     "refused.capacity": ("warn", lambda e: f"trial {e.trial} waits for capacity: {_of(e, 'message')}"),
     "refused": ("warn", lambda e: f"trial {e.trial} could not be submitted, tried again: {_of(e, 'message')}"),

@@ -153,6 +153,20 @@ def test_the_nth_minute_with_a_value_is_step_n(cloud: Cloud) -> None:
     assert report.checkpoint_step == 7, "checkpoints are looked for under the prefix"
 
 
+def test_without_the_right_to_look_a_trial_still_ends_with_its_last_value(cloud: Cloud) -> None:
+    cloud.put("k-00001-001", 1, 0.1)
+    cloud.account.refuse["GetMetricData"] = ("AccessDenied", "not authorized to perform: cloudwatch:GetMetricData")
+    reader = cloud.reader()
+    cloud.pass_minutes(10)
+    assert read(reader) == []
+    cloud.final["k-00001-001"] = {"score": 0.7}
+    cloud.end(1)
+    cloud.pass_minutes(10)
+    report = reader.read(trial(1).prefix)
+    assert steps(report.points) == [(1, 0.7)]
+    assert report.whole_through == 1
+
+
 def test_one_look_a_minute_whatever_is_read(cloud: Cloud) -> None:
     cloud.put("k-00001-001", 1, 0.1)
     reader = cloud.reader()

@@ -1,0 +1,38 @@
+"""A local study whose script imports what is not installed: found before all its trials fail of it."""
+
+from pathlib import Path
+
+import pytest
+
+from tuner import doctor
+from tuner.clock import SystemClock
+
+STUDY = """
+name: small
+objective: {metric: loss, direction: minimize}
+space: {lr: {type: float, low: 0.1, high: 1.0}}
+trials: 1
+training: {source_dir: ., entry_point: train.py, instance_types: [ml.m5.large], max_run: 1h}
+"""
+
+
+def missing(folder: Path, script: str) -> list[str]:
+    (folder / "study.yaml").write_text(STUDY)
+    (folder / "train.py").write_text(script)
+    (folder / "beside.py").write_text("")
+    found = doctor.doctor(folder / "study.yaml", f"sqlite:///{folder}/tuner.db", SystemClock())
+    return [each.what for each in found if each.level == "error"]
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("import json, no_such_package.sub\nfrom another_missing import x\n", ["another_missing", "no_such_package"]),
+        ("import json\nimport beside\nfrom tuner.training import report\nimport pytest as test\n", []),
+        ("try:\n    import no_such_package\nexcept ImportError:\n    pass\n", []),
+        ("from . import nothing\n", []),
+        ("this is no Python", []),
+    ],
+)
+def test_what_the_script_imports_has_to_be_here(tmp_path: Path, script: str, told: list[str]) -> None:
+    assert missing(tmp_path, script) == [f"train.py imports {name}, which is not installed here" for name in told]
