@@ -8,6 +8,7 @@ import functools
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_plain_script_resumes_bit_for_bit_and_loses_a_metric_at_most_with_each_k
 
 
 SAVES_AND_DIES = """
-import os, signal
+import os, pathlib, signal, time
 from tuner.training import Checkpoints, report
 done = Checkpoints().latest()
 first = done.step + 1 if done else 1
@@ -175,6 +176,10 @@ if first == 1:
         report(step, loss=step / 3)
         with Checkpoints().save(step) as folder:
             (folder / "state").write_text("x")
+    metrics = pathlib.Path(os.environ["TUNER_CHECKPOINT_DIR"]) / "metrics"
+    end = time.monotonic() + 120
+    while sum(file.read_bytes().count(b"\\n") for file in metrics.iterdir()) < 3 and time.monotonic() < end:
+        time.sleep(0.01)  # the bootstrap writes them, from a pipe
     os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 report(first, loss=first / 3)
@@ -184,7 +189,7 @@ report(first, loss=first / 3)
 @pytest.mark.parametrize("torn", [None, 0, 10, 70])
 def test_a_checkpoint_never_survives_without_the_metric_of_its_step(container: Container, torn: int | None) -> None:
     """The agent uploads in any order: here the metrics file did not make it, or not to its end."""
-    container.script(SAVES_AND_DIES).run()
+    assert container.script(SAVES_AND_DIES).run() == -signal.SIGKILL, container.log
     container.sync(random.Random(0))
     [file] = (container.store / "metrics").iterdir()
     if torn is None:
