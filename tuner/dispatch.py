@@ -257,25 +257,10 @@ class Dispatcher:
             return False
         if not self._certainly_none(work):
             return work.attempts[-1] is not attempt  # adopted, or ended
-        unit.set_attempt(
-            work,
-            replace(
-                attempt,
-                instance_type=pool.instance_type,
-                spot=pool.spot,
-                max_wait_s=memory.policy.max_wait_s if pool.spot else None,
-                zone=pool.zone,
-                rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
-                reserved_microusd=memory.allowance_instead(work, pool),
-                refusals=attempt.refusals + (refused is not None),
-                # the first time at once; then with patience, since it may be refused everywhere
-                next_try_at=unit.now + decide.back_off(attempt.refusals, memory.policy.poll_s)
-                if attempt.refusals
-                else None,
-            ),
-        )
-        memory.scene.attempts[kind_of(attempt.pool)] -= 1
-        memory.scene.attempts[kind_of(pool)] += 1
+        # the first time at once; then with patience, since it may be refused everywhere
+        later = unit.now + decide.back_off(attempt.refusals, memory.policy.poll_s) if attempt.refusals else None
+        refusals = attempt.refusals + (refused is not None)
+        unit.set_attempt(work, replace(self._in_pool(work, pool), refusals=refusals, next_try_at=later))
         why = "its quota is used up" if refused is None else str(refused)
         unit.event("rerouted", work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
         return True
@@ -347,15 +332,15 @@ class Dispatcher:
         attempt, memory = work.attempts[-1], self._memory
         if seen.asked is None or (seen.asked.instance_type, seen.asked.spot) == kind_of(attempt.pool):
             return attempt
-        found = [
-            pool
-            for spot in (True, False)
-            for pool in listed(memory.policy, spot=spot)
-            if kind_of(pool) == (seen.asked.instance_type, seen.asked.spot)
-        ]
-        if not found:
+        asked = (pool for spot in (True, False) for pool in listed(memory.policy, spot=spot))
+        pool = next((each for each in asked if kind_of(each) == (seen.asked.instance_type, seen.asked.spot)), None)
+        if pool is None:
             return attempt  # nothing that we ask for
-        pool = found[0]
+        return replace(self._in_pool(work, pool), max_wait_s=seen.asked.max_wait_s)
+
+    def _in_pool(self, work: Work, pool: Pool) -> Attempt:
+        """The last attempt as it is in another pool, where it is counted from now on."""
+        attempt, memory = work.attempts[-1], self._memory
         memory.scene.attempts[kind_of(attempt.pool)] -= 1
         memory.scene.attempts[kind_of(pool)] += 1
         return replace(
@@ -363,7 +348,7 @@ class Dispatcher:
             instance_type=pool.instance_type,
             spot=pool.spot,
             zone=pool.zone,
-            max_wait_s=seen.asked.max_wait_s,
+            max_wait_s=memory.policy.max_wait_s if pool.spot else None,
             rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
             reserved_microusd=memory.allowance_instead(work, pool),
         )
