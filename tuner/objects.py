@@ -9,6 +9,7 @@ decisions: it is not there, we may not, or try again later.
 """
 
 import errno
+import fcntl
 import itertools
 import os
 import re
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # type stubs are a tool of development
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]*[a-z0-9])/(.*)", re.DOTALL)
 # Lies in the folder of a local service: what is in there, keys included, is no part of anybody's code.
 STATE_MARK = ".tuner-state"
-_PUT_TRIES = 20  # against deletes that remove an empty folder under us
 _DELETE_BATCH = 1000  # most keys in one DeleteObjects
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 
@@ -134,12 +134,7 @@ class DirectoryObjects:
             path = self._path(uri)
             with _files(uri), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
-            # An object store has no empty folders; one left here would stand in the way of a key of its name.
-            for folder in itertools.takewhile(lambda folder: folder.parent != self._root, path.parents):
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
+            remove_empty_folders(self._root, path)
 
     def copy(self, source: str, target: str) -> None:
         with _files(source):
@@ -183,17 +178,34 @@ class DirectoryObjects:
         temporary = self._staging / secrets.token_hex(8)
         try:
             fill(temporary)
-            for left in reversed(range(_PUT_TRIES)):
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.replace(path)
-                except (FileNotFoundError, FileExistsError):  # a delete has just removed the empty folder
-                    if not left:
-                        raise
-                else:
-                    return
+            put_in_place(self._root, temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def put_in_place(root: Path, temporary: Path, target: Path) -> None:
+    """Make a finished file an object of the tree `root`, with the folders that its key asks for."""
+    with _folders(root, fcntl.LOCK_SH):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(target)
+
+
+def remove_empty_folders(root: Path, path: Path) -> None:
+    """Remove the folders of the tree `root` that held nothing but the object `path`, which is gone.
+
+    An object store has no empty folders; one left here would stand in the way of a key of its name.
+    """
+    with suppress(OSError), _folders(root, fcntl.LOCK_EX):  # OSError: not empty
+        for folder in itertools.takewhile(lambda folder: folder.parent != root, path.parents):
+            folder.rmdir()
+
+
+@contextmanager
+def _folders(root: Path, operation: int) -> Iterator[None]:
+    """Nobody removes a folder that another has just made for an object: shared by writers, alone for who removes."""
+    with root.with_name(f"{root.name}.lock").open("a") as file:
+        fcntl.flock(file, operation)
+        yield
 
 
 def _names(base: Path) -> Iterator[str]:

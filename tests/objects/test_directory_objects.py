@@ -64,7 +64,7 @@ class TestDirectoryObjects(ObjectsContract):
     def test_nothing_is_left_of_what_was_in_the_making(self, objects: DirectoryObjects, tmp_path: Path) -> None:
         objects.write(ROOT + "x", b"")
         objects.delete([ROOT + "x"])
-        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["s3.lock"]
         assert list((tmp_path / "state" / "s3" / "a-bucket").iterdir()) == []
 
     def test_a_reader_never_sees_half_an_object(self, objects: DirectoryObjects) -> None:
@@ -89,3 +89,21 @@ class TestDirectoryObjects(ObjectsContract):
             assert "d/x" in names(objects)
             objects.delete([ROOT + "e/z"])
         thread.join()
+
+    def test_a_folder_does_not_go_while_another_fills_it(
+        self, objects: DirectoryObjects, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        objects.write(ROOT + "e/y", b"")
+        rename, deletes = Path.replace, []
+
+        def in_between(path: Path, target: Path) -> Path:
+            deletes.append(threading.Thread(target=objects.delete, args=([ROOT + "e/y"],)))
+            deletes[-1].start()
+            deletes[-1].join(0.1)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "replace", in_between)
+        objects.write(ROOT + "e/z", b"")
+        for thread in deletes:
+            thread.join()
+        assert names(objects) == ["e/z"]

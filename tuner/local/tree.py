@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tuner.local.jobdir import new_temporary
+from tuner.objects import put_in_place, remove_empty_folders
 
 _BLOCK_BYTES = 1 << 20
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?(.*)", re.DOTALL)
@@ -115,7 +116,7 @@ class Tree:
         try:
             with temporary.open("xb") as target:
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
-            self._place(temporary, self.path(uri))
+            put_in_place(self._state_dir / "s3", temporary, self.path(uri))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -123,24 +124,7 @@ class Tree:
         """Remove an object, and the folders that held nothing else: S3 has none."""
         path = self.path(uri)
         path.unlink(missing_ok=True)
-        bucket = self._state_dir / "s3" / split_uri(uri)[0]
-        for folder in path.parents:
-            if folder == bucket:
-                return
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-
-    def _place(self, temporary: Path, target: Path) -> None:
-        for _ in range(100):  # somebody deleting a neighbour may take the folder away in between
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                temporary.replace(target)
-            except FileNotFoundError:
-                continue
-            return
-        raise FileNotFoundError(target)
+        remove_empty_folders(self._state_dir / "s3", path)
 
 
 def _files(folder: Path) -> Iterator[Path]:
