@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from tuner.aws import Aws, AwsError, ask
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobNotFound, JobService
 from tuner.model import Attempt, MetricPoint, ProgressReport, Trial
+from tuner.progress import Progress
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
 # Stands for the runs of a job, which cannot be told apart; it sorts before them, so that what they report wins.
@@ -36,14 +37,6 @@ _QUERIES_MAX = 500  # of one GetMetricData
 _LOOK_EVERY = timedelta(seconds=60)
 _ROWS_EVERY = timedelta(seconds=1)  # all trials of a tick are read within less
 _SETTLES = timedelta(seconds=120)
-
-
-class PrefixReader(Protocol):
-    """What lies under a prefix beside metrics."""
-
-    def read(self, prefix: str) -> ProgressReport: ...
-
-    def forget(self, prefix: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -77,7 +70,7 @@ class CloudMetrics:
 
     def __init__(
         self,
-        inner: PrefixReader,
+        inner: Progress,
         aws: Aws,
         jobs: JobService,
         *,
@@ -95,6 +88,10 @@ class CloudMetrics:
         self._seen: dict[tuple[str, str], _Seen] = {}  # by job, metric
         self._asked_at: datetime | None = None  # the store
         self._looked_at: datetime | None = None
+
+    def expect(self, prefixes: Iterable[str]) -> None:
+        """These will be read next."""
+        self._inner.expect(prefixes)
 
     def read(self, prefix: str) -> ProgressReport:
         """What is new. Raises OSError for services that do not answer."""

@@ -35,12 +35,12 @@ from tuner.model import (
     Lease,
     Pool,
     PoolTotals,
-    ProgressReport,
     Study,
     StudyState,
     Trial,
 )
 from tuner.observe import Observer, tell
+from tuner.progress import Progress
 from tuner.proposals import Proposer
 from tuner.rounds import Hints, stale_s
 from tuner.sampler_view import earlier_rows, view_rows
@@ -54,18 +54,6 @@ LEASE_S = 60.0
 _LEASE_MARGIN_S = 5.0
 # So many studies are asked what capacity was like.
 _STUDIES_RECALLED = 50
-
-
-class Progress(Protocol):
-    """What lies under the trials' prefixes. One reader gives each line once; a new one begins at the beginning."""
-
-    def read(self, prefix: str) -> ProgressReport:
-        """What is new since this reader's last look at `prefix`. Raises OSError for a store that does not answer."""
-        ...
-
-    def forget(self, prefix: str) -> None:
-        """The trial of this prefix has ended: its place is not needed any more."""
-        ...
 
 
 class Watcher(Protocol):
@@ -260,7 +248,7 @@ class Engine:
         unit = self._unit(now)
         self._apply_requests(unit)
         world = self._world
-        Observer(self.memory, world.jobs, self._progress.read, unit, calls=world.calls, hints=world.hints).observe()
+        Observer(self.memory, world.jobs, self._progress, unit, calls=world.calls, hints=world.hints).observe()
         self._commit(unit, "observed")
         unit = self._unit(now)
         submit_due(self.memory, unit)

@@ -6,7 +6,7 @@ under the prefix was read. Each step is shown to the pruner once and in order, a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -22,13 +22,13 @@ from tuner.model import (
     Intent,
     Point,
     Pool,
-    ProgressReport,
     Run,
     StopReason,
     Trial,
     TrialState,
 )
 from tuner.prices import cost_microusd
+from tuner.progress import Progress
 from tuner.rounds import STALE_POLLS, Hints
 from tuner.spec_records import COST_METRIC, MICROUSD
 from tuner.states import AttemptEvent, TrialEvent
@@ -47,7 +47,7 @@ class Observer:
         self,
         memory: Memory,
         jobs: JobService,
-        read: Callable[[str], ProgressReport],
+        progress: Progress,
         unit: UnitOfWork,
         *,
         calls: Calls = UNMETERED,
@@ -57,7 +57,7 @@ class Observer:
         self._jobs = jobs
         self._calls = calls
         self._hints = hints
-        self._read = read
+        self._progress = progress
         self._unit = unit
         self._now = unit.now
         self._reads_failed = 0  # one after another
@@ -65,7 +65,9 @@ class Observer:
     def observe(self) -> None:
         """Everything, in order: jobs, then what lies under the prefixes, then what follows."""
         self._observe_jobs()
-        for work in list(self._memory.live.values()):
+        works = list(self._memory.live.values())
+        self._progress.expect(work.trial.prefix for work in works if _is_to_be_read(work))
+        for work in works:
             self._read_progress(work)
             self._judge(work)
             self._conclude(work)
@@ -226,7 +228,7 @@ class Observer:
 
     def _read_progress(self, work: Work) -> None:
         work.more = False
-        if not work.unread and not (work.attempt is not None and is_training(work.attempt)):
+        if not _is_to_be_read(work):
             return
         if self._reads_failed == _READS_FAILED_MAX:
             work.unread = True
@@ -234,7 +236,7 @@ class Observer:
         fresh: list[Point] = []
         try:
             # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
-            report = self._read(work.trial.prefix)
+            report = self._progress.read(work.trial.prefix)
             fresh = work.take(report)
             ended = work.ended_attempt
             owes = ended is not None and report.whole_through is not None and report.whole_through < ended.number
@@ -461,6 +463,10 @@ class Observer:
         ]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         return tuple(finite) if len(finite) == len(values) else None
+
+
+def _is_to_be_read(work: Work) -> bool:
+    return work.unread or (work.attempt is not None and is_training(work.attempt))
 
 
 def _has_run_out(attempt: Attempt) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -169,6 +169,9 @@ class Reader:
     def __init__(self, prefixes: Mapping[str, Prefix], batch: int | None, before: Callable[[], None]) -> None:
         self._prefixes, self._batch, self._before = prefixes, batch, before
         self._read: defaultdict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+
+    def expect(self, prefixes: Iterable[str]) -> None:
+        """Nothing here takes time."""
 
     def read(self, prefix: str) -> ProgressReport:
         """What is new since the last read; raises what was planned for it."""

@@ -223,6 +223,7 @@ def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, w
 def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
     """The world of an engine that shares its account's calls with others, and hears of changes where it can."""
     from tuner.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
+    from tuner.progress import ReadAhead  # noqa: PLC0415
     from tuner.rates import RateLimited  # noqa: PLC0415
     from tuner.signs import sync_delay_s  # noqa: PLC0415
 
@@ -231,6 +232,7 @@ def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
     return replace(
         world,
         jobs=RateLimited(where.jobs(next_page=calls.page), calls),
+        progress=lambda: ReadAhead(world.progress()),
         calls=calls,
         hints=hints_for(world.store, where.scope, where.aws, study.key, world.clock),
         sync_delay_s=sync_delay_s(known),

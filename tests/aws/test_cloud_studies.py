@@ -16,6 +16,7 @@ from tuner.clock import SystemClock
 from tuner.cloud_logs import GROUP
 from tuner.cloud_metrics import CloudMetrics
 from tuner.engine import Unwatched
+from tuner.progress import ReadAhead
 from tuner.spec import StudySpec, from_json
 
 
@@ -376,6 +377,7 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     world = worlds.make_world(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
     reader = world.progress()
     assert isinstance(reader, CloudMetrics)
+    assert isinstance(reader._inner, ReadAhead)
     assert reader._metrics == ("score", "loss")
     store.close()
 

@@ -132,6 +132,9 @@ class Progress:
     def __init__(self, soak: "Soak", batch: int | None) -> None:
         self._soak, self._reader = soak, soak.cloud.progress(batch=batch)
 
+    def expect(self, prefixes) -> None:
+        self._reader.expect(prefixes)
+
     def read(self, prefix: str):
         self._soak.refusals.meet(self._soak, "read", after=False)
         return self._reader.read(prefix)
