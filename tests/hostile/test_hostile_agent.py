@@ -137,7 +137,9 @@ def test_what_the_store_does_not_take_is_tried_again(
 ) -> None:
     (folder / "model").write_text("weights")
     with monkeypatch.context() as full:
-        full.setattr(Tree, "_place", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        full.setattr(
+            "tuner.local.tree.put_in_place", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         agent.sync()
         agent.sync()
     assert capfd.readouterr().err.count("could not be uploaded") == 1
