@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from tuner.model import Json, ParamValue, Study, TrialState
@@ -23,6 +24,10 @@ from tuner.views import TrialRecord, View, finite, iso, simulated, total, trial_
 
 if TYPE_CHECKING:
     from tuner.store import Store
+
+# In a picture, a value is far worse than others when it lies so many interquartile ranges beyond them, of so many.
+_FAR = 3.0
+_MANY = 8
 
 # "As good as the best": this much of its size below it.
 _NEAR = 0.01
@@ -156,6 +161,8 @@ def to_csv(comparison: Comparison) -> str:
 def figure(comparison: Comparison) -> Any:  # noqa: ANN401 - a matplotlib Figure, which has no types of its own
     """Two panels: cost against quality with the frontier, and the incumbent over spend.
 
+    Trials that ended without a value are marks on the axis of cost: they were paid for.
+
     Raises UserError when matplotlib is missing. No global state of matplotlib is touched.
     """
     try:
@@ -163,12 +170,12 @@ def figure(comparison: Comparison) -> Any:  # noqa: ANN401 - a matplotlib Figure
     except ImportError as error:
         raise UserError("a figure needs matplotlib: pip install 'spot-tuner[plot]'", Exit.USAGE) from error
     drawing = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-    left, right = drawing.subplots(1, 2)
+    left, right = drawing.subplots(1, 2, sharey=True)
     _draw_frontier(left, comparison)
     _draw_incumbents(right, comparison)
     metric = comparison.objective.metric.replace("$", r"\$")  # not a formula
     dollars = "simulated dollars" if comparison.simulated else "dollars"
-    left.set(xlabel=f"cost of a trial, {dollars}", ylabel=metric, title="Cost against quality")
+    left.set(xlabel=f"cost of a trial, {dollars}", ylabel=metric)
     right.set(xlabel=f"spent in all, {dollars}", ylabel="best so far", title="Best value over spend")
     for panel in (left, right):
         panel.grid(alpha=0.25)
@@ -293,6 +300,7 @@ def _incumbent_entry(point: Incumbent) -> View:
 
 
 def _draw_frontier(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 - matplotlib has no types
+    panel.set_title("Cost against quality")
     for study in comparison.studies:
         shown = [c for c in comparison.costs if c.study == study.study and c.comparable]
         panel.scatter([c.spend_usd for c in shown], [c.value for c in shown], s=22, alpha=0.7, label=study.study)
@@ -302,6 +310,28 @@ def _draw_frontier(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 
     for cost in best:
         name = str(cost.number) if len(comparison.studies) == 1 else f"{cost.study} {cost.number}"
         panel.annotate(name, (cost.spend_usd, cost.value), (5, 4), textcoords="offset points", fontsize=8)
+    rest = [c.spend_usd for c in comparison.costs if not c.comparable and c.spend_usd is not None]
+    if rest:
+        panel.plot(rest, [0.015] * len(rest), transform=panel.get_xaxis_transform(), color="grey", ls="none",
+                   marker="|", ms=8, label="pruned, failed or cancelled")  # fmt: skip
+    _leave_out_the_worst(panel, comparison)
+
+
+def _leave_out_the_worst(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 - matplotlib has no types
+    """Say how many trials are far worse than the others rather than let them press those into one line."""
+    up = comparison.objective.direction == "maximize"
+    losses = sorted(_loss(c.value, up=up) for c in comparison.costs if c.comparable)
+    if len(losses) < _MANY:
+        return
+    first, _, third = quantiles(losses, n=4)
+    edge = third + _FAR * (third - first)
+    near = [loss for loss in losses if loss <= edge]
+    if edge == third or len(near) == len(losses):  # nothing to tell apart by, or nothing far away
+        return
+    margin = 0.08 * (near[-1] - near[0])
+    best, worst = near[0] - margin, near[-1] + margin
+    panel.set_ylim(*((-worst, -best) if up else (best, worst)))
+    panel.set_title(f"Cost against quality ({len(losses) - len(near)} far worse not shown)")
 
 
 def _draw_incumbents(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 - matplotlib has no types

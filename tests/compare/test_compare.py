@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -99,6 +100,24 @@ def test_a_figure_has_two_panels_and_obeys_no_formula(tmp_path: Path) -> None:
     assert [panel.get_title() for panel in drawing.axes] == ["Cost against quality", "Best value over spend"]
     write_png(comparison(TRIALS), tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_trials_without_a_value_are_marks_on_the_axis_of_cost() -> None:
+    (marks,) = [line for line in figure(comparison(TRIALS)).axes[0].lines if "pruned" in line.get_label()]
+    assert list(marks.get_xdata()) == [0.5]
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize(("bad", "title"), [([0.5], ""), ([-40.0, -400.0], " (2 far worse not shown)")])
+def test_a_picture_is_of_the_many(bad: list[float], title: str, direction: str) -> None:
+    up = direction == "maximize"
+    values = [(value if up else -value) for value in (*(0.3 + 0.05 * i for i in range(12)), *bad)]
+    costs = [cost(number, number + 1.0, value) for number, value in enumerate(values)]
+    best = frontier(costs, up=up)
+    panel = figure(replace(comparison(costs), objective=Objective("x", direction), frontier=best)).axes[0]
+    assert panel.get_title() == "Cost against quality" + title
+    low, high = panel.get_ylim()
+    assert [low < value < high for value in values] == [True] * 12 + [not title] * len(bad)
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
