@@ -121,7 +121,10 @@ def _request_intent(
                 _wait_for_rest(store, study, request, display=display, signals=signals, clock=clock) if wait else None
             )
             if taken is None:
-                return _wished(outcome_of(store.study_by_id(study.id), store, signals, clock.now()), waited=wait)
+                left = store.study_by_id(study.id)
+                if _is_pending(store, study, request):  # its engine will, or the next one
+                    left = replace(left, intent=intent)
+                return _wished(outcome_of(left, store, signals, clock.now()), waited=wait)
             lease = taken
         outcome = drive(
             store.study_by_id(study.id), lease, store, display=display, signals=signals, clock=clock, once=not wait
@@ -144,7 +147,7 @@ def _wait_for_rest(
     """
     shown = ""
     while not signals.stop_requested:
-        pending = any(each.id == request.id for each in store.pending_requests(study.id))
+        pending = _is_pending(store, study, request)
         current = store.study_by_id(study.id)
         if not pending and not current.state.active:
             return None
@@ -160,6 +163,10 @@ def _wait_for_rest(
             shown = line
         clock.wait(clock.now() + timedelta(seconds=_WAIT_POLL_S))
     return None
+
+
+def _is_pending(store: Store, study: Study, request: Request) -> bool:
+    return any(each.id == request.id for each in store.pending_requests(study.id))
 
 
 def _waiting_for(study: Study, store: Store, *, pending: bool) -> str:

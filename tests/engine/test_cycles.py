@@ -16,6 +16,7 @@ from sweeps import Sweep
 from test_alarms import describing
 
 from tuner import looking, study, wishes, worlds
+from tuner.cli_print import next_commands
 from tuner.clock import VirtualClock
 from tuner.engine import LEASE_S, World
 from tuner.jobs import RequestRejected
@@ -362,6 +363,16 @@ def test_what_the_engine_of_a_dead_host_was_asked_is_done_once_its_lease_is_over
     assert timedelta(seconds=LEASE_S) <= someone.sweep.clock.now() - began < timedelta(minutes=15)
     assert all(job.status.final for job in someone.sweep.cloud.jobs.values())
     assert [line for line in someone.said if "waiting for its next tick" in line]
+
+
+@pytest.mark.parametrize("asked", ["stop", "cancel"])
+def test_a_wish_that_no_engine_has_heard_yet_is_what_goes_on(user, asked):
+    someone = at_work(user, script=UNSAVED)
+    held_elsewhere(someone)
+    outcome = getattr(someone, asked)(wait=False)
+    assert (someone.study.intent, outcome.summary["intent"]) == (Intent.RUN, asked)
+    assert f"tuner {asked} sweep" in next_commands(outcome.summary)
+    assert "tuner resume sweep" not in next_commands(outcome.summary)
 
 
 def test_who_waits_for_a_stop_that_is_taken_back_is_told_so(user, monkeypatch):
