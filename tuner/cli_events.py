@@ -14,8 +14,6 @@ from tuner.clock import SystemClock
 from tuner.rates import scope
 from tuner.verbs import Exit
 
-CHOICES = ("print", "create", "use", "remove")
-
 _HOW = f"""\
 This template makes a queue and a rule named {events_setup.NAME}, for all studies of an account in a region. Either
   tuner doctor --events > events.json

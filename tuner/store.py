@@ -360,14 +360,6 @@ class Store:
         statement = rows.SELECT_TRIAL.where(*succeeded).order_by(None).order_by(order, _T.number).limit(limit)
         return [rows.load_trial(row) for row in self._read(statement)]
 
-    def oldest_live_submission(self, study_id: int) -> datetime | None:
-        """No job of a live attempt was created before; that of the intent where the job's own is not known yet."""
-        since = sa.func.coalesce(_A.submitted_at, _A.created_at)
-        found: datetime | None = self._scalar(
-            sa.select(sa.func.min(since)).where(_A.study_id == study_id, _A.ended_at.is_(None))
-        )
-        return found
-
     def summary(self, study_id: int) -> Summary:
         """The study in figures. A reservation counts until the attempt's final figure is there; so does an estimate."""
         with self._reading() as connection:

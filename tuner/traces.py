@@ -50,11 +50,6 @@ class Trace:
                 return self._begin(turn + wraps, position)
         return None
 
-    def scaled(self, speed: float) -> "Trace":
-        """The same trace, `speed` times faster."""
-        runs = tuple(Run(run.start_s / speed, run.duration_s / speed, run.instances_up) for run in self.runs)
-        return Trace(runs, self.length_s / speed)
-
     def _begin(self, turn: int, index: int) -> float:
         # The one place that computes a boundary: comparing times any other way would disagree in the last digit, and
         # a replay would stand still or skip a change.

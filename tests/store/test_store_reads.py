@@ -2,7 +2,7 @@
 
 import pytest
 import sqlalchemy as sa
-from store_records import NOW, Bench, attempt, bench, bump, ended, event, later, point, run, study, succeeded, trial
+from store_records import NOW, Bench, attempt, bench, bump, ended, event, point, run, study, succeeded, trial
 
 from tuner.model import AttemptEnd, Pool, PoolTotals, RunEnd, Summary, TrialState
 from tuner.store import Store, StudyExists, StudyNotFound
@@ -89,19 +89,6 @@ def test_the_best_come_first_in_either_direction(desk: Bench) -> None:
     )
     assert [t.number for t in desk.store.best(desk.study.id, maximize=True, limit=3)] == [1, 3, 0]
     assert [t.number for t in desk.store.best(desk.study.id, maximize=False)] == [2]
-
-
-def test_the_oldest_live_submission_falls_back_to_the_intent(desk: Bench) -> None:
-    assert desk.store.oldest_live_submission(desk.study.id) is None
-    desk.write(
-        new_trials=(trial(0), trial(1), trial(2)),
-        new_attempts=(
-            ended(0, submitted_at=later(-900)),
-            attempt(1, created_at=later(50), submitted_at=later(70)),
-            attempt(2, created_at=later(60)),
-        ),
-    )
-    assert desk.store.oldest_live_submission(desk.study.id) == later(60)
 
 
 def test_the_summary_of_an_empty_study_is_all_zero(desk: Bench) -> None:
