@@ -4,6 +4,7 @@ No test may fail because the machine is slow or the dice fell badly: Hypothesis 
 has no deadline, and whoever waits for a process waits for a condition, with a limit that only a fault can reach.
 """
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,14 +13,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import postgres_server
+from tests import machine, postgres_server
 from tuner.store import Store
 
+machine.forget(os.environ)
+machine.draw_alike()
 settings.register_profile("certain", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("certain")
 
-# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C; what supervises a CI
+# may have them ignore SIGTERM.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
