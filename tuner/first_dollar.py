@@ -280,7 +280,9 @@ def _watch(  # noqa: PLR0917 - the parts of one run
                 settled = last.billable_s is not None and _status(last) in seen.listed and heard
                 if settled or (now - final_at).total_seconds() > pace.settle_s:
                     return seen
-            elif seen.stop_sent_at is None and len(list(_beats(planned, objects))) >= pace.beats:
+            elif seen.stop_sent_at is None and seen.trained and len(list(_beats(planned, objects))) >= pace.beats:
+                # not before a look showed it training: files may come between a look and here, and what is told of a
+                # running job and of its end would be lost
                 _stop(planned, place.aws, clock, seen, say)
             clock.wait(now + timedelta(seconds=pace.poll_s))
         raise UserError(
@@ -418,7 +420,12 @@ def _listen(  # noqa: PLR0917 - as above
 def _stop(planned: Plan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
     """Twice: what the second one is answered is not documented."""
     stop = aws.client("sagemaker").stop_training_job
-    ask(stop, TrainingJobName=planned.name)
+    try:
+        ask(stop, TrainingJobName=planned.name)
+    except AwsError as error:
+        if "is in status" not in str(error):
+            raise
+        return  # it has ended since the last look: the next one shows how
     seen.stop_sent_at = clock.now()
     say(f"{planned.name}: asked to stop")
     try:

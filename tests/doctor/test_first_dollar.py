@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, study_file
+from tests.below import contents
 from tests.rates.test_events import entry, left, put
 from tuner import cli, cli_doctor, events_setup, first_dollar, hints, prepare, worlds
 from tuner.aws import AwsError
@@ -112,15 +113,52 @@ def test_the_whole_of_it(cloud, tmp_path, store, capsys):
     assert all(fact.source.startswith("doctor --first-dollar (tuner-first-dollar-") for fact in store.facts(SCOPE))
     allowed = {operation for right in caller_rights(Place()) for _, operation in right.calls}
     assert set(cloud.calls) - {"GetCallerIdentity"} <= allowed
-    left = [path for path in (cloud.state_dir / "s3").rglob("*") if path.is_file()]
-    assert left == [], "everything that it wrote is deleted"
+    assert dict(contents(cloud.state_dir / "s3")) == {}, "everything that it wrote is deleted"
 
 
-def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, store):
-    set_up(cloud, stop_again="reject", sync_interval_s=2.0)
+def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, store, monkeypatch):
+    """Nothing is synced before the job ends, and that is after its first file has become a second old."""
+    set_up(cloud, stop_again="reject", sync_interval_s=3600.0)
+    monkeypatch.setattr(f"{__name__}.PACE", replace(PACE, beats=0))
+    plain = first_dollar._stop
+
+    def stop(planned, aws, clock, *given):
+        written = [path.stat().st_mtime for path in (cloud.state_dir / "jobs").rglob("beat-*.json")]
+        if written and clock.now().timestamp() - min(written) > 1:
+            plain(planned, aws, clock, *given)
+
+    monkeypatch.setattr(first_dollar, "_stop", stop)
     facts = run(cloud, tmp_path, store)
     assert facts["probe.stop_again"] != "accepted"
     assert facts["probe.sync_delay_s"]["max"] > 0.5
+
+
+def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
+    """On a busy machine, or where a call is throttled, all files may be there before a look shows the job training."""
+    asked = planned(cloud, tmp_path)
+    place = worlds.place(asked.spec, None)
+    jobs = Refusing(place.jobs(), describe=[Throttled("slow down")])
+    held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
+    clock = SystemClock()
+
+    def say(line):
+        while line.endswith("created") and len(list(first_dollar._beats(asked, place.objects()))) < PACE.beats:
+            clock.wait(clock.now() + timedelta(seconds=0.05))
+
+    outcome = first_dollar.run(asked, held, store, clock, say=say, pace=PACE)
+    facts = {fact.name: fact.value for fact in outcome.facts}
+    assert facts["probe.sigterm"].items() >= {"received": True, "synced": True, "in_model": True}.items()
+    assert facts["probe.billable_mid_run"] is False
+
+
+def test_a_job_that_ends_before_it_is_stopped_is_seen_to_its_end(cloud, tmp_path, store, monkeypatch):
+    plain = first_dollar._request
+    brief = lambda *given: replace(plain(*given), hyperparameters={"beat": "0.1", "seconds": "2"})  # noqa: E731
+    monkeypatch.setattr(first_dollar, "_request", brief)
+    cloud.refuse["StopTrainingJob"] = ("ValidationException", "The training job is in status Completed")
+    facts = run(cloud, tmp_path, store)
+    assert "probe.stop_again" not in facts
+    assert facts["probe.statuses"][-1].startswith("Completed")
 
 
 def at(seconds):
