@@ -124,7 +124,7 @@ import tuner.aws, tuner.image, tuner.prepare, tuner.preflight, tuner.worlds, tun
 loaded = [name for name in ("boto3", "botocore", "sagemaker", "optuna") if name in sys.modules]
 sys.exit(", ".join(loaded) or 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from datetime import datetime
@@ -329,7 +330,7 @@ def test_db(call: Call, folder: Path) -> None:
 
 
 def test_a_closed_pipe_is_quiet(folder: Path) -> None:
-    line = f"{sys.executable} -m tuner.cli trials digits --json | head -c 1"
+    line = f"{shlex.quote(sys.executable)} -m tuner.cli trials digits --json | head -c 1"
     paths = {"PYTHONPATH": str(_source()), "PATH": os.environ["PATH"]}
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, env=paths)
     assert (done.stdout, done.stderr) == ("[", "")
