@@ -209,6 +209,11 @@ def test_one_and_only_one_best_trial_survives_a_rebuild():
     assert sweep.proposer.study.best_trial.number == best
 
 
+def said(caplog) -> list[str]:
+    """Without what the garbage collector finds meanwhile of other tests of this worker: asyncio's tasks, for one."""
+    return [record.getMessage() for record in caplog.records if record.name.partition(".")[0] in ("optuna", "tuner")]
+
+
 def test_optuna_is_silent_and_its_settings_are_left_alone(caplog):
     optuna.logging.set_verbosity(logging.INFO)
     try:
@@ -216,8 +221,9 @@ def test_optuna_is_silent_and_its_settings_are_left_alone(caplog):
             warnings.simplefilter("always")
             for sampler, space in [("BruteForceSampler", FINITE), ("CmaEsSampler", NUMERIC), ("GridSampler", FINITE)]:
                 Sweep(lambda s=sampler, p=space: proposer(s, p), lose_every=10).run(30)
-        assert [str(w.message) for w in heard] == []
-        assert caplog.messages == []
+        # files that another test left open are closed by the garbage collector, at any moment
+        assert [str(w.message) for w in heard if not issubclass(w.category, ResourceWarning)] == []
+        assert said(caplog) == []
         assert optuna.logging.get_verbosity() == logging.INFO
     finally:
         optuna.logging.set_verbosity(logging.WARNING)
@@ -226,7 +232,7 @@ def test_optuna_is_silent_and_its_settings_are_left_alone(caplog):
 def test_what_a_sampler_ignores_is_said_once(caplog):
     sweep = Sweep(lambda: proposer("CmaEsSampler", MIXED)).run(12)
     assert sweep.exhausted is False
-    assert [message.count("`activation`") for message in caplog.messages] == [1]
+    assert [message.count("`activation`") for message in said(caplog)] == [1]
 
 
 def test_the_same_in_another_process():
