@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -243,9 +244,8 @@ def test_the_same_in_another_process():
     )
     here = Sweep(lambda: proposer("TPESampler", n_startup_trials=4), parallel=2).run(10).proposals
     import_from = ["-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]
-    there = subprocess.run(
-        [sys.executable, *import_from], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "7"}
-    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    there = subprocess.run([sys.executable, *import_from], check=True, capture_output=True, text=True, env=environment)
     assert json.loads(there.stdout) == here
 
 
