@@ -9,9 +9,9 @@ from collections.abc import MutableMapping
 
 from hypothesis.internal.conjecture import providers
 
-_PREFIXES = ("TUNER_", "AWS_", "SM_", "SAGEMAKER_", "MOTO_", "MPL", "JUPYTER_", "CLICOLOR", "TTY_")
+_PREFIXES = ("TUNER_", "AWS_", "SM_", "SAGEMAKER_", "MOTO_", "JUPYTER_", "CLICOLOR", "TTY_")
 _NAMES = frozenset((
-    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHON_COLORS", "COLORTERM", "IPYTHONDIR"),
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHON_COLORS", "COLORTERM", "IPYTHONDIR", "MPLBACKEND"),
     *("PYTHONWARNINGS", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONOPTIMIZE", "PYTHONINSPECT", "PYTHONDEVMODE"),
     *("PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONBREAKPOINT"),
 ))  # fmt: skip
