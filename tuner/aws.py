@@ -11,6 +11,7 @@ are read anew before the next call: who renews them need not restart a running e
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,8 @@ class Aws:
         self._clients: dict[tuple[str, str, bool], Any] = {}
         self._refused = False
         self._identity: Identity | None = None
+        # boto3's session is not for several threads, nor is what one of them forgets while another makes a client
+        self._lock = threading.RLock()
 
     @property
     def region(self) -> str:
@@ -89,22 +92,24 @@ class Aws:
     @property
     def identity(self) -> Identity:
         """Who is asking, looked up once. Raises AwsError."""
-        if self._identity is None:
-            reply = ask(self._client("sts").get_caller_identity)
-            self._identity = Identity(account=str(reply["Account"]), arn=str(reply["Arn"]))
-        return self._identity
+        with self._lock:
+            if self._identity is None:
+                reply = ask(self._client("sts").get_caller_identity)
+                self._identity = Identity(account=str(reply["Account"]), arn=str(reply["Arn"]))
+            return self._identity
 
     def client(self, service: str, *, region: str | None = None, patient: bool = False) -> Any:  # noqa: ANN401 - botocore makes its methods at run time
         """The client of a service, made once. Raises AwsError for a profile, region or account that cannot be used."""
-        if self._refused:
-            self._forget()
-        if self._account is not None and self.identity.account != self._account:
-            raise AwsError(
-                f"these credentials are of account {self.identity.account}, the study runs in {self._account}: "
-                "use those of that account (AWS_PROFILE, or log in again)",
-                "CredentialsOfAnotherAccount",
-            )
-        return self._client(service, region=region, patient=patient)
+        with self._lock:
+            if self._refused:
+                self._forget()
+            if self._account is not None and self.identity.account != self._account:
+                raise AwsError(
+                    f"these credentials are of account {self.identity.account}, the study runs in {self._account}: "
+                    "use those of that account (AWS_PROFILE, or log in again)",
+                    "CredentialsOfAnotherAccount",
+                )
+            return self._client(service, region=region, patient=patient)
 
     def _client(self, service: str, *, region: str | None = None, patient: bool = False) -> Any:  # noqa: ANN401 - as above
         key = (service, region or self.region, patient)

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from aws_account import ACCOUNT, BUCKET, REGION, Account
@@ -165,3 +168,28 @@ def test_a_profile_that_vanished_is_about_credentials(account: Account, monkeypa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     list_jobs(jobs)
+
+
+def test_threads_that_want_a_client_at_once_get_one_that_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes are read by several threads, whose first look makes the client, on a session that is not for them."""
+    inside: list[str] = []
+    together: list[int] = []
+    made: list[str] = []
+
+    class Session:
+        region_name = REGION
+
+        def client(self, service: str, **_: object) -> mock.Mock:
+            inside.append(service)
+            together.append(len(inside))
+            time.sleep(0.2)  # time for others to come in
+            inside.pop()
+            made.append(service)
+            return mock.Mock()
+
+    monkeypatch.setattr(Aws, "session", property(lambda _aws: Session()))
+    aws = Aws(region=REGION)
+    with ThreadPoolExecutor(4) as threads:
+        clients = list(threads.map(lambda _: aws.client("s3"), range(4)))
+    assert (together, made) == ([1], ["s3"])
+    assert all(client is clients[0] for client in clients)
