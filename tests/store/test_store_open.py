@@ -1,8 +1,10 @@
 """Whatever may be wrong with a store's address is one line, and a password is in none of them."""
 
+import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -38,6 +40,18 @@ def test_commits_are_durable_and_keys_are_enforced(sqlite_url: str) -> None:
         settings = {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous")}
         settings |= {name: connection.scalar(sa.text(f"PRAGMA {name}")) for name in ("foreign_keys", "busy_timeout")}
     assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+def test_a_new_file_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses the switch to WAL at once: two who began a store at the same time were told that it is locked."""
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.execute, ("ROLLBACK",))
+        release.start()
+        with closing(Store.open(f"sqlite:///{path}")) as store:
+            assert store.studies() == []
+        release.join()
 
 
 def test_a_store_in_memory_lives_as_long_as_it_is_open() -> None:
