@@ -2,7 +2,10 @@
 
 No script races with who looks at it, on however slow a machine. Most never end, so that none is over too early. From
 its ninth step on a script that is to be interrupted waits for that, after one step at least, until it has been
-interrupted as often as it is going to be; it knows by the records of starts that come back with its checkpoints.
+interrupted as often as it is going to be; it knows by the records of starts that come back with its checkpoints. Those
+records, and the metric of a step that it saves, are in the store before it goes on, so that an interruption takes
+neither. The run without interruptions goes on when the rehearsal has seen each report and each save (`conftest`): by
+when the first one was seen, the moments of the interruptions are drawn.
 """
 
 import os
@@ -17,7 +20,9 @@ BEFORE = """
     from pathlib import Path
 
     FOLDER = Path(os.environ["TUNER_CHECKPOINT_DIR"])
-    FILE, OLDER = FOLDER / "state.json", FOLDER / "older.json"
+    FILE, OLDER, METRICS = FOLDER / "state.json", FOLDER / "older.json", FOLDER / "metrics"
+    JOB, RUN = os.environ["TRAINING_JOB_NAME"], os.environ["TUNER_RUN"]
+    WATCHED = "-reference-" in JOB
     FRESH = {"epoch": 0, "w": 1.0, "v": 0.0}
 
     def load():
@@ -40,24 +45,55 @@ BEFORE = """
         state["v"] = 0.9 * state["v"] - 0.05 * state["w"]
         state["w"] += state["v"]
 
+    said = 0
+
     def report(state):
+        global said
         print(f"epoch={state['epoch']} loss={state['w'] ** 2}", flush=True)
+        said += 1
+        until(lambda: sum(file.read_bytes().count(b"\\n") for file in METRICS.glob(f"*-{RUN}-*.jsonl")) >= said)
+        until_stored()
+        if WATCHED:
+            until((FOLDER / "runs" / f"heard-{said}").exists)
+
+    def until(condition):
+        while not condition():
+            time.sleep(0.002)
+
+    # Whatever is in the folder by now. The look of the agent that takes the first probe may have begun before.
+    def until_stored():
+        for turn in range(2 if "-interrupted-" in JOB else 0):
+            probe = METRICS / f"probe-{turn}-{RUN}-{said}"
+            probe.touch()
+            until(METRICS.joinpath(probe.name + ".sagemaker-uploaded").exists)
+            probe.unlink()
+
+    def saves_seen():
+        return len(list((FOLDER / "runs").glob("saved-*")))
+
+    def stamp():
+        file = FOLDER / "state.json"
+        return file.exists() and (file.stat().st_ino, file.stat().st_mtime_ns)
 
     def wait_to_be_interrupted(state):
         starts = len(list((FOLDER / "runs").glob("*.json")))
-        if "-interrupted-" in os.environ["TRAINING_JOB_NAME"] and state["epoch"] >= 9 and starts <= 2:
+        if "-interrupted-" in JOB and state["epoch"] >= 9 and starts <= 2:
             time.sleep(600)
 
     LAST = 10 ** 6
 """
 
 AFTER = """
+    until_stored()
     state = load()
     while state["epoch"] < LAST:
         time.sleep(0.05)
         train(state)
         report(state)
+        before, seen = stamp(), saves_seen()
         save(state)
+        if WATCHED and stamp() != before:
+            until(lambda: saves_seen() > seen)
         wait_to_be_interrupted(state)
 """
 
@@ -153,9 +189,11 @@ def needed(path: str) -> str:
 
 FAILS_AT_ONCE = "raise SystemExit('no GPU was found')"
 SAYS_NOTHING = ENDS + "report = lambda state: None"
-FORKS_AND_IGNORES_SIGTERM = """
+# Other workers run tests that look for it as well, and find their own.
+SLEEPER = f"3600.{os.getpid():010}"
+FORKS_AND_IGNORES_SIGTERM = f"""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen(["sleep", "3600.125"], start_new_session=True)
+    subprocess.Popen(["sleep", "{SLEEPER}"], start_new_session=True)
 """
 
 STUDY = """

@@ -108,7 +108,7 @@ def test_what_is_kept_holds_logs_and_checkpoints_and_nothing_runs_on(folder, cal
 
 def _mentions(path, text):
     try:
-        return f"TUNER_LOCAL_JOB={text}" in path.read_text()
+        return f"TUNER_LOCAL_JOB={text}" in path.read_text(errors="replace")
     except OSError:
         return False
 

@@ -146,13 +146,14 @@ def nothing_is_left(folder: Path) -> bool:
     """No directory beside the study's own files, and no process that runs in one or belongs to a job there."""
     assert sorted(path.name for path in folder.iterdir()) == ["study.yaml", "train.py"]
     assert [path.name for path in folder.parent.iterdir() if path.name != "opt"] == [folder.name]
-    return not [line for line in _command_lines() if str(folder.parent) in line or "3600.125" in line]
+    return not [line for line in _command_lines() if str(folder.parent) in line or scripts.SLEEPER in line]
 
 
 def _command_lines():
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                yield (entry / "cmdline").read_text() + (entry / "environ").read_text()
+                # of any process of the machine: some are no text
+                yield "".join((entry / name).read_text(errors="replace") for name in ("cmdline", "environ"))
             except OSError:
                 continue
