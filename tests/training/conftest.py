@@ -1,7 +1,9 @@
 """The container is a fixture here; its class and helpers stand in `training_container`."""
 
+import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,13 @@ def container(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on; somebody may take it before it is used, but not twice in a row."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, nor is given before it is used: below those of whoever asks for any.
+
+    Other workers begin their search elsewhere.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in (*range(first - 1 - os.getpid() % (first // 2), 1024, -1), 0):  # any, where it gives all of them
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    raise AssertionError("no port is free")
