@@ -139,28 +139,28 @@ def test_names_of_the_agent_are_not_seen() -> None:
 
 
 def test_old_steps_go_by_age_and_two_stay() -> None:
-    checkpoints = Checkpoints(keep_s=50)
+    checkpoints = Checkpoints(keep_s=50_000)
     for step in range(1, 7):
         save(checkpoints, step)
-    assert len(list(checkpoints.directory.iterdir())) == 6  # all younger than 50 s
+    assert len(list(checkpoints.directory.iterdir())) == 6  # all younger than that
     for step in range(1, 6):
-        age(checkpoints.directory / f"step-{step:08d}", 100 - 9 * step)  # 5 is 55 s old
+        age(checkpoints.directory / f"step-{step:08d}", 100_000 - 9_000 * step)  # 5 is 55,000 s old
     save(checkpoints, 7)
     assert sorted(path.name[-1] for path in checkpoints.directory.iterdir()) == ["6", "7"]
     for path in list(checkpoints.directory.iterdir()):
-        age(path, 1000)
+        age(path, 1_000_000)
     save(checkpoints, 8)
     assert sorted(path.name[-1] for path in checkpoints.directory.iterdir()) == ["7", "8"]
 
 
 def test_what_is_being_uploaded_or_is_not_complete_does_not_count() -> None:
-    checkpoints = Checkpoints(keep_s=5)
+    checkpoints = Checkpoints(keep_s=5_000)
     for step in (1, 2):
         save(checkpoints, step)
     (save(checkpoints, 3) / "manifest.json").unlink()
     (checkpoints.directory / "step-00000001" / "model.txt.sagemaker-uploading").touch()
     for path in list(checkpoints.directory.iterdir()):
-        age(path, 10)
+        age(path, 10_000)
     save(checkpoints, 4)
     assert sorted(path.name[-1] for path in checkpoints.directory.iterdir()) == ["1", "2", "3", "4"]
     (checkpoints.directory / "step-00000001" / "model.txt.sagemaker-uploading").unlink()
@@ -233,7 +233,7 @@ def test_the_manifest_repeats_the_reports_that_the_store_may_lack() -> None:
     report(5, loss=5)
     entries = json.loads((save(checkpoints, 5) / "manifest.json").read_text())["metrics"]["entries"]
     assert [entry["step"] for entry in entries] == [5]
-    entries = json.loads((save(Checkpoints(keep_s=60), 6) / "manifest.json").read_text())["metrics"]["entries"]
+    entries = json.loads((save(Checkpoints(keep_s=6_000), 6) / "manifest.json").read_text())["metrics"]["entries"]
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
 
 
