@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_container import PREFIX, Container, kill
+from training_container import PREFIX, Container, all_gone, gone, kill
 
 from tuner import bootstrap
 from tuner.checkpoints import MetricsReader
@@ -173,17 +173,10 @@ os._exit(0)
     assert container.run() == 0
     assert "done" in container.log
     first, second = (int(pid) for pid in container.log.split()[:2])
-    alive = [pid for pid in (first, second) if _alive(pid)]
-    for pid in alive:  # in a container the end of PID 1 takes them along; here the supervisor does
-        kill(pid)
-    assert len(alive) == 1  # the one that left the script's session
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
+    lives_on = not gone(second)  # the one that left the script's session
+    kill(second)  # in a container the end of PID 1 takes it along; here the supervisor does
+    assert lives_on
+    assert all_gone([first])
 
 
 def test_a_script_that_closes_its_output_lives_on(container: Container) -> None:

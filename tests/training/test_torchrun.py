@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training_container import Container, descendants
+from training_container import Container, all_gone, descendants
 
 pytest.importorskip("torch", reason="the extra pytorch is not installed")
 
@@ -68,7 +68,7 @@ def test_a_stop_reaches_every_process(two_processes: Container) -> None:
     running = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=240) != 0
-    assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
+    assert all_gone(running)
 
 
 def test_a_failure_of_one_process_is_the_jobs(two_processes: Container) -> None:

@@ -135,9 +135,25 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
 def descendants(pid: int) -> list[int]:
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it goes while it is read
         return []
     return [found for child in children for found in [*descendants(child), child]]
+
+
+def gone(pid: int) -> bool:
+    """Whether it has ended; one that nobody has collected yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def all_gone(pids: list[int]) -> bool:
+    """Wait until they have ended: who was killed dies when the kernel comes to it."""
+    end = time.monotonic() + 120
+    while not all(map(gone, pids)) and time.monotonic() < end:
+        time.sleep(0.01)
+    return all(map(gone, pids))
 
 
 def kill(pid: int) -> None:
