@@ -14,6 +14,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -54,6 +55,8 @@ class Server:
         """A new database's address; a copy of the database at the address `template`, to which nobody is connected."""
         name = f"tuner_test_{os.getpid()}_{next(self._numbers)}"
         like = "" if template is None else f" TEMPLATE {sa.make_url(template).database}"
+        if template is not None:
+            self._is_left(template)
         self.execute(f"CREATE DATABASE {name}{like}")
         self.made.append(name)
         return self.url.set(database=name).render_as_string(hide_password=False)
@@ -61,8 +64,16 @@ class Server:
     def drop(self, url: str) -> None:
         name = sa.make_url(url).database
         assert name in self.made, f"{name} is not ours to drop"
+        self.disconnect(url)
+        self._is_left(url)
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
         self.made.remove(name)
+
+    def _is_left(self, url: str) -> None:
+        """Wait for the processes of connections that are closed: PostgreSQL itself gives them five seconds."""
+        end = time.monotonic() + 240
+        while self.connections(url) and time.monotonic() < end:
+            time.sleep(0.02)
 
     def execute(self, statement: str, **parameters: object) -> list[sa.Row]:
         """Run a statement as the administrator, outside of every test database."""

@@ -79,7 +79,8 @@ def test_a_sweep_and_then_two_engines_at_once(folder: Path, store: Store) -> Non
     assert (code, json.loads(out)["trials"]["succeeded"]) == (0, 2), err
     assert ended(tuner(folder, store.url, "audit", NAME))[0] == 0
 
-    assert ended(tuner(folder, store.url, "set", NAME, "trials=60"))[0] == 0
+    # far more than are run until it is cancelled, however long the loser takes to come to its refusal
+    assert ended(tuner(folder, store.url, "set", NAME, "trials=6000"))[0] == 0
     racers = [tuner(folder, store.url, "resume", NAME) for _ in range(2)]
     try:
         loser = _first_to_end(racers)
