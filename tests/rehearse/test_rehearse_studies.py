@@ -12,10 +12,13 @@ STUDIES = Path(__file__).parents[2] / "studies"
 CASES = [
     ("digits", 6, "epochs", 2, {"passed"}),
     ("plain", 12, "epochs", 2, {"warning"}),  # one file: torn, the script cannot start
-    ("pytorch", 3, "epochs", 1, {"passed"}),
+    # one step more than two saves: the interruption comes after the third, with something older in the store
+    ("pytorch", 4, "epochs", 1, {"passed"}),
     # whether an older round lies there too depends on where the interruption comes
     ("xgboost", 12, "num_round", 1, {"passed", "warning"}),
 ]
+# Of a step that was saved they may lose the metric, with a line that was not in the store when the interruption came.
+PRINT = ("plain", "xgboost")
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
@@ -23,9 +26,11 @@ def test_a_shipped_study_resumes_bit_for_bit(case, folder, call):
     study, steps, length, interruptions, torn = case
     file = STUDIES / study / "study.yaml"
     more = f"training.hyperparameters.{length}=100000"
-    code, out, err = call("rehearse", file, "--steps", steps, "--set", more, "--interruptions", interruptions, "--json")
+    options = ("--steps", steps, "--set", more, "--interruptions", interruptions, "--tolerance", 0)
+    code, out, err = call("rehearse", file, *options, "--json")
     assert code == 0, err
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
-    assert "bit for bit" in checks["same curve"]["text"]
+    curve = checks["same curve"]["text"]
+    assert "bit for bit" in curve or (study in PRINT and "was saved, and lost its metric" in curve), curve
     assert checks["resumes"]["result"] == "passed"
     assert checks["torn file"]["result"] in torn
