@@ -12,10 +12,17 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError, Rea
 from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
+from fake_account import pretend
 from moto import mock_aws
 from object_store import ObjectsContract
 
 from tuner.objects import ObjectNotFound, ObjectsError, S3Objects, StorageRefused, StorageUnavailable
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Profiles, endpoints and keys of whoever runs the tests are not there."""
+    pretend(monkeypatch, tmp_path, "us-east-1")
 
 
 def make_client() -> object:

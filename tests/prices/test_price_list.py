@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 from botocore.stub import Stubber
+from fake_account import pretend
 
 from tests.spec.spec_files import spec_of
 from tuner.aws import Aws, AwsError
@@ -74,11 +75,10 @@ class PriceList:
 
 
 @pytest.fixture(scope="module")
-def aws():
+def aws(tmp_path_factory):
     """Made once: a client takes longer than all that is asked of it here."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-            patch.setenv(f"AWS_{name}", "testing")
+        pretend(patch, tmp_path_factory.mktemp("account"), REGION)
         made = Aws(region=REGION)
         made.client("pricing", region="us-east-1")
         yield made
@@ -200,9 +200,8 @@ def test_an_api_that_fails_leaves_the_shipped_table(api, store):
     assert listed(api.aws, REGION, None, NOW).notice
 
 
-def test_without_a_network_it_is_one_line(monkeypatch):
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "testing")
+def test_without_a_network_it_is_one_line(monkeypatch, tmp_path):
+    pretend(monkeypatch, tmp_path, REGION)
     monkeypatch.setenv("AWS_ENDPOINT_URL_PRICING", "http://127.0.0.1:9")
     found = listed(Aws(region=REGION), REGION, None, NOW)
     assert "EndpointConnectionError" in found.notice
