@@ -76,10 +76,12 @@ def test_a_link_that_takes_a_files_place_is_no_content(
     assert stored(store) == {}
 
 
-def test_pipes_sockets_and_devices_are_passed_over(folder: Path, store: Path, agent: Agent) -> None:
+def test_pipes_sockets_and_devices_are_passed_over(
+    folder: Path, store: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(folder)  # the names of sockets are short
+        monkeypatch.chdir(folder)  # the names of sockets are short
         listener.bind("socket")
     if os.geteuid() == 0:
         os.mknod(folder / "device", stat.S_IFCHR | 0o600, os.makedev(1, 5))
