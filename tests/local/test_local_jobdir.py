@@ -41,8 +41,9 @@ def test_time_never_goes_back_in_a_history(job):
 
 
 def test_what_is_said_of_a_status_may_change(job):
-    job.explain("no capacity")
-    job.explain("no capacity")
+    job.explain("no capacity", of="Starting")
+    job.explain("no capacity", of="Starting")
+    job.explain("too late", of="Training")
     assert [(row.status, row.message) for row in job.rows()] == [("Starting", "no capacity")]
     assert (job.path / "history.jsonl").read_text().count("\n") == 2
 

@@ -14,7 +14,13 @@ from tuner.local.jobdir import JobDir, Row
 
 INTERNAL_ERROR = "InternalServerError: We encountered an internal error. Please try again."
 UP = frozenset({"Downloading", "Training", "Uploading"})
+_GOING = frozenset({"Starting", "Interrupted", *UP})
 _STOPPED_BY = {"user": "Stopped", "max_run": "MaxRuntimeExceeded", "max_wait": "MaxWaitTimeExceeded"}
+
+
+def begin_stop(job: JobDir, at: float, message: str, *, cause: str) -> bool:
+    """Enter Stopping. False if the job has ended, or is stopping: of a user and a limit at once, one was first."""
+    return job.append("Stopping", at, message, after=_GOING, facts={"cause": cause})
 
 
 def end_job(

@@ -98,10 +98,10 @@ class JobDir:
             _write_durably(descriptor, line)
             return True
 
-    def explain(self, message: str) -> None:
-        """Say something new of the status the job is in."""
+    def explain(self, message: str, *, of: str) -> None:
+        """Say something new of the status the job is in, if it is this one still."""
         with self._writing() as (descriptor, rows):
-            if rows[-1].status not in ENDS and rows[-1].message != message:
+            if rows[-1].status == of and rows[-1].message != message:
                 _write_durably(descriptor, {"message": message})
 
     @contextmanager

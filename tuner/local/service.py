@@ -24,7 +24,7 @@ from typing import Any
 from tuner.clock import Clock, SystemClock
 from tuner.local import views
 from tuner.local.container import host_environment
-from tuner.local.ending import bury
+from tuner.local.ending import begin_stop, bury
 from tuner.local.faults import AnswerLost, Faults
 from tuner.local.jobdir import ENDS, JobDir, Row, create_job, job_names, new_temporary, open_job
 from tuner.local.listing import list_page, turn_page
@@ -136,17 +136,15 @@ class LocalSageMaker:
         seen = self._look(params["TrainingJobName"])
         if seen is None:
             raise invalid(_UNKNOWN)
-        is_first = seen.rows[-1].status != "Stopping"
-        if not is_first and self._settings().stop_again == "accept":
+        if begin_stop(seen.job, self._now(), "Stopping the training job", cause="user"):
             return {}
-        message = "Stopping the training job"
-        if not (is_first and seen.job.append("Stopping", self._now(), message, facts={"cause": "user"})):
-            status = views.job_status(seen.job.rows()[-1])
-            raise invalid(
-                f"The request was rejected because the training job is in status {status}. Please choose a training "
-                "job in status [InProgress]."
-            )
-        return {}
+        last = seen.job.rows()[-1]
+        if last.status == "Stopping" and self._settings().stop_again == "accept":
+            return {}
+        raise invalid(
+            f"The request was rejected because the training job is in status {views.job_status(last)}. Please choose "
+            "a training job in status [InProgress]."
+        )
 
     def delete_training_job(self, params: Params) -> Params:
         seen = self._look(params["TrainingJobName"])

@@ -27,7 +27,7 @@ from tuner.local import namespace
 from tuner.local.agent import Agent
 from tuner.local.billing import limit_at, limits_of
 from tuner.local.container import Container, TransferFailed
-from tuner.local.ending import INTERNAL_ERROR, UP, end_job, end_stopped, interrupt
+from tuner.local.ending import INTERNAL_ERROR, UP, begin_stop, end_job, end_stopped, interrupt
 from tuner.local.final_metrics import final_metrics
 from tuner.local.jobdir import ENDS, JobDir, Row
 from tuner.local.market import Market, market_path, parse_market
@@ -70,18 +70,20 @@ class Supervisor:
     def _gets_instance(self) -> bool:
         """Wait in Starting until an instance is up; False if the job is to stop first."""
         ready_at = self.rows()[-1].at + self.settings.start_delay_s
-        while not self.is_stopping():
+        while True:
             now = time.time()
-            change = self._market.next_change(now)
-            if not self._market.up(now):
-                self.job.explain(_NO_CAPACITY)
+            change, is_up = self._market.next_change(now), self._market.up(now)
+            if not is_up:  # said first: a supervisor that comes up when the wait is over has found none either
+                self.job.explain(_NO_CAPACITY, of="Starting")
+            if self.is_stopping():
+                return False
+            if not is_up:
                 ready_at = (change or now + _BEAT_S) + self.settings.start_delay_s
             elif now >= ready_at:
                 return True
             else:
-                self.job.explain("Launching requested ML instances.")
+                self.job.explain("Launching requested ML instances.", of="Starting")
             self.rest(min(ready_at, change or ready_at))
-        return False
 
     def rows(self) -> list[Row]:
         """The history; read again only when it changed."""
@@ -97,7 +99,7 @@ class Supervisor:
         at, cause = limit_at(self.rows(), self._limits)
         if time.time() < at:
             return False
-        self.job.append("Stopping", time.time(), f"Stopping the training job: {cause} reached.", facts={"cause": cause})
+        begin_stop(self.job, time.time(), f"Stopping the training job: {cause} reached.", cause=cause)
         return True
 
     def is_interrupted_since(self, launched_at: float) -> bool:
