@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import UTC, datetime
 
 import pytest
 from local_world import request
@@ -54,3 +55,16 @@ def test_what_was_waited_for_is_not_said_of_a_stop(job):
     begin_stop(job, time.time(), "asked for", cause="user")
     assert not Supervisor(job)._gets_instance()
     assert story(job)[-1] == ("Stopping", "asked for")
+
+
+@pytest.mark.parametrize(("taken_after_s", "interrupted"), [(0.5, True), (1.5, False)])
+def test_of_a_loss_and_a_limit_that_are_found_together_the_first_counts(job, taken_after_s, interrupted):
+    """The longest wait, of a second, was over a minute ago; capacity was lost before that, or after."""
+    created_at = job.rows()[0].at
+    job.append("Training", created_at + 0.1, "")
+    lost_at = datetime.fromtimestamp(created_at + taken_after_s, UTC).isoformat()
+    write_market(job.state_dir, "study-a", DOWN | {"started_at": lost_at, "down_s": 0.1})
+    supervisor = Supervisor(job)
+    assert supervisor.is_interrupted_since(created_at + 0.1) is interrupted
+    assert supervisor.is_stopping()
+    assert not supervisor.is_interrupted_since(created_at + 0.1)

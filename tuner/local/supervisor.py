@@ -103,9 +103,11 @@ class Supervisor:
         return True
 
     def is_interrupted_since(self, launched_at: float) -> bool:
-        """Whether capacity was taken at any moment from then on, however short."""
-        change = self._market.next_change(launched_at)
-        return not self._market.up(launched_at) or (change is not None and change <= time.time())
+        """Whether capacity was taken at any moment from then on, however short, before the job was to stop."""
+        taken_at = self._market.next_change(launched_at) if self._market.up(launched_at) else launched_at
+        if taken_at is None or taken_at > time.time() or self.rows()[-1].status == "Stopping":
+            return False
+        return taken_at < limit_at(self.rows(), self._limits)[0]
 
     def rest(self, until: float, process: int | None = None) -> None:
         """Sleep until then, a beat at most, less if the process (by its descriptor) ends; and sign that we live."""
@@ -165,10 +167,10 @@ class Run:
     def _watch(self, process: int) -> Callable[[], None]:
         """Look after the running script until something happens; what is to be done then."""
         while not select.select([process], [], [], 0)[0]:
-            if self._supervisor.is_stopping():
-                return self._stop
             if self._supervisor.is_interrupted_since(self._launched_at):
                 return self._interrupt
+            if self._supervisor.is_stopping():
+                return self._stop
             self._sync_if_due()
             self._supervisor.rest(self._sync_at, process)
         return self._finish
