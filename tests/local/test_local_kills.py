@@ -93,9 +93,14 @@ def test_kills_at_any_moment_leave_a_true_bill_and_nothing_else(world, private):
             caller.kill()
             caller.wait()
     assert_no_caller_failed(world.state_dir.parent)
-    world.create("job-last", "import time; print('up', flush=True); time.sleep(2)")
+    gate = world.state_dir.parent / "gate"
+    world.create(
+        "job-last",
+        f"import os, time\nprint('up', flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)",
+    )
     world.printed("up", "job-last")
     kill(world.supervisor_pid("job-last"))
+    gate.touch()
     created = [path.name for path in (world.state_dir / "jobs").iterdir()]
     for name in created:
         check(world, name)

@@ -173,8 +173,9 @@ def test_nothing_starts_while_capacity_is_away_and_maxwait_ends_it(world):
 def test_maxruntime_counts_all_runs_of_a_job_together(world):
     world.settings(grace_s=0.1)
     world.create(script=SLEEPS, max_run_s=8)
-    world.printed("started")
-    write_market(world.state_dir, "study-a", {"started_at": seconds_ago(0), "kind": "at", "at_s": [5], "down_s": 0.1})
+    world.until(world.secondary, lambda seen: seen[-1] == "Training")
+    began = datetime.fromtimestamp(world.job().rows()[-1].at, UTC).isoformat()
+    write_market(world.state_dir, "study-a", {"started_at": began, "kind": "at", "at_s": [4], "down_s": 0.1})
     seen = world.ended()
     assert (seen["TrainingJobStatus"], seen["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
     assert "Interrupted" in world.secondary()
@@ -185,8 +186,10 @@ def test_maxruntime_counts_all_runs_of_a_job_together(world):
 
 def test_a_stop_is_seen_at_once_and_the_script_may_save(world):
     script = """
-        import signal, sys, time
+        import os, signal, sys, time
         def save(*_):
+            while not os.path.exists("/opt/ml/go"):
+                time.sleep(0.01)
             open("/opt/ml/checkpoints/last", "w").write("saved in time")
             open("/opt/ml/model/weights", "w").write("w")
             sys.exit(0)
@@ -194,12 +197,13 @@ def test_a_stop_is_seen_at_once_and_the_script_may_save(world):
         print("started", flush=True)
         time.sleep(600)
     """
-    world.settings(grace_s=60.0)
+    world.settings(grace_s=600.0)
     world.create(script=script)
     world.printed("started")
     world.client.stop_training_job(TrainingJobName="job-1")
     world.client.stop_training_job(TrainingJobName="job-1")  # once more is no error, unless switched so
-    assert world.describe()["TrainingJobStatus"] in {"Stopping", "Stopped"}
+    assert world.describe()["TrainingJobStatus"] == "Stopping"
+    (world.job().ml / "go").touch()
     seen = world.ended()
     assert world.secondary() == ["Starting", "Downloading", "Training", "Stopping", "Stopped"]
     assert world.object("checkpoints/job-1/last").read_text() == "saved in time"
@@ -207,6 +211,7 @@ def test_a_stop_is_seen_at_once_and_the_script_may_save(world):
 
 
 def test_stopping_again_is_an_error_where_switched_so(world):
+    world.settings(grace_s=600.0)
     world.create(
         script="import signal, time; signal.signal(15, signal.SIG_IGN); print('started', flush=True); time.sleep(600)"
     )
@@ -251,6 +256,8 @@ def test_the_death_of_a_supervisor_is_the_death_of_the_instance(world, private):
     script = RESUMES.replace('Path("/opt/ml/checkpoints")', 'Path(os.environ["TUNER_ML_ROOT"], "checkpoints")')
     world.create(script=script)
     world.until(world.object("checkpoints/job-1/step-0").exists, bool)
+    now = time.time()
+    world.until(world.job().last_life, lambda life: life > now)  # it is signed after the sync, and after the last row
     pid = world.supervisor_pid()
     os.kill(pid, signal.SIGSTOP)  # no sign of life from here on
     world.until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0], "T".__eq__)
@@ -324,6 +331,7 @@ def test_a_notice_before_the_interruption_is_a_switch(world):
 
 def test_deletion_and_the_name_after_it(world):
     world.create(script=SLEEPS)
+    world.printed("started")  # from here on nobody reads the script that the next create puts in its place
     with pytest.raises(world.client.exceptions.ResourceInUse):
         world.client.delete_training_job(TrainingJobName="job-1")
     with pytest.raises(world.client.exceptions.ResourceInUse, match="already exists"):
