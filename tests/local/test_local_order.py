@@ -1,13 +1,14 @@
 """Two things that fall due at once, or are found late: what happened first counts, however slow whoever looks is."""
 
 import os
+import signal
 import time
 from datetime import UTC, datetime
 
 import pytest
-from local_world import request
+from local_world import command_line, request
 
-from tuner.local.ending import begin_stop
+from tuner.local.ending import begin_stop, end_stopped
 from tuner.local.jobdir import create_job
 from tuner.local.market import write_market
 from tuner.local.service import LocalSageMaker
@@ -68,3 +69,17 @@ def test_of_a_loss_and_a_limit_that_are_found_together_the_first_counts(job, tak
     assert supervisor.is_interrupted_since(created_at + 0.1) is interrupted
     assert supervisor.is_stopping()
     assert not supervisor.is_interrupted_since(created_at + 0.1)
+
+
+def test_a_deleted_job_has_no_supervisor_left_that_would_tidy_up_after_the_next_of_its_name(world):
+    """One that has entered the end is halted before it removes the disk: its folders are the next job's by then."""
+    world.create(script="import time; time.sleep(600)")
+    job = world.job()
+    pid = world.until(world.supervisor_pid, bool)
+    os.kill(pid, signal.SIGSTOP)
+    begin_stop(job, time.time(), "", cause="user")
+    end_stopped(job, time.time())
+    world.client.delete_training_job(TrainingJobName="job-1")
+    assert command_line(pid) == "", "it has ended"
+    world.create()
+    assert world.ended()["TrainingJobStatus"] == "Completed"

@@ -156,6 +156,8 @@ class LocalSageMaker:
             )
         grave = new_temporary(self.state_dir, "delete")
         with suppress(FileNotFoundError):  # somebody else deletes it too
+            if seen.job.is_attended():  # its supervisor tidies up, by path: there may be another job of this name soon
+                end_all_of(seen.job.path)
             seen.job.path.rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
         return {}
