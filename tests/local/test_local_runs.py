@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_world import LocalWorld, channel, processes_with
 
+from tuner.local import supervisor
 from tuner.local.billing import bill
 from tuner.local.market import write_market
 
@@ -357,3 +360,17 @@ def test_a_full_quota_refuses_and_an_ended_job_frees_it(world):
     world.client.stop_training_job(TrainingJobName="job-1")
     world.ended("job-1")
     world.create("job-2")
+
+
+def test_a_supervisor_is_of_the_package_that_started_it_whichever_else_is_installed(tmp_path):
+    (tmp_path / "tuner").mkdir()
+    (tmp_path / "tuner/__init__.py").write_text("raise SystemExit('another tuner')")
+    run = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", run, str(tmp_path), supervisor.__file__],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "another tuner" not in done.stderr
+    assert "in main" in done.stderr, "it came as far as to ask for its job"

@@ -20,8 +20,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-if __name__ == "__main__":  # run by path: make the package importable, which needs nothing but the standard library
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":  # run by path: this package and no other of its name, which may be installed as well
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import tuner  # noqa: F401 - its modules are found beside it from now on
+
+    sys.path.append(sys.path.pop(0))  # what else lies there must not stand before the standard library
 
 from tuner.local import namespace
 from tuner.local.agent import Agent
