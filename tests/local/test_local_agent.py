@@ -93,6 +93,16 @@ def test_a_file_that_goes_away_under_its_upload_is_no_fault(tree, folder, monkey
     made.sync()
 
 
+def test_an_object_that_goes_between_the_listing_and_its_copy_is_passed_over(tree, tmp_path, monkeypatch):
+    for key in ("stays", "goes"):
+        tree.put_bytes(b"x", f"s3://bucket/trial/1/{key}")
+    listed = list(tree.under("s3://bucket/trial/1/"))
+    monkeypatch.setattr(tree, "under", lambda _: listed)
+    tree.delete("s3://bucket/trial/1/goes")
+    assert tree.fetch("s3://bucket/trial/1/", tmp_path / "in") == ["stays"]
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["stays"]
+
+
 def test_a_torn_upload_is_half_of_the_newest_file(tree, folder):
     (folder / "old").write_text("0123456789")
     made = agent(tree, folder)

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 from local_world import request
 
 from tuner.clock import SystemClock
-from tuner.local.jobdir import create_job
+from tuner.local.jobdir import JobDir, create_job
 from tuner.local.logs import LogSender
 
 NOW = 1_800_000_000.0
@@ -120,3 +120,9 @@ def test_what_could_not_be_sent_is_tried_again(job, sender, logs, capfd):
         sender.look()
     assert logs.streams == {"job-1/algo-1-1800000001": ["one"]}
     assert capfd.readouterr().err.count("cannot be sent") == 1
+
+
+def test_a_job_that_is_deleted_while_its_logs_are_read_does_no_harm(job, sender, logs, monkeypatch):
+    monkeypatch.setattr(JobDir, "log_paths", lambda job: [job.log_path(1)])
+    sender.look()
+    assert logs.streams == {}

@@ -57,10 +57,13 @@ class LogSender:
             return
         starts = [row.at for row in rows if row.status == "Training"]
         has_ended = rows[-1].status in ENDS
-        sent = [
-            self._send_run(path, f"{job.name}/algo-1-{int(at)}", is_whole=has_ended)
-            for path, at in zip(job.log_paths(), starts, strict=False)
-        ]
+        try:
+            sent = [
+                self._send_run(path, f"{job.name}/algo-1-{int(at)}", is_whole=has_ended)
+                for path, at in zip(job.log_paths(), starts, strict=False)
+            ]
+        except FileNotFoundError:  # deleted meanwhile
+            return
         if has_ended and all(sent):
             self._ended.add(job.name)
 

@@ -96,13 +96,7 @@ class Tree:
                 yield key[len(prefix) :].lstrip("/") or path.name, path
 
     def fetch(self, uri: str, folder: Path) -> list[str]:
-        names = []
-        for name, source in self.under(uri):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            names.append(name)
-        return names
+        return [name for name, source in self.under(uri) if _bring(source, folder / name)]
 
     def put(self, source: Path, uri: str) -> None:
         with open_regular(source) as file:
@@ -125,6 +119,16 @@ class Tree:
         path = self.path(uri)
         path.unlink(missing_ok=True)
         remove_empty_folders(self._state_dir / "s3", path)
+
+
+def _bring(source: Path, target: Path) -> bool:
+    """Copy one object; False where it has just gone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _files(folder: Path) -> Iterator[Path]:
