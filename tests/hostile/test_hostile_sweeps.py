@@ -13,6 +13,7 @@ import pytest
 from below import contents
 
 from tests.endtoend.conftest import Desk
+from tuner.local.processes import end_all_of
 
 ECHO = """
 import json
@@ -217,6 +218,8 @@ def elsewhere() -> Iterator[Path]:
         pytest.skip("no /dev/shm here")
     made = Path(tempfile.mkdtemp(dir="/dev/shm"))
     yield made
+    for job in made.glob("state/jobs/*"):
+        end_all_of(job)  # its supervisor may be tidying up in there
     shutil.rmtree(made)
 
 

@@ -136,7 +136,7 @@ def why(world, name="job-1"):
 
 def test_jobs_read_and_write_there_and_the_next_one_finds_the_checkpoints(world, s3):
     create(world, s3)
-    seen = world.ended(within_s=60)
+    seen = world.ended()
     assert seen["TrainingJobStatus"] == "Completed", why(world)
     assert body(s3, "checkpoints/step-0") == b"1,2"
     model = seen["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("s3://bucket/")
@@ -144,14 +144,14 @@ def test_jobs_read_and_write_there_and_the_next_one_finds_the_checkpoints(world,
         assert archive.getnames() == ["weights"]
     assert not (world.state_dir / "s3").exists()
     create(world, s3, "job-2")
-    world.ended("job-2", within_s=60)
+    world.ended("job-2")
     assert "found ['step-0'] 1,2" in world.printed("found", "job-2")
     assert "checkpoints/step-1" in keys(s3)
 
 
 def test_credentials_of_the_service_reach_neither_the_script_nor_the_directory_of_the_job(world, s3):
     create(world, s3, script="import os; print('environment', dict(os.environ))")
-    world.ended(within_s=60)
+    world.ended()
     assert "anything" not in world.printed("environment")
     folder = world.job().path
     assert "anything" not in "".join(path.read_text() for path in [*folder.glob("*.json*"), folder / "supervisor.log"])
@@ -166,7 +166,7 @@ def test_credentials_of_the_service_reach_neither_the_script_nor_the_directory_o
 )
 def test_a_bucket_that_is_not_there_fails_the_job_and_not_the_service(world, s3, changes, reason):
     create(world, s3, **changes)
-    seen = world.ended(within_s=60)
+    seen = world.ended()
     assert (seen["TrainingJobStatus"], seen["FailureReason"].startswith(reason)) == ("Failed", True), why(world)
     assert "NoSuchBucket" in seen["FailureReason"]
 

@@ -157,7 +157,7 @@ def test_a_rule_on_a_real_bus_brings_them_to_a_queue(tmp_path):
         made = EventSender(world.state_dir, events.put_events)
         try:
             world.create()
-            world.ended(within_s=60)
+            world.ended()
             made.look()
         finally:
             world.leave_nothing()

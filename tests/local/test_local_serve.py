@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -245,11 +246,12 @@ def test_a_body_has_a_length_and_a_limit(server):
 @pytest.mark.parametrize("line", [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", b"A" * 70_000])
 def test_what_is_not_http_is_answered_or_dropped(server, line):
     with socket.create_connection(server.server_address[:2], timeout=60) as connection:
-        connection.sendall(line)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
-        while data := connection.recv(1 << 16):
-            answer += data
+        with suppress(ConnectionError):  # dropped before all of it was sent
+            connection.sendall(line)
+            connection.shutdown(socket.SHUT_WR)
+            while data := connection.recv(1 << 16):
+                answer += data
     assert answer == b"" or b"UnknownOperationException" in answer
     assert send(server)[0] == 200
 
@@ -367,7 +369,6 @@ def test_capacity_can_be_set_for_every_study(state):
         waiting = world.until(
             lambda: world.describe("spot")["SecondaryStatusTransitions"][-1]["StatusMessage"],
             lambda message: message.startswith("Insufficient capacity"),
-            within_s=60,
         )
         assert waiting
     finally:
