@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from below import contents
 
+from tuner.bootstrap import resume_point
 from tuner.local.market import write_market
 
 SCRIPT = """
@@ -108,9 +110,10 @@ class Desk:
         return len(list(self.state_dir.glob("jobs/*/logs/*.log")))
 
     def steps(self) -> dict[str, int]:
-        """By prefix: the newest complete checkpoint in the store."""
-        found = sorted(self.state_dir.glob("s3/**/step-*/manifest.json"))
-        return {str(path.parents[1]): int(path.parent.name.removeprefix("step-")) for path in found}
+        """By prefix: the newest complete checkpoint in the store, where a manifest may come before its files."""
+        there = (path for path, _ in contents(self.state_dir / "s3") if path.name == "manifest.json")
+        points = {prefix: resume_point(prefix) for prefix in {path.parents[1] for path in there}}
+        return {str(prefix): point.step for prefix, point in points.items() if point is not None}
 
     def saved(self, step: int, trials: int) -> bool:
         """Whether so many trials have come so far."""

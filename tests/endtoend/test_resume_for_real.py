@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from conftest import SCRIPT, Desk
 
+from tests.endtoend.conftest import SCRIPT, Desk
 from tuner import workload
 from tuner.spec import from_json
 from tuner.store import Store

@@ -48,6 +48,7 @@ def test_a_sweep_whose_pool_is_taken_away_twice(desk):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it starts thirty programs one after the other; every wait has a limit of its own
 def test_the_engine_killed_at_twenty_random_moments(desk):
     """Random in measures of how long an engine takes to come up here; the gate keeps the sweep from ending before."""
     market = {"interruptions": {"at": ["3s", "6s"], "down": "1s"}}
