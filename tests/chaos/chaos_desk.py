@@ -30,7 +30,8 @@ class ChaosDesk(Desk):
     store: str = "sqlite:///tuner.db"
     trials: int = 0
     engine: subprocess.Popen | None = None
-    hit: dict[str, int] = field(default_factory=dict)  # by trial: how many steps it had saved
+    heard: str = ""  # what the engine has said to `hears`
+    hit: dict[str, int] = field(default_factory=dict)  # by trial: how far it had come
     torn: set[str] = field(default_factory=set)
 
     @property
@@ -54,12 +55,21 @@ class ChaosDesk(Desk):
     def start_engine(self) -> None:
         """As a supervisor of processes would: launch, or resume what was launched."""
         verb = ("resume", "small") if self.has_study() else ("launch", "study.yaml")
-        self.engine = self.start(*verb)
+        self.engine, self.heard = self.start(*verb), ""
 
     def end_engine(self, timeout_s: float = 270.0) -> None:
         assert self.engine is not None
         _, err = self.engine.communicate(timeout=timeout_s)
         assert self.engine.returncode == 0, err
+
+    def hears(self, text: str) -> bool:
+        """Whether this engine has said that; `end_engine` and whoever reads its errors get the rest."""
+        assert self.engine is not None
+        assert self.engine.stderr is not None
+        os.set_blocking(self.engine.stderr.fileno(), False)
+        with suppress(BlockingIOError):
+            self.heard += os.read(self.engine.stderr.fileno(), 1 << 16).decode(errors="replace")
+        return text in self.heard
 
     def more_trials(self, more: int) -> None:
         """For a sweep that was over before everything was destroyed."""
@@ -96,37 +106,37 @@ class ChaosDesk(Desk):
         return True
 
     def kill_supervisor(self, chance: random.Random) -> bool:
-        """Of a trial that has saved a step since it was hit last: three runs for nothing would be no_progress."""
+        """Of a trial that has come further since it was hit last: three runs for nothing would be no_progress."""
         end = time.monotonic() + 20.0
         while not (victims := self.victims()) and not self.engine_ended and time.monotonic() < end:
             time.sleep(0.05)
         if not victims:
             return False
-        pid, trial, steps = chance.choice(victims)
-        self.hit[trial] = steps
+        pid, trial, step = chance.choice(victims)
+        self.hit[trial] = step
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             return True
         return False
 
     def take_pool(self) -> bool:
-        """Capacity, from every job at once; as above, only when each has saved a step since it was hit last."""
+        """Capacity, from every job at once; as above, only when each has come further since it was hit last."""
         victims, running = self.victims(), supervisors(self.state_dir)
         if not victims or {pid for pid, _, _ in victims} != running.keys():
             return False
-        self.hit |= {trial: steps for _, trial, steps in victims}
+        self.hit |= {trial: step for _, trial, step in victims}
         self.take_capacity(down_s=0.5)
         return True
 
     def victims(self) -> list[tuple[int, str, int]]:
-        """Supervisors that may be killed: process id, trial, how many steps it has saved."""
-        saved = {trial: len(manifests) for trial, manifests in self.manifests().items()}
+        """Supervisors that may be killed: process id, trial, its newest complete step."""
+        saved = {trial_of(f"{prefix}/"): step for prefix, step in self.steps().items()}
         victims = []
         for pid, line in supervisors(self.state_dir).items():
             trial = trial_of(line)
-            steps = saved.get(trial, 0)
-            if steps > self.hit.get(trial, 0):
-                victims.append((pid, trial, steps))
+            step = saved.get(trial, 0)
+            if step > self.hit.get(trial, 0):
+                victims.append((pid, trial, step))
         return victims
 
     def tear_newest_manifest(self, chance: random.Random) -> bool:
@@ -164,7 +174,8 @@ class ChaosDesk(Desk):
         for words in (("audit", "small"), ("status", "small", "--check")):
             done = self.run(*words)
             assert done.returncode == 0, done.stdout + done.stderr
-        assert not self.processes(), "a finished sweep leaves no process behind"
+        # a supervisor tidies up after it has entered the end
+        self.wait_until(lambda: not self.processes(), "a finished sweep leaves no process behind")
         return status
 
     def jobs_and_money_agree(self, status: dict, rows: list[dict]) -> None:
@@ -191,10 +202,10 @@ def loss_of(lr: float) -> float:
 
 
 def trial_of(text: str) -> str:
-    """The number of a trial in a job's name or a prefix."""
-    found = re.search(r"[/-]([0-9]{5})[/-]", text)
-    assert found is not None, text
-    return found.group(1)
+    """The number of a trial in a job's name or a prefix, which are the end of the text: others name its beginning."""
+    found = re.findall(r"(?<=[/-])[0-9]{5}(?=[/-])", text)
+    assert found, text
+    return found[-1]
 
 
 def supervisors(state_dir: Path) -> dict[int, str]:

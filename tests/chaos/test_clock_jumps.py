@@ -65,6 +65,7 @@ def goes_on(desk: ClockDesk, hours: float, *, step: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute on an idle machine; every wait has a limit of its own
 def test_a_clock_that_is_set_forward_and_back(desk: ClockDesk) -> None:
     desk.set_clock(0)
     desk.write_sweep(trials=3, parallel=2, step_s=0.05)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from chaos_desk import ChaosDesk
 
+WAITS = "jobs go on, and so does the study when the store is there again"
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -25,6 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def sees_no_tick(desk: ChaosDesk) -> None:
     """The engine waits, as soon as its tick under way is over; the store can still be read."""
+    desk.wait_until(lambda: desk.hears(WAITS), "the engine says that it waits")
 
     def rests() -> bool:
         before = desk.last_tick()
@@ -49,6 +52,7 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute on an idle machine; every wait has a limit of its own
 def test_a_disk_without_room(desk: ChaosDesk, small_disk: Path) -> None:
     desk.write_sweep(trials=4, parallel=3)
     desk.store = f"sqlite:///{small_disk}/tuner.db"
@@ -62,6 +66,7 @@ def test_a_disk_without_room(desk: ChaosDesk, small_disk: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute on an idle machine; every wait has a limit of its own
 def test_a_file_that_may_not_grow(desk: ChaosDesk) -> None:
     """The engine's limit on file sizes stands for the disk; it holds in mid-flight; the engine hears Ctrl-C."""
     desk.write_sweep(trials=4, parallel=3)
@@ -74,7 +79,7 @@ def test_a_file_that_may_not_grow(desk: ChaosDesk) -> None:
     full.send_signal(signal.SIGINT)
     _, err = full.communicate(timeout=240)
     assert full.returncode == 130, err
-    assert err.count("jobs go on, and so does the study when the store is there again") == 1
+    assert (desk.heard + err).count(WAITS) == 1
     assert "tuner resume small" in err.splitlines()[-1]
     desk.start_engine()
     desk.end_engine()
