@@ -10,6 +10,7 @@ status it expects to leave, so a stop that comes in between is never overrun. No
 script is killed before its interruption is written: were we killed between the two, the lock would tell.
 """
 
+import importlib
 import json
 import os
 import select
@@ -22,8 +23,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run by path: this package and no other of its name, which may be installed as well
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    import tuner  # noqa: F401 - its modules are found beside it from now on
-
+    importlib.import_module("tuner")  # its modules are found beside it from now on
     sys.path.append(sys.path.pop(0))  # what else lies there must not stand before the standard library
 
 from tuner.local import namespace
