@@ -7,7 +7,10 @@ tests themselves (`TUNER_TEST_…`, `TEST_DB_URL`, `CHAOS_…`), stays, as does 
 import os
 from collections.abc import MutableMapping
 
-from hypothesis.internal.conjecture import providers
+try:
+    from hypothesis.internal.conjecture import providers
+except ImportError:  # not where it was
+    providers = None
 
 _PREFIXES = ("TUNER_", "AWS_", "SM_", "SAGEMAKER_", "MOTO_", "JUPYTER_", "CLICOLOR", "TTY_")
 _NAMES = frozenset((
@@ -42,6 +45,6 @@ def draw_alike() -> None:
     It mixes constants of all modules in, that are there at the moment and not installed: in a worker these depend on
     the tests that it ran before. There is no setting for it; versions that do not look have nothing to be kept from.
     """
-    if hasattr(providers, "_get_local_constants"):
+    if providers is not None and hasattr(providers, "_get_local_constants"):
         none = providers.Constants()
         providers._get_local_constants = lambda: none
