@@ -69,8 +69,12 @@ _LETTERS = "bcdfghjklmnpqrstvwxz"
 _SCRIPT = "first_dollar_probe.py"
 # A framework's image for these is another than the one for CPUs.
 _ACCELERATED = ("ml.p", "ml.g", "ml.trn", "ml.inf")
-# Of `sagemaker.request`: what is about other machines than ours, some of them billed beside it.
-_NOT_OURS = ("ResourceConfig", "DebugRuleConfigurations", "ProfilerRuleConfigurations")
+# Of `sagemaker.request`: what is about other machines than ours, some of them billed beside it (of the limits that one
+# is for accelerated instances alone); and what would leave a version of a model that is none.
+_NOT_OURS = (
+    "ResourceConfig", "StoppingCondition", "DebugRuleConfigurations", "ProfilerRuleConfigurations",
+    "ModelPackageConfig",
+)  # fmt: skip
 _RATES = {
     f"Rate of {operation} requests": operation
     for operation in ("CreateTrainingJob", "DescribeTrainingJob", "ListTrainingJobs", "StopTrainingJob", "Search")
@@ -178,7 +182,7 @@ class Seen:
 
 
 def smallest(spec: StudySpec) -> StudySpec:
-    """The study, cut down to the one job: then image, quota and price are looked up for its type.
+    """The study, cut down to the one job: then image, quota and price are looked up for its type, and its request.
 
     Raises UserError for a study that has no image to try it with.
     """
@@ -193,6 +197,7 @@ def smallest(spec: StudySpec) -> StudySpec:
         trials=1,
         parallel=1,
         training=replace(spec.training, instance_types=(INSTANCE_TYPE,), instance_count=1, inputs=(), secrets={}),
+        sagemaker=replace(spec.sagemaker, request=_raw(spec.sagemaker.request)),
         capacity=replace(spec.capacity, policy="spot", on_demand_after_losses=None),
         budget=replace(spec.budget, usd=None, per_trial_usd=None),
     )
@@ -345,7 +350,7 @@ def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
         subnets=cloud.subnets or tuple(cloud.zones.values()),
         kms_key=cloud.kms_key or "",
         network_isolation=cloud.network_isolation,
-        raw=_raw(cloud.request),
+        raw=cloud.request,
     )
 
 

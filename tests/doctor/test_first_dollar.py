@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, study_file
+from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, ROLE, study_file
 from tests.below import contents
 from tests.rates.test_events import entry, left, put
 from tuner import cli, cli_doctor, events_setup, first_dollar, hints, prepare, worlds
@@ -356,8 +356,9 @@ def test_the_study_s_own_members_go_with_it(cloud, tmp_path):
         "ProfilerRuleConfigurations": [{"RuleConfigurationName": "r", "RuleEvaluatorImage": "i"}],
         "DebugRuleConfigurations": [{"RuleConfigurationName": "r", "RuleEvaluatorImage": "i"}],
         "ExperimentConfig": {"TrialName": "t"},
+        "ModelPackageConfig": {"ModelPackageGroupArn": "arn:aws:sagemaker:us-east-1:1:model-package-group/g"},
     }
-    spec = replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, request=request))
+    spec = smallest(replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, request=request)))
     made = request_parameters(first_dollar._request(replace(asked, spec=spec), "s3://b/code/", PACE))
     assert made["AlgorithmSpecification"]["TrainingImageConfig"] == registry
     assert made["AlgorithmSpecification"]["ContainerEntrypoint"] == list(ENTRYPOINT)
@@ -365,6 +366,18 @@ def test_the_study_s_own_members_go_with_it(cloud, tmp_path):
     assert made["ExperimentConfig"] == {"TrialName": "t"}
     assert set(made["ResourceConfig"]) == {"InstanceType", "InstanceCount", "VolumeSizeInGB"}
     assert not made.keys() & {"ProfilerRuleConfigurations", "DebugRuleConfigurations"}, "they start instances of theirs"
+    assert "ModelPackageConfig" not in made, "it would leave a version of a model"
+
+
+def test_what_only_the_study_s_own_machines_may_be_told_is_no_hindrance(cloud, tmp_path):
+    """How long a job may be pending is for accelerated instances; ours is none."""
+    members = f"role: {ROLE}, request: {{StoppingCondition: {{MaxPendingTimeInSeconds: 7200}}}}"
+    file = study_file(tmp_path, ("[ml.m5.large]", "[ml.g5.xlarge]"), (f"role: {ROLE}", members))
+    found = prepare.prepare(smallest(load(file)), cloud.aws(), None, SystemClock().now())
+    made = request_parameters(
+        first_dollar._request(plan(found.spec, found.rates, random.Random(1)), "s3://b/code/", PACE)
+    )
+    assert set(made["StoppingCondition"]) == {"MaxRuntimeInSeconds", "MaxWaitTimeInSeconds"}
 
 
 @pytest.mark.parametrize(("kind", "said"), [("ml.g5.xlarge", True), ("ml.c5.xlarge", False)])
