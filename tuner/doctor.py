@@ -175,14 +175,24 @@ def _imports(spec: StudySpec) -> Iterator[Finding]:
     if folder is None or entry_point is None or not entry_point.endswith(".py"):
         return
     script = folder / entry_point
-    own = {path.stem for part in (folder, script.parent) for path in part.iterdir()} | {"tuner"}
-    for name in sorted(_imported(script.read_bytes()) - own - sys.stdlib_module_names):
-        if importlib.util.find_spec(name) is None:
+    own = {path.stem for part in (folder, script.parent) for path in part.iterdir()} | {"tuner", "__main__"}
+    source = script.read_bytes()
+    # where else it looks is not known from here
+    elsewhere = b"sys.path" in source or "PYTHONPATH" in spec.training.environment
+    for name in sorted(_imported(source) - own - sys.stdlib_module_names):
+        if not _is_installed(name):
             yield Finding(
-                level="error",
+                level="warn" if elsewhere else "error",
                 what=f"{entry_point} imports {name}, which is not installed here",
                 remedy="install it into the Python above: local jobs run with it",
             )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # one that is imported already and does not say from where
+        return True
 
 
 def _imported(source: bytes) -> set[str]:
