@@ -99,9 +99,10 @@ def upload(bundle: Bundle, objects: Objects, root_uri: str) -> str:
 
 
 def refuse_downloads(bundle: Bundle) -> None:
-    """Raise BundleRefused if a job would look for packages in a network; for containers that have none.
+    """Raise BundleRefused if a job may look for packages in a network; for containers that have none.
 
-    What the image has already, pip looks for as well, unless it is told to stay away from indexes.
+    What the image has in a version that fits, pip looks for nowhere; what the image has is not known here. A line
+    --no-index is the user's word that all of it is there: it changes nothing then, and else each job fails at once.
     """
     text = next((file.data.decode(errors="replace") for file in bundle.files if file.name == REQUIREMENTS), "")
     lines = [line for each in text.splitlines() if (line := each.partition("#")[0].strip())]
@@ -109,8 +110,9 @@ def refuse_downloads(bundle: Bundle) -> None:
     if wanted and not any("--no-index" in line.split() for line in lines):
         raise BundleRefused(
             f"{REQUIREMENTS} asks for {wanted[0]!r}, and sagemaker.network_isolation leaves pip no network, so each job"
-            f" would fail: build its packages into the image and name it in {IGNORE_FILE}, or let pip find all in the"
-            f" image or in the bundle by a line --no-index (and --find-links FOLDER)"
+            f" would fail unless the image has it: if it has all of them, or the bundle has their wheels, say so by a"
+            f" line --no-index (and --find-links FOLDER); else build them into the image, or name the file in"
+            f" {IGNORE_FILE}"
         )
 
 

@@ -143,7 +143,7 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["torch==2.5.1\n", "# ours\n-r base.txt\n", "--pre\nnumpy  # fast\n", "-e ./lib"])
 def test_packages_that_no_network_brings_are_refused(source: Path, text: str) -> None:
     (source / "requirements.txt").write_text(text)
-    with pytest.raises(BundleRefused, match=r"network_isolation leaves pip no network.*--no-index"):
+    with pytest.raises(BundleRefused, match=r"would fail unless the image has it: .* a line --no-index .*"):
         refuse_downloads(bundle(source))
     (source / ".tunerignore").write_text("requirements.txt\n")
     refuse_downloads(bundle(source))
