@@ -103,7 +103,10 @@ def carried(spec: StudySpec, recorded: StudySpec) -> StudySpec:
     """The study file as it is now, where it still leaves open what was looked up: with what was recorded."""
     cloud, training = spec.sagemaker, spec.training
     same_role = cloud.role is None or str(recorded.sagemaker.role).endswith(f"/{cloud.role}")
-    same_image = training.image_uri is None and training.framework == recorded.training.framework
+    # a framework has an image for each kind of machine: what was found serves the types for which it was looked up
+    same_types = set(training.instance_types) <= set(recorded.training.instance_types)
+    same_framework = training.framework == recorded.training.framework
+    same_image = training.image_uri is None and same_framework and (training.framework is None or same_types)
     prices = {kind: usd for kind, usd in recorded.prices.items() if kind in training.instance_types}
     return replace(
         spec,

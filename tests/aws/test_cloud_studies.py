@@ -305,6 +305,18 @@ def test_a_changed_framework_is_a_change_and_looked_up_when_accepted(
     assert str(recorded().training.image_uri).endswith(":2.6.0-cpu")
 
 
+def test_instances_of_another_kind_get_the_framework_s_image_for_them(
+    account: Account, folder: Path, tuner: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the image for CPUs, GPUs would be paid and not used."""
+    study_file(folder, FRAMEWORK)
+    Sdk(monkeypatch)
+    launch_and_leave(account, tuner)
+    study_file(folder, FRAMEWORK, ("[ml.m5.large]", "[ml.g5.xlarge]"))
+    assert tuner("resume", "cloud", "--accept-changes") in (0, 3)
+    assert str(recorded().training.image_uri).endswith(":2.5.1-gpu")
+
+
 def test_a_role_by_name_is_its_arn_and_no_change(account: Account, folder: Path, tuner: Shell) -> None:
     study_file(folder, (ROLE, "jobs"))
     launch_and_leave(account, tuner)
