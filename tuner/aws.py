@@ -11,6 +11,7 @@ are read anew before the next call: who renews them need not restart a running e
 """
 
 import os
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ class Aws:
                 reply = ask(self._client("sts").get_caller_identity)
                 self._identity = Identity(account=str(reply["Account"]), arn=str(reply["Arn"]))
             return self._identity
+
+    @property
+    def cli_options(self) -> str:
+        return cli_options(self.region, self._profile)
 
     def client(self, service: str, *, region: str | None = None, patient: bool = False) -> Any:  # noqa: ANN401 - botocore makes its methods at run time
         """The client of a service, made once. Raises AwsError for a profile, region or account that cannot be used."""
@@ -189,6 +194,11 @@ def _unusable(text: str) -> Exception:
         fmt = "{text}"
 
     return CredentialsUnusableError(text=text)
+
+
+def cli_options(region: str, profile: str | None) -> str:
+    """What an aws command has to say that is pasted into a shell: else it is about whatever that one's account is."""
+    return f"--region {region}" + (f" --profile {shlex.quote(profile)}" if profile else "")
 
 
 def ask(call: Callable[..., Any], *arguments: object, **parameters: object) -> Any:  # noqa: ANN401 - JSON

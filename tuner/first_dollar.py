@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tuner import hints, packaging, preflight
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws import Aws, AwsError, ask, cli_options
 from tuner.clock import Clock
 from tuner.jobs import (
     Channel,
@@ -465,9 +465,8 @@ def _fault(planned: Plan, seen: Seen, *, saved: bool) -> str | None:
     """Why the way that a study's jobs go is not open, in one line with what to look at; None where it is."""
     last = seen.last
     assert last is not None, "as above"
-    log = (
-        f"aws logs tail {LOG_GROUP} --since 1h --log-stream-name-prefix {planned.name}/ --region {planned.spec.region}"
-    )
+    options = cli_options(planned.spec.region, planned.spec.sagemaker.profile)
+    log = f"aws logs tail {LOG_GROUP} --since 1h --log-stream-name-prefix {planned.name}/ {options}"
     if last.status is JobStatus.FAILED:
         said = " ".join(last.failure.split()) or "SageMaker gives no reason"
         return f"{planned.name} failed: {said}; {_ADVICE[classify_failure(last.failure)]} (its log: {log})"

@@ -281,7 +281,7 @@ def _no_bucket(aws: Aws, name: str, error: AwsError, use: _Use) -> Finding:
         return Finding(
             level="error",
             what=f"there is no bucket {name}",
-            remedy=f"create it: aws s3 mb s3://{name} --region {aws.region}; or {ways}",
+            remedy=f"create it: aws s3 mb s3://{name} {aws.cli_options}; or {ways}",
         )
     if error.code in ("301", "PermanentRedirect"):
         return Finding(

@@ -249,6 +249,19 @@ def test_a_region_that_looks_like_something_else_is_doubted(account: Account, tm
     assert "or correct sagemaker.region, if us-east-1 was not meant" in told
 
 
+def test_a_bucket_is_to_be_made_in_the_account_that_the_study_means(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pasted as it was, the command made it with whatever credentials the shell had, and its name was gone."""
+    (tmp_path / "config").write_text("[profile lab]\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    nameless = (f"checkpoints: {{root: s3://{BUCKET}/tuner/}}\n", "")
+    aws = Aws(region="us-east-1", profile="lab")
+    told = preflight.examine(aws, load(study_file(tmp_path, nameless)), preflight.Quotas({}))
+    [remedy] = [each.remedy for each in told if each.what.startswith("there is no bucket")]
+    assert f"aws s3 mb s3://sagemaker-us-east-1-{ACCOUNT} --region us-east-1 --profile lab;" in remedy
+
+
 def test_a_region_without_sagemaker_is_doubted(account: Account) -> None:
     assert list(preflight.region(Aws(region="eu-west-1"))) == []
     assert list(preflight.region(Aws(region="cn-north-1"))) == []

@@ -322,6 +322,17 @@ def test_each_kind_of_failure_is_one_line_with_what_to_do(cloud, tmp_path, failu
     assert "\n" not in fault
 
 
+def test_the_log_is_looked_for_with_the_study_s_own_profile(cloud, tmp_path):
+    asked = planned(cloud, tmp_path)
+    asked = replace(asked, spec=replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, profile="my lab")))
+    last = Observation(
+        name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
+        modified_at=at(1), failure="ClientError: no",
+    )  # fmt: skip
+    fault = first_dollar._fault(asked, first_dollar.Seen(last=last), saved=False)
+    assert fault.endswith(f"--region {REGION} --profile 'my lab')")
+
+
 def test_the_ceiling_is_kept_in_dear_regions_by_waiting_less(cloud, tmp_path):
     spec = ready(cloud, tmp_path).spec
     for usd_per_hour in ("0.1152", "0.1285", "0.16", "0.2"):
