@@ -7,6 +7,7 @@ exit code of the contract. No engine, no Optuna, no botocore and no pandas is lo
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def status(args: argparse.Namespace) -> int:
         docs = _status_docs(store, args.study, SystemClock().now())
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](looking.check(str(doc["study"]), store))
+                doc["problems"] = list[Json](looking.check(str(doc["study"]), store, options=store_option(args.store)))
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
@@ -200,6 +201,11 @@ def store_errors() -> Iterator[None]:
 def store_url(url: str | None) -> str:
     """Where the store is, for what must not open it."""
     return url or os.environ.get(opening.STORE_VARIABLE) or opening.DEFAULT_STORE
+
+
+def store_option(url: str | None) -> str:
+    """What to add to a command that is to be pasted. A password would be masked: the user knows it."""
+    return f" --store {shlex.quote(masked(url))}" if url else ""
 
 
 def out(text: str) -> None:

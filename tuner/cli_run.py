@@ -5,7 +5,6 @@ Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how t
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from dataclasses import asdict
 from tuner import cli_print, looking, opening, retention, study, views, wishes
 from tuner.cli_doctor import bill
 from tuner.cli_live import choose
-from tuner.cli_read import out, out_json, reading, say
+from tuner.cli_read import out, out_json, reading, say, store_option
 from tuner.cli_text import dollars, safe
 from tuner.clock import SystemClock
 from tuner.model import Intent
 from tuner.store import Store
-from tuner.store_schema import masked
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 
 
@@ -134,7 +132,7 @@ def _drive(
             outcome = verb(display, signals)
         finally:
             display.close()
-    option = _store_option(args.store)
+    option = store_option(args.store)
     out(cli_print.final_summary(outcome.summary, option))
     if signals.stop_requested:
         asked = wish or Intent(str(outcome.summary["intent"]))
@@ -161,11 +159,6 @@ def _resume_all(args: argparse.Namespace) -> int:
         error = outcome.refused or outcome.summary.get("error")
         out(f"{safe(name)}: {safe(error)}" if error else f"{safe(name)} is {outcome.study_state.value}")
     return signals.exit_code or max((outcome.exit_code for _, outcome in outcomes), default=Exit.DONE)
-
-
-def _store_option(url: str | None) -> str:
-    """What to add to a command that is to be pasted. A password would be masked: the user knows it."""
-    return f" --store {shlex.quote(masked(url))}" if url else ""
 
 
 @contextmanager

@@ -183,13 +183,20 @@ def test_a_store_that_is_none_is_one_line_and_exit_4(call: Call, tmp_path: Path,
     assert err.count("\n") == 1
 
 
+def test_what_check_says_to_do_is_for_the_store_that_was_named(call: Call, folder: Path) -> None:
+    """Pasted without it, the line met another store, and no such study."""
+    url = f"sqlite:///{folder}/tuner.db"
+    out = call("status", "digits", "--check", "--store", url).out
+    assert f"tuner resume digits --store {url}\n" in out
+
+
 def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "check", lambda name, store: [f"{name}: engine dead"])
+    monkeypatch.setattr(looking, "check", lambda name, store, **_: [f"{name}: engine dead"])
     code, out, _ = call("status", "digits", "--check")
     assert code == 1
     assert "digits: problem: digits: engine dead" in out
     assert load(call("status", "digits", "--check", "--json").out)["problems"] == ["digits: engine dead"]
-    monkeypatch.setattr(looking, "check", lambda name, store: [])
+    monkeypatch.setattr(looking, "check", lambda name, store, **_: [])
     assert call("status", "--check").code == 0
 
 
