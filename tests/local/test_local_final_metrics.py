@@ -12,6 +12,7 @@ DEFINED = {
         {"Name": "never", "Regex": "never=(.*)"},
         {"Name": "broken", "Regex": "("},
         {"Name": "no group", "Regex": "acc"},
+        {"Name": "left out", "Regex": "epoch(?: of ([0-9]+))?"},
     ],
 }
 

@@ -26,7 +26,9 @@ def final_metrics(job: JobDir) -> dict[str, float]:
     for line in _last_lines(job) if patterns else ():
         for name, pattern in patterns:
             with contextlib.suppress(ValueError, IndexError, OverflowError):
-                if (match := pattern.search(line)) and math.isfinite(value := _single(float(match[1]))):
+                match = pattern.search(line)
+                text = match[1] if match else None  # None also where the group took no part
+                if text is not None and math.isfinite(value := _single(float(text))):
                     found[name] = value
     return found
 
