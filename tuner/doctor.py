@@ -21,12 +21,12 @@ from tuner.aws import AwsError
 from tuner.clock import Clock
 from tuner.local.namespace import find_isolation
 from tuner.model import Fact, Json
-from tuner.opening import operating_errors
+from tuner.opening import DEFAULT_STORE, operating_errors
 from tuner.prepare import connection
 from tuner.rates import scope
 from tuner.spec import StudySpec, load
 from tuner.store import Store, StoreError, current, masked
-from tuner.store_schema import SCHEMA
+from tuner.store_schema import SCHEMA, forgets
 from tuner.verbs import Finding, UserError
 
 _FREE_MIN_BYTES = 1 << 30
@@ -95,6 +95,10 @@ def _store(url: str) -> Iterator[Finding]:
     if revision is not None and revision > SCHEMA:
         what = f"store {masked(url)}: its schema {revision} is newer than this version's {SCHEMA}"
         yield Finding(level="error", what=what, remedy="upgrade spot-tuner to the version that made it, or newer")
+        return
+    if forgets(url):
+        what = f"store {masked(url)} is in memory and would forget its jobs, which go on: no study runs with it"
+        yield Finding(level="error", what=what, remedy=f"use a file, for example {DEFAULT_STORE}")
         return
     state = "not there yet, made on first use" if revision is None else f"schema {revision}"
     if revision not in (None, SCHEMA):

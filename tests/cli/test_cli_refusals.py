@@ -23,6 +23,8 @@ def test_a_store_in_memory_is_refused(
     assert "is in memory and would forget its jobs" in said.err
     assert len(said.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+    assert cli.main(["--store", url, "doctor"]) == 1, "what a launch minds, a look finds"
+    assert "is in memory and would forget its jobs" in capsys.readouterr().out
 
 
 def test_a_name_that_is_taken_is_refused_before_the_plan_is_shown() -> None:
