@@ -123,8 +123,8 @@ class Runs:
 
     def _is_enough(self, job: StagedJob, run: LiveRun) -> bool:
         steps, since_s = self._wish.steps, job.training_for_s()
-        if not run.points and run.loose_reports >= _LEAST_STEPS:  # its reports have no steps, and never will
-            return since_s > self._wish.leash_s
+        if not run.points and any(run.loose_reports[name] >= _LEAST_STEPS for name in self._objectives):
+            return since_s > self._wish.leash_s  # the objective has no steps, and never will
         if steps is not None:
             return max(run.points, default=-1) >= steps
         if since_s > self._wish.leash_s * _LEASHES_MAX:

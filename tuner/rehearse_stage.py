@@ -12,6 +12,7 @@ directory, unless it is to be kept.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -66,13 +67,13 @@ class LiveRun:
     points: dict[int, dict[str, float]] = field(default_factory=dict)
     reported_at: dict[int, float] = field(default_factory=dict)
     loose: dict[str, float] = field(default_factory=dict)
-    loose_reports: int = 0
+    loose_reports: Counter[str] = field(default_factory=Counter)  # by metric
     record: RunRecord | None = None
 
     def take(self, point: MetricPoint) -> None:
         if point.step is None:
             self.loose[point.name] = point.value
-            self.loose_reports += 1
+            self.loose_reports[point.name] += 1
             return
         self.points.setdefault(point.step, {})[point.name] = point.value
         self.reported_at.setdefault(point.step, point.at.timestamp())

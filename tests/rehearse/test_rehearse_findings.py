@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import rehearsed as scripts
 
 from tuner.local.namespace import find_isolation
+from tuner.rehearse_runs import Runs, Watcher, Wish
+from tuner.rehearse_stage import LiveRun, Stage, StagedJob
 
 FIT = {
     "runs": "passed",
@@ -133,6 +137,18 @@ def test_without_steps_in_its_reports_no_resume_is_proven_and_none_is_waited_for
     assert check["text"] == "loss is reported without a step: that it resumes cannot be proven"
     assert "step_regex" in check["remedy"]
     assert "tuner.training.report" in check["remedy"]
+
+
+def test_what_is_printed_of_each_batch_does_not_cut_a_long_first_epoch():
+    """Losses without a step say nothing of the objective, which comes with its first step after the leash."""
+    objectives = (SimpleNamespace(metric="val_accuracy"),)
+    stage = cast("Stage", SimpleNamespace(spec=SimpleNamespace(objectives=objectives)))
+    runs = Runs(stage, {}, Wish(leash_s=60.0), cast("Watcher", None), isolated=True)
+    job, run = cast("StagedJob", SimpleNamespace(training_for_s=lambda: 61.0)), LiveRun()
+    run.loose_reports.update(batch_loss=1000)
+    assert not runs._is_enough(job, run)
+    run.loose_reports.update(val_accuracy=4)
+    assert runs._is_enough(job, run)
 
 
 def _on_this_machine(expected, folder):
