@@ -77,8 +77,8 @@ def halt(memory: Memory, unit: UnitOfWork, why: str, options: str) -> None:
 
 def trouble(memory: Memory, unit: UnitOfWork, what: str, error: Exception, work: Work | None = None) -> None:
     """Record what a call met, unless `what` met the same when it was last tried."""
-    before = memory.troubles.get(what)
-    memory.troubles[what] = error
+    before = memory.troubles.pop(what, None)
+    memory.troubles[what] = error  # as the latest of them
     if type(before) is not type(error):
         unit.trouble(error, work)
 

@@ -188,7 +188,7 @@ class Memory:
     rounds: Rounds = field(default_factory=Rounds)
     last_recorded_at: datetime | None = None
     retried: int = 0  # trials that repeat failed ones, outside the total
-    troubles: dict[str, Exception] = field(default_factory=dict)  # what could not be done when last tried, and why
+    troubles: dict[str, Exception] = field(default_factory=dict)  # what failed when last tried, the latest last
     sync_delay_s: float = 0.0  # how late files of the checkpoint folder reach the store, where that is known
     compared: bool = False  # a job that this process created was compared with what was asked for
     uncompared: set[str] = field(default_factory=set)  # jobs that it created and has not described yet

@@ -65,7 +65,7 @@ class Observer:
     def observe(self) -> None:
         """Everything, in order: jobs, then what lies under the prefixes, then what follows."""
         self._observe_jobs()
-        works = list(self._memory.live.values())
+        works = self._in_turn()
         self._progress.expect(work.trial.prefix for work in works if _is_to_be_read(work))
         for work in works:
             self._read_progress(work)
@@ -74,6 +74,14 @@ class Observer:
             self._give_up(work)
         self._move()
         self._warn()
+
+    def _in_turn(self) -> list[Work]:
+        """Those whose prefix could be read last; then the others, whoever failed longest ago first.
+
+        Only a few that fail are tried in a tick: always the same ones would keep all others from their end.
+        """
+        failed = {what: place for place, what in enumerate(self._memory.troubles)}
+        return sorted(self._memory.live.values(), key=lambda work: failed.get(work.trial.prefix, -1))
 
     # --- jobs
 
@@ -246,7 +254,7 @@ class Observer:
             alarms.over(self._memory, self._unit, work.trial.prefix)
         except OSError as error:
             work.unread = True
-            self._reads_failed += 1
+            self._reads_failed += not isinstance(error, PermissionError)  # that is an answer, and came at once
             alarms.trouble(self._memory, self._unit, work.trial.prefix, error, work)
         self._unit.add_points(fresh)
         if not work.unread:  # a new reader begins at the beginning: half of it would unsay what was proven

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tuner.checkpoints import MetricsReader, scan
 from tuner.model import ProgressReport
-from tuner.objects import ObjectInfo, Objects, ObjectsError
+from tuner.objects import ObjectInfo, Objects, ObjectsError, StorageRefused
 
 AT_ONCE = 10  # as many as botocore keeps connections
 
@@ -27,7 +27,10 @@ class Progress(Protocol):
         ...
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new since this reader's last look at `prefix`. Raises OSError for a store that does not answer."""
+        """What is new since this reader's last look at `prefix`.
+
+        Raises OSError for a store that does not answer, PermissionError for one that refuses.
+        """
         ...
 
     def forget(self, prefix: str) -> None:
@@ -46,7 +49,7 @@ class PrefixProgress:
         """Nothing to begin with: each is read when it is asked for."""
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new since the last look. Raises OSError for a store that does not answer."""
+        """What is new since the last look. Raises OSError, PermissionError."""
         if prefix not in self._readers:
             listed = _Listed(self._objects)
             self._readers[prefix] = listed, MetricsReader(listed, prefix)
@@ -56,6 +59,8 @@ class PrefixProgress:
             state = scan(listed, prefix)
             records = reader.records()
             points = reader.poll()
+        except StorageRefused as error:
+            raise PermissionError(str(error)) from error
         except ObjectsError as error:
             raise OSError(str(error)) from error
         newest = state.newest_complete

@@ -350,20 +350,45 @@ def test_a_store_of_objects_that_is_away_is_asked_a_few_times_a_tick_not_once_fo
     assert broken(sweep) == []
 
 
-def test_one_prefix_that_cannot_be_read_keeps_no_other_from_being_read(make_sweep, monkeypatch):
-    sweep = make_sweep(changes={"trials": 4, "parallel": 4}, script=script_of(epochs=50, step_s=60.0))
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_prefixes_that_cannot_be_read_keep_no_other_from_being_read(make_sweep, monkeypatch, count):
+    """Not even as many as a store that is away is asked for, in each tick before all others."""
+    sweep = make_sweep(changes={"trials": 6, "parallel": 6}, script=script_of(epochs=50, step_s=60.0))
     engine = sweep.engine()
     drive(sweep, engine, 1200)
-    bad, read = engine.memory.live[0].trial.prefix, engine._progress.read
+    bad, read = [engine.memory.live[number].trial.prefix for number in range(count)], engine._progress.read
 
     def refuses(prefix):
-        if prefix == bad:
+        if prefix in bad:
             raise OSError("a symbolic link leads out of the tree")
         return read(prefix)
 
     monkeypatch.setattr(engine._progress, "read", refuses)
     drive(sweep, engine, 7200)
-    assert succeeded(sweep) == [1, 2, 3]
+    assert succeeded(sweep) == list(range(count, 6))
+    mended = bad.pop()
+    drive(sweep, engine, 120)
+    assert engine.memory.live.keys() == set(range(count - 1)), f"{mended} had its turn"
+
+
+def test_prefixes_that_are_refused_keep_no_other_from_being_read_by_processes_of_one_look(make_sweep, monkeypatch):
+    """They know nothing of the looks before; but a refusal comes at once, and tells nothing of the other prefixes."""
+    sweep = make_sweep(changes={"trials": 6, "parallel": 6}, script=script_of(epochs=5, step_s=60.0))
+    drive(sweep, sweep.engine(), 60)
+    bad = {trial.prefix for trial in sweep.trials()[:4]}
+    for _ in range(8):
+        engine = sweep.engine()
+        read = engine._progress.read
+
+        def refuses(prefix, read=read):
+            if prefix in bad:
+                raise PermissionError("AccessDenied: its key is not ours")
+            return read(prefix)
+
+        monkeypatch.setattr(engine._progress, "read", refuses)
+        engine.cycle(lambda: False)
+        sweep.clock.wait(sweep.clock.now() + timedelta(seconds=120), due=sweep.clock.now() + timedelta(seconds=120))
+    assert succeeded(sweep) == [4, 5]
 
 
 def test_a_trial_is_concluded_once_the_reader_has_its_last_attempt_whole(make_sweep, monkeypatch):
