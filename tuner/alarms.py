@@ -46,6 +46,7 @@ def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> 
         f"botocore, a proxy), then: tuner resume {unit.study.name}"
     )
     unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=memory.halted)
+    unit.remember({HALTED: memory.halted})
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
 

@@ -22,7 +22,7 @@ from tuner.jobs import (
     SecretMissing,
     ServiceUnavailable,
 )
-from tuner.model import AttemptEnd, AttemptState, Holder, Intent, StudyState, TrialState
+from tuner.model import AttemptEnd, AttemptState, Holder, StudyState, TrialState
 from tuner.proposals import ProposalError
 from tuner.reconcile import Reconciler, Resumption
 from tuner.views import status_view
@@ -45,6 +45,14 @@ def events(sweep, kind: str):
     return [event for event in sweep.store.events(sweep.study.id) if event.kind == kind]
 
 
+def resume(sweep) -> None:
+    """What `tuner resume` settles before its engine goes on."""
+    holder = Holder(host="here", boot_id="b", pid=7, started="7")
+    lease = sweep.store.acquire(sweep.study.id, holder, now=sweep.clock.now(), period_s=60.0, gone=lambda _: True)
+    study = sweep.store.study_by_id(sweep.study.id)
+    Reconciler(sweep.store, lease, Mock(), sweep.clock).take_up(study, Resumption("me"))
+
+
 # --- what was asked for
 
 
@@ -62,6 +70,8 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     (line,) = narrate([differs])
     assert (line.level, job.name in line.text) == ("error", True)
     assert "tuner resume sweep" in line.text
+    status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
+    assert status["warnings"][0] == engine.memory.halted, "also whoever looks later learns why it stopped"
     # nobody failed, and at the poll after the job was made it was told to stop
     assert {trial.state for trial in sweep.trials()} == {TrialState.BACKING_OFF}
     assert sum(event.kind == "attempt.stop" for event in sweep.store.events(sweep.study.id)) == 3
@@ -120,10 +130,7 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     assert sweep.engine().memory.halted, "and the next process asks for nothing either"
 
     sweep.cloud.create = plain
-    holder = Holder(host="here", boot_id="b", pid=7, started="7")
-    lease = sweep.store.acquire(sweep.study.id, holder, now=sweep.clock.now(), period_s=60.0, gone=lambda _: True)
-    study = sweep.store.study_by_id(sweep.study.id)
-    Reconciler(sweep.store, lease, Mock(), sweep.clock).take_up(study, Resumption("me"))
+    resume(sweep)
     again = sweep.engine()
     assert again.memory.halted is None
     assert again.run(lambda: False) is StudyState.FINISHED
@@ -170,11 +177,8 @@ def test_once_jobs_are_what_was_asked_for_the_study_goes_on(make_sweep):
     assert sweep.run() is StudyState.STOPPED
     sweep.cloud.describe = plain
     describing(sweep, lambda request: request)
-    study = sweep.store.study_by_id(sweep.study.id)
+    resume(sweep)
     engine = sweep.engine()
-    unit = engine._unit(sweep.clock.now())
-    unit.set_study(replace(study, intent=Intent.RUN, intent_at=sweep.clock.now()))
-    engine._commit(unit, "resumed")
     assert engine.run(lambda: False) is StudyState.FINISHED
     assert engine.memory.halted is None
     assert succeeded(sweep) == [0, 1, 2]
