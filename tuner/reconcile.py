@@ -99,7 +99,7 @@ class Reconciler:
 
         Raises UserError, with nothing written.
         """
-        unit = self._unit(study)
+        unit = UnitOfWork.following(self._store, study, self._clock.now())
         if wish.moved is not None:
             self._move(unit, wish.moved)
         self._apply_requests(unit)
@@ -140,12 +140,6 @@ class Reconciler:
             return
         for orphan in found:
             self._tell("error", f"job {orphan.job}: {orphan.text}")
-
-    def _unit(self, study: Study) -> UnitOfWork:
-        last_seq = self._store.last_seq(study.id)
-        last = self._store.events(study.id, after_seq=last_seq - 1)
-        recorded_after = last[-1].recorded_at if last else None
-        return UnitOfWork(study, last_seq=last_seq, now=self._clock.now(), recorded_after=recorded_after)
 
     def _commit(self, unit: UnitOfWork) -> None:
         change = unit.change()
@@ -291,7 +285,7 @@ class Reconciler:
         for trial in waiting:
             assert trial.retry_of is not None, "chosen by it"
             files = copy_own_files(objects, prefixes[trial.retry_of], trial.prefix, renew=self._renew)
-            unit = self._unit(study)
+            unit = UnitOfWork.following(self._store, study, self._clock.now())
             unit.event(_COPIED, work=Work(trial), of=trial.retry_of, files=files)
             self._commit(unit)
 

@@ -8,6 +8,7 @@ anew. Transitions go through the tables of `states`, and every one of them is an
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Self
 
 from tuner.calls import OutOfCalls
 from tuner.decide import EventDraft
@@ -27,6 +28,7 @@ from tuner.model import (
     TrialState,
 )
 from tuner.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
+from tuner.store import Store
 
 
 class UnitOfWork:
@@ -45,6 +47,13 @@ class UnitOfWork:
         self._points: dict[tuple[int, int, str], Point] = {}
         self._events: list[Event] = []
         self._requests: list[Request] = []
+
+    @classmethod
+    def following(cls, store: Store, study: Study, now: datetime) -> Self:
+        """For who holds the lease and runs no engine: what is recorded last is asked of the store."""
+        last_seq = store.last_seq(study.id)
+        last = store.events(study.id, after_seq=last_seq - 1)
+        return cls(study, last_seq=last_seq, now=now, recorded_after=last[-1].recorded_at if last else None)
 
     # --- what happened
 

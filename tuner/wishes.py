@@ -187,7 +187,7 @@ def _request(store: Store, study: Study, verb: str, values: dict[str, Json], clo
         current = store.study_by_id(study.id)
         pending = store.pending_requests(study.id)
         if any(each.id == request.id for each in pending):
-            unit = UnitOfWork(current, last_seq=store.last_seq(study.id), now=clock.now())
+            unit = UnitOfWork.following(store, current, clock.now())
             for each in pending:
                 requests.apply(unit, each)
             change = unit.change()

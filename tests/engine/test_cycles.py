@@ -191,6 +191,13 @@ def test_a_cancellation_is_not_made_a_stop(user):
     assert "request.refused" in someone.sweep.kinds()
 
 
+def test_a_change_under_a_clock_that_was_set_back_is_no_step_back_in_the_story(user):
+    someone = at_work(user)
+    someone.sweep.clock.jump(timedelta(minutes=-10))
+    wishes.request_set("sweep", someone.sweep.store, ["trials=9"], clock=someone.sweep.clock)
+    assert broken(someone.sweep) == []
+
+
 @pytest.mark.parametrize(
     ("asked", "verb", "after"), [("stop", "stop", Intent.RUN), ("cancel", "cancel", Intent.CANCEL)]
 )
