@@ -216,7 +216,13 @@ def _fastest(pools: Sequence[Pool], scene: Scene) -> Pool:
 # --- moving
 
 
-def elsewhere(attempts: Sequence[Attempt], policy: Policy, scene: Scene, waits_since: datetime) -> Pool | None:
+def elsewhere(
+    attempts: Sequence[Attempt],
+    policy: Policy,
+    scene: Scene,
+    waits_since: datetime,
+    pays: Callable[[Pool], bool] = lambda _pool: True,
+) -> Pool | None:
     """Where a trial should go whose last attempt waits for spot capacity since `waits_since`; None: it stays."""
     here = attempts[-1].pool
     waited_s = (scene.now - waits_since).total_seconds()
@@ -229,6 +235,7 @@ def elsewhere(attempts: Sequence[Attempt], policy: Policy, scene: Scene, waits_s
         if pool != here
         and _takes_movers(pool, scene, waits_since)
         and waited_s >= 2 * scene.standing(pool).wait_s * 2**moves
+        and pays(pool)
     ]
     return preferred(better, attempts[:-1], scene) if better else None
 

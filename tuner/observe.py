@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from tuner import alarms, capacity, decide, proof, signs
 from tuner.calls import UNMETERED, Call, Calls
@@ -395,8 +396,9 @@ class Observer:
             return
         scene = memory.survey(self._now)
         for since, _, work in sorted(waiting):
-            pool = capacity.elsewhere(work.attempts, memory.policy, scene, since)
-            if pool is not None and memory.could_pay(work, pool):
+            pays = partial(memory.could_pay, work)
+            pool = capacity.elsewhere(work.attempts, memory.policy, scene, since, pays)
+            if pool is not None:
                 self._leave(work, pool)
                 scene.movers += 1
                 scene.attempts[capacity.kind_of(pool)] += 1  # its place is kept for the others of this tick

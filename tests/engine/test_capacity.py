@@ -196,6 +196,14 @@ def test_a_job_that_never_started_goes_elsewhere(make_sweep):
     ]
 
 
+def test_who_waits_goes_to_a_pool_that_the_budget_allows_past_one_that_it_does_not(make_sweep):
+    """The first type is dry, the second is likelier and too dear: the third is taken, as it is for a first job."""
+    sweep = make_sweep(changes=study(SECOND, FIRST, THIRD, budget={"usd": 0.9}), pools={SECOND: FOREVER})
+    assert sweep.run(hours=3) is StudyState.FINISHED
+    assert types_of(sweep) == [SECOND, THIRD]
+    assert broken(sweep) == []
+
+
 def test_a_short_loss_moves_nobody(make_sweep):
     sweep = make_sweep(
         changes=study(FIRST, SECOND, trials=4, parallel=4),
