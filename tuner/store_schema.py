@@ -288,8 +288,9 @@ def _prepare(connection: sqlite3.Connection, _record: object) -> None:
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Switch a file to WAL mode, for good; does nothing where it is.
 
-    Of two who switch at the same time SQLite refuses one at once, whatever its timeout: that one waits for the write
-    lock as any writer does, and tries again. The other one is done by then, so that nobody tries for ever.
+    Of two who switch at the same time SQLite refuses one at once, whatever its timeout: that one waits, as any writer
+    does, until it had the file to itself, and tries again. The other one is done by then, and so is whoever read: one
+    who reads for longer than a writer waits is an error, and nobody tries for ever.
     """
     while True:
         try:
@@ -297,7 +298,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN EXCLUSIVE")
             connection.execute("ROLLBACK")
         else:
             return

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from store_records import bench, trial
 
+from tuner import store_schema
 from tuner.store import Store, StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
 from tuner.store_schema import SCHEMA
 
@@ -52,6 +53,20 @@ def test_a_new_file_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> 
         with closing(Store.open(f"sqlite:///{path}")) as store:
             assert store.studies() == []
         release.join()
+
+
+def test_a_file_that_somebody_reads_for_long_is_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is not in WAL mode, and is being looked at: its readers keep it from that mode, but not writers."""
+    monkeypatch.setattr(store_schema, "BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "copy.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE t AS SELECT 1")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM t").fetchall()
+        with pytest.raises(StoreUnreachable, match="database is locked"):
+            Store.open(f"sqlite:///{path}")
 
 
 def test_a_store_in_memory_lives_as_long_as_it_is_open() -> None:
