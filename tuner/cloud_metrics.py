@@ -119,11 +119,12 @@ class CloudMetrics:
     def _look(self) -> None:
         """Bring everything up to date: CloudWatch at most once a minute, the rows once a tick."""
         now = self._clock.now()
-        if self._asked_at is None or now - self._asked_at >= _ROWS_EVERY:
+        # a clock that was ahead, and was set back, hides nothing until it is there again
+        if self._asked_at is None or abs(now - self._asked_at) >= _ROWS_EVERY:
             for trial, attempts, _ in self._live():
                 self._views.setdefault(trial.prefix, _TrialView(())).attempts = attempts
             self._asked_at = now
-        if self._looked_at is not None and now - self._looked_at < _LOOK_EVERY:
+        if self._looked_at is not None and abs(now - self._looked_at) < _LOOK_EVERY:
             return
         until = (now - _SETTLES).replace(second=0, microsecond=0)
         asked = {

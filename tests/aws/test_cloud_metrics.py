@@ -141,6 +141,17 @@ def read(reader: CloudMetrics, number: int = 1) -> list[tuple[int | None, float]
     return steps(reader.read(trial(number).prefix).points)
 
 
+def test_a_clock_that_was_ahead_hides_no_minute_once_it_is_right(cloud: Cloud) -> None:
+    """By what it said at the last look, there was nothing to look for until it says so again."""
+    reader = cloud.reader()
+    cloud.pass_minutes(120)
+    assert read(reader) == []
+    cloud.pass_minutes(-110)
+    cloud.rows.append((trial(2), [attempt(2)], None))
+    cloud.put("k-00002-001", 1, 0.5)
+    assert read(reader, 2) == [(1, 0.5)]
+
+
 def test_the_nth_minute_with_a_value_is_step_n(cloud: Cloud) -> None:
     for minute, value in ((1, 0.1), (4, 0.2), (7.2, 0.3), (7.6, 0.5)):
         cloud.put("k-00001-001", minute, value)
