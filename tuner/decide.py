@@ -202,7 +202,7 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
     """Apply the rows of a job's history that were not applied before; end the attempt once its status is final.
 
     `billed_ratio` is what the estimate takes billed over training time to be: `Memory.billed_ratio`. Money is not
-    final here: see `final_figures`.
+    final here: whoever ends the attempt books its bill.
     """
     history = _consumable(seen)
     events: list[EventDraft] = []
