@@ -308,7 +308,7 @@ def _after_stop(why: StopReason, trial: Trial, policy: Policy, now: datetime) ->
     if why is StopReason.PAUSE:
         return Verdict(TrialEvent.PAUSE)
     if why is StopReason.USER:
-        return Verdict(TrialEvent.BACK_OFF, "stopped by the user")
+        return Verdict(TrialEvent.BACK_OFF, "the study was stopped")
     if why in (StopReason.MOVE, StopReason.LIMIT):
         return Verdict(TrialEvent.BACK_OFF, str(why), due_at=now)
     if why is StopReason.STALL:

@@ -74,6 +74,7 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert status["warnings"][0] == engine.memory.halted, "also whoever looks later learns why it stopped"
     # nobody failed, and at the poll after the job was made it was told to stop
     assert {trial.state for trial in sweep.trials()} == {TrialState.BACKING_OFF}
+    assert not [trial for trial in sweep.trials() if "user" in trial.reason], "who asked for nothing is told so"
     assert sum(event.kind == "attempt.stop" for event in sweep.store.events(sweep.study.id)) == 3
     assert sweep.clock.now() - sweep.study.created_at < timedelta(minutes=10)
     assert broken(sweep) == []

@@ -117,7 +117,7 @@ TABLE = [
     (E.STOPPED, StopReason.PAUSE, True, TrialEvent.PAUSE, None),
     (E.STOPPED, StopReason.MOVE, True, TrialEvent.BACK_OFF, "move"),
     (E.STOPPED, StopReason.LIMIT, True, TrialEvent.BACK_OFF, "limit"),
-    (E.STOPPED, StopReason.USER, True, TrialEvent.BACK_OFF, "stopped by the user"),
+    (E.STOPPED, StopReason.USER, True, TrialEvent.BACK_OFF, "the study was stopped"),
     (E.STOPPED, StopReason.CANCEL, True, TrialEvent.CANCEL, "cancelled"),
     (E.STOPPED, StopReason.STALL, True, TrialEvent.BACK_OFF, "stall"),
     (E.STOPPED, StopReason.TRIAL_BUDGET, True, TrialEvent.BACK_OFF, "trial_budget"),
