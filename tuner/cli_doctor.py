@@ -126,6 +126,7 @@ def _bill_document(name: str, found: CurAudit) -> dict[str, object]:
         "report": {
             "lines": report.lines,
             "repeated": report.repeated,
+            "other_ids": report.other_ids,
             "from": iso(report.starts_at),
             "to": iso(report.ends_at),
             "final": report.final,
@@ -161,9 +162,14 @@ def _bill_text(name: str, found: CurAudit) -> str:
     totals = f"recorded {dollars(found.ledger_usd)}, billed {dollars(found.billed_usd)} for {compared}"
     beside = f"storage, tax and discounts beside it {dollars(found.other_usd)}"
     again = f", {report.repeated} of them given again and counted once" if report.repeated else ""
+    twice = (
+        f"warning: {counted(report.other_ids, 'line')} of its jobs stood in an earlier file, too, but for their ids: "
+        "if the files are two deliveries of one month, give the newer one alone"
+    )
     lines = [
         render(table(columns, rows, right=right)),
         f"report {period}: {counted(report.lines, 'line')}{again}",
+        *([twice] if report.other_ids else []),
         f"{totals}; {counted(left_out, 'job')} left out; {beside}",
         f"{safe(name)}: " + (agreed if found.ok else counted(len(found.lines), "difference")),
     ]

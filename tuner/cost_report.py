@@ -6,8 +6,10 @@ it on an account. It asks no service: the store and the files are enough.
 Rules: reports are read as they stream, column names old and new (`lineItem/ResourceId`, `line_item_resource_id`); of a
 report nothing is kept but the sums of this study's jobs. Only compute is compared: storage, tax, discounts and the
 negation of savings plans are shown beside it. What the report cannot know yet is "not billed yet", not a difference.
-Reports may overlap: a line is counted once, wherever its id and its interval come again; of reports without ids, one
-that was given before is refused. Of each line of this study's jobs a digest is kept, of others nothing.
+Files of one delivery may overlap: a line is counted once, wherever its id and its interval come again; of reports
+without ids, one that was given before is refused. Another delivery of the same month gives its lines other ids (AWS:
+"can't be used to identify the same line item across different reports"), which nothing tells from a job whose hour is
+split over two files: that is said, and counted. Of each line of this study's jobs two digests are kept, of others none.
 """
 
 import csv
@@ -68,6 +70,7 @@ class Report:
     jobs: Mapping[str, Billed]  # by ARN
     lines: int
     repeated: int  # lines of this study's jobs that came more than once, and were counted once
+    other_ids: int  # lines of this study's jobs like one of another file, but for the id: counted
     starts_at: datetime
     ends_at: datetime
     final: bool
@@ -148,6 +151,7 @@ def read(files: Sequence[Path], marker: str) -> Report:
         jobs=jobs,
         lines=count,
         repeated=seen.repeated,
+        other_ids=seen.other_ids,
         starts_at=_moment(starts_at, files[0]),
         ends_at=_moment(ends_at, files[0]),
         final=final,
@@ -159,15 +163,20 @@ class _Seen:
 
     def __init__(self) -> None:
         self.repeated = 0
+        self.other_ids = 0
         self._amounts: dict[bytes, bytes] = {}  # by what names a line
+        self._places: dict[bytes, Path] = {}  # by all that names a line but its id
         self._files: dict[bytes, Path] = {}  # those without ids
 
     def is_new(self, line: Mapping[str, str], file: Path) -> bool:
         """Whether a line was not met before. Raises UserError where it was, and said something else."""
+        place = _digest(line[key] for key in ("resource", "type", "usage", "start", "end"))
+        elsewhere = self._places.setdefault(place, file) != file
         if not line.get("id"):
+            self.other_ids += elsewhere
             return True  # see `whole`
         # ids are promised to be unique within a part of a report alone, so they name a line together with the rest
-        name = _digest(line[key] for key in ("id", "resource", "type", "usage", "start", "end"))
+        name = _digest((line["id"], place.hex()))
         amount = _digest(line[key] for key in ("amount", "cost"))
         known = self._amounts.setdefault(name, amount)  # this very one where none was known
         if known != amount:
@@ -176,6 +185,7 @@ class _Seen:
                 "are two versions of one report; give the newer one alone"
             )
         self.repeated += known is not amount
+        self.other_ids += elsewhere and known is amount
         return known is amount
 
     def whole(self, file: Path, lines: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.store import store_records as records
 from tuner import cli
+from tuner.cli_doctor import _bill_text
 from tuner.cost_report import audit_bill, read
 from tuner.model import AttemptEnd, AttemptState, Change
 from tuner.store import Store
@@ -164,6 +165,19 @@ def test_two_versions_of_a_report_are_refused(report):
     old, new = report(line(id="x", cost="0.1"), name="old.csv"), report(line(id="x"), name="new.csv")
     with pytest.raises(UserError, match=r"new.csv: its line x .* two versions of one report; give the newer one alone"):
         audit_bill(STUDY, [attempt()], [old, new])
+
+
+@pytest.mark.parametrize("without", [{}, {"id": True}], ids=["ids", "no ids"])
+def test_another_delivery_of_the_same_month_is_said(report, without):
+    """Its lines have other ids: the bill seems twice as high, and the reader must learn why."""
+    old = report(EC2, line(), line(1), name="old.csv", **without)
+    new = report(EC2, line(), line(1), line(2), name="new.csv", **without)
+    found = audit_bill(STUDY, [attempt(0), attempt(1)], [old, new])
+    assert (found.report.repeated, found.report.other_ids) == (0, 2)
+    assert "2 lines of its jobs stood in an earlier file, too" in _bill_text("digits", found)
+    alone = audit_bill(STUDY, [attempt(0), attempt(1)], [new])
+    assert alone.report.other_ids == 0
+    assert "earlier file" not in _bill_text("digits", alone)
 
 
 def test_reports_without_ids_are_refused_when_they_are_equal(report):
