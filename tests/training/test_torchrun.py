@@ -35,6 +35,7 @@ for step in range(latest.step + 1 if latest else 1, int(sys.argv[2]) + 1):
         print("waiting", rank, flush=True)
     while step == 3 and not latest and os.environ["MODE"] == "wait":
         time.sleep(0.05)
+dist.destroy_process_group()  # else gloo's threads may meet the end of the process, which aborts it
 """
 
 
