@@ -239,7 +239,7 @@ class JobServiceContract:
 
     def test_max_wait_of_a_job_that_lost_its_capacity(self, world: World) -> None:
         world.start()
-        world.service.create(replace(world.request(f"{STUDY}-a", LONG), max_run_s=8, max_wait_s=8))
+        world.service.create(replace(world.request(f"{STUDY}-a", LONG), max_run_s=20, max_wait_s=20))
         world.until_row(f"{STUDY}-a", "Training")
         world.lose_capacity(100_000)
         seen = world.until_final(f"{STUDY}-a")
@@ -259,7 +259,7 @@ class JobServiceContract:
 
     def test_max_run_counts_all_runs_together(self, world: World) -> None:
         world.start()
-        world.service.create(replace(world.request(f"{STUDY}-a", LONG), max_run_s=8))
+        world.service.create(replace(world.request(f"{STUDY}-a", LONG), max_run_s=20))
         for run in (1, 2):
             world.until(f"{STUDY}-a", lambda seen, run=run: story(seen).count("Training") == run)
             world.let_pass(1.0)
