@@ -30,7 +30,7 @@ def answers(monkeypatch):
     def look_and_tell(job, **options):
         news = look(job, **options)
         if job._own is not None:
-            heard = sum(len(run.points) + run.loose_reports for run in job._runs.values())
+            heard = sum(len(run.points) + run.loose_reports.total() for run in job._runs.values())
             for answer in {job.checkpoints / "runs" / f"heard-{heard}", *_saved(job)} - told:
                 with suppress(OSError):
                     answer.touch()
