@@ -10,6 +10,7 @@ ends the call in silence. SIGTERM leaves as Ctrl-C does, by an exception: what a
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeAlias
 
-from tuner.cli_text import safe
+from tuner.cli_text import name_store, pasteable, safe
 from tuner.verbs import Exit, UserError
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
@@ -64,14 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
+    name_store("")
     try:
         _refuse_unbuilt(arguments)
         args = parser().parse_args(arguments)
+        name_store(_store_option(args.store))
         with _leaving_by_sigterm():
             code = _run(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"tuner: {safe(error)}", file=sys.stderr)
+        print(f"tuner: {pasteable(safe(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Python flushes standard output once more at exit: it must have somewhere to go.
@@ -101,6 +104,18 @@ def parser() -> argparse.ArgumentParser:
     _add_checking_verbs(verbs)
     _add_rehearse(verbs)
     return top
+
+
+def _store_option(url: str | None) -> str:
+    """A password is masked: the user knows it."""
+    if not url:
+        return ""
+    from tuner.store_schema import StoreError, masked  # noqa: PLC0415 - SQLAlchemy, as whatever opens this store will
+
+    try:
+        return f" --store {shlex.quote(masked(url))}"
+    except StoreError:  # the verb refuses it
+        return ""
 
 
 def _run(args: argparse.Namespace) -> int:

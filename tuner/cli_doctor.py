@@ -15,7 +15,7 @@ from tuner import cli_events, cli_print, cost_report, first_dollar, worlds
 from tuner import doctor as examiner
 from tuner import prepare as preparing
 from tuner import spec as spec_file
-from tuner.cli_read import out, out_json, reading, say, store_option, store_url
+from tuner.cli_read import out, out_json, reading, say, store_url
 from tuner.cli_table import render, table
 from tuner.cli_text import counted, dollars, safe
 from tuner.clock import SystemClock
@@ -72,7 +72,7 @@ def _first_dollar(args: argparse.Namespace) -> int:
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         if queue_of(store.facts(place.scope)) is None:
-            create = f"tuner doctor {shlex.quote(str(args.file))} --events create{store_option(args.store)}"
+            create = f"tuner doctor {shlex.quote(str(args.file))} --events create"
             say(safe(f"to see which events come, first: {create}"))
         _agree(yes=args.yes)
         outcome = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)

@@ -4,7 +4,6 @@ Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; onl
 """
 
 import argparse
-import json
 
 from tuner import events_setup, opening, spec
 from tuner.aws import Aws
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the template, or make, record or remove what it describes. FILE names region and profile."""
     if args.events == "print":
         say(_HOW)
-        out(json.dumps(events_setup.template(), indent=2))
+        out_json(events_setup.template())
         return Exit.DONE
     with opening.operating_errors(), reading(args.store) as store:
         settings = None if args.file is None else spec.load(args.file).sagemaker

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tuner.cli_print import simulated_note
 from tuner.cli_table import can_redraw, state, table, wants_color
-from tuner.cli_text import counted, dollars, lost_work, number, safe
+from tuner.cli_text import counted, dollars, lost_work, number, pasteable, safe
 from tuner.clock import Clock
 from tuner.model import TrialState
 from tuner.verbs import Display, EngineView, EventLine, LiveRow
@@ -48,7 +48,7 @@ class PlainDisplay:
         self._print(now, line)
 
     def event(self, line: EventLine) -> None:
-        self._print(line.at, level_text(line))
+        self._print(line.at, pasteable(level_text(line)))
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -78,7 +78,7 @@ class LiveDisplay:
 
     def event(self, line: EventLine) -> None:
         at = Text(f"{line.at:%H:%M:%S} ", style="dim")
-        self._console.print(at.append(safe(level_text(line)), style=_STYLES[line.level]))
+        self._console.print(at.append(pasteable(safe(level_text(line))), style=_STYLES[line.level]))
 
     def close(self) -> None:
         self._live.stop()

@@ -202,7 +202,7 @@ def comparison(doc: Doc) -> str:
     )
 
 
-def final_summary(doc: Doc, store_option: str = "") -> str:
+def final_summary(doc: Doc) -> str:
     """What a sweep came to: printed at the end of `launch` and `resume`."""
     note = simulated_note(doc["simulated"])
     lines = [
@@ -210,18 +210,18 @@ def final_summary(doc: Doc, store_option: str = "") -> str:
         f"  best           {best_text(doc)}",
         f"  spend          {spend_text(doc)}{note}",
         f"  on demand      {dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}",
-        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc, store_option)}",
+        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc)}",
         f"  work lost      {lost_text(doc)}",
         *warnings(doc),
         "next:",
-        *(f"  {line}" for line in next_commands(doc, store_option)),
+        *(f"  {line}" for line in next_commands(doc)),
     ]
     return "\n".join(lines)
 
 
-def next_commands(doc: Doc, store_option: str = "") -> list[str]:
+def next_commands(doc: Doc) -> list[str]:
     """Commands to paste, by the state that the study is in."""
-    name = shlex.quote(doc["study"]) + store_option
+    name = shlex.quote(doc["study"])
     best = doc["best"][0] if isinstance(doc["best"], list) and doc["best"] else doc["best"]
     match doc["state"]:
         case "finished" | "cancelled":
@@ -416,7 +416,7 @@ def simulated_line() -> str:
     return "dollars are simulated: list prices of a local study, which nobody pays"
 
 
-def _resumed_from(doc: Doc, store_option: str) -> str:
+def _resumed_from(doc: Doc) -> str:
     """Every step, or plainly a sum of them: a list that breaks off looks as if it were all."""
     steps: list[int] = doc["resumed_from_steps"]
     if not steps:
@@ -424,7 +424,7 @@ def _resumed_from(doc: Doc, store_option: str) -> str:
     several = len(set(steps))
     if several <= _STEPS_SHOWN:
         return f" (from {'step' if several == 1 else 'steps'} {steps_text(steps)})"
-    each = f"tuner trials {shlex.quote(doc['study'])}{store_option}"
+    each = f"tuner trials {shlex.quote(doc['study'])}"
     return f" (from steps {min(steps)} to {max(steps)}, in the median {median_low(steps)}; each: {each})"
 
 

@@ -7,7 +7,6 @@ exit code of the contract. No engine, no Optuna, no botocore and no pandas is lo
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from rich.text import Text
 from tuner import cli_print, holders, local_view, looking, opening, views, worlds
 from tuner.cli_show import story
 from tuner.cli_table import can_redraw, wants_color
-from tuner.cli_text import safe, safe_log
+from tuner.cli_text import pasteable, safe, safe_log
 from tuner.clock import Clock, SystemClock
 from tuner.compare import compare as compare_studies
 from tuner.compare import document, to_csv, write_png
@@ -46,7 +45,7 @@ def status(args: argparse.Namespace) -> int:
         docs = _status_docs(store, args.study, SystemClock().now())
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](looking.check(str(doc["study"]), store, options=store_option(args.store)))
+                doc["problems"] = list[Json](looking.check(str(doc["study"]), store))
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
@@ -142,7 +141,7 @@ def compare(args: argparse.Namespace) -> int:
     doc = document(result)
     text = to_csv(result) if args.format == "csv" else as_json(doc) if args.json else cli_print.comparison(doc)
     if args.output is None:
-        out(text.removesuffix("\n"))
+        _to_stdout(text.removesuffix("\n"))
     else:
         _write(args.output, text.removesuffix("\n") + "\n")
     return Exit.DONE
@@ -203,23 +202,23 @@ def store_url(url: str | None) -> str:
     return url or os.environ.get(opening.STORE_VARIABLE) or opening.DEFAULT_STORE
 
 
-def store_option(url: str | None) -> str:
-    """What to add to a command that is to be pasted. A password would be masked: the user knows it."""
-    return f" --store {shlex.quote(masked(url))}" if url else ""
-
-
 def out(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    """Results as text; documents and files of data go out as they are."""
+    _to_stdout(pasteable(text))
 
 
 def say(text: str) -> None:
     """To whoever watches: standard error."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{pasteable(text)}\n")
     sys.stderr.flush()
 
 
 def out_json(doc: object) -> None:
-    out(as_json(doc))
+    _to_stdout(as_json(doc))
+
+
+def _to_stdout(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def as_json(doc: object) -> str:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from tuner import cli_print, looking, opening, retention, study, views, wishes
 from tuner.cli_doctor import bill
 from tuner.cli_live import choose
-from tuner.cli_read import out, out_json, reading, say, store_option
-from tuner.cli_text import dollars, safe
+from tuner.cli_read import out, out_json, reading, say
+from tuner.cli_text import dollars, pasteable, safe
 from tuner.clock import SystemClock
 from tuner.model import Intent
 from tuner.store import Store
@@ -34,7 +34,6 @@ def launch(args: argparse.Namespace) -> int:
         say(f"store {safe(store.masked)}")
         return _drive(
             ready.spec.name,
-            args,
             lambda display, signals: study.launch(ready, store, display=display, signals=signals),
         )
 
@@ -48,7 +47,6 @@ def resume(args: argparse.Namespace) -> int:
     with _changing(args, "resume") as store:
         return _drive(
             args.study,
-            args,
             lambda display, signals: study.resume(
                 args.study,
                 store,
@@ -66,7 +64,6 @@ def stop(args: argparse.Namespace) -> int:
     with _changing(args, "stop") as store:
         return _drive(
             args.study,
-            args,
             lambda display, signals: wishes.request_stop(
                 args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
             ),
@@ -78,7 +75,6 @@ def cancel(args: argparse.Namespace) -> int:
     with _changing(args, "cancel") as store:
         return _drive(
             args.study,
-            args,
             lambda display, signals: wishes.request_cancel(args.study, store, display=display, signals=signals),
             Intent.CANCEL,
         )
@@ -119,24 +115,21 @@ def gc(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _drive(
-    name: str, args: argparse.Namespace, verb: Callable[[Display, Signals], Outcome], wish: Intent | None = None
-) -> int:
+def _drive(name: str, verb: Callable[[Display, Signals], Outcome], wish: Intent | None = None) -> int:
     """Run an engine under a display and the two-stage signals, then say what it came to.
 
     `wish` is what the verb asks for; None: what the study was asked for last.
     """
     display = choose(SystemClock())
-    with Signals() as signals:
+    with Signals(shown=pasteable) as signals:
         try:
             outcome = verb(display, signals)
         finally:
             display.close()
-    option = store_option(args.store)
-    out(cli_print.final_summary(outcome.summary, option))
+    out(cli_print.final_summary(outcome.summary))
     if signals.stop_requested:
         asked = wish or Intent(str(outcome.summary["intent"]))
-        say(f"left in order; {left_behind(f'{name}{option}', asked)}")
+        say(f"left in order; {left_behind(name, asked)}")
     if outcome.refused is not None:
         say(f"tuner: {safe(outcome.refused)}")
     return outcome.exit_code

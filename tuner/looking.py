@@ -32,11 +32,8 @@ def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
         return retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=dry_run)
 
 
-def check(name: str, store: Store, *, clock: Clock | None = None, options: str = "") -> list[str]:
-    """Invariants that need no cloud, and the engine's health; no line means all is well.
-
-    `options`: what a command that is to be pasted needs beside the study's name.
-    """
+def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
+    """Invariants that need no cloud, and the engine's health; no line means all is well."""
     now = (clock or SystemClock()).now()
     with operating_errors():
         study = store.study(name)
@@ -44,7 +41,7 @@ def check(name: str, store: Store, *, clock: Clock | None = None, options: str =
     if study.state.active:
         with operating_errors():
             cycles = study.holder is None and _driven_by_cycles(study, store)
-        lines += _engine_health(study, now, cycles=cycles, options=options)
+        lines += _engine_health(study, now, cycles=cycles)
     return lines
 
 
@@ -54,8 +51,8 @@ def _driven_by_cycles(study: Study, store: Store) -> bool:
     return bool(taken_up) and taken_up[-1].details.get("once") is True
 
 
-def _engine_health(study: Study, now: datetime, *, cycles: bool, options: str) -> list[str]:
-    remedy = how_to_go_on(f"{study.name}{options}", study.intent)
+def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[str]:
+    remedy = how_to_go_on(study.name, study.intent)
     poll_s = max(from_json(study.spec).settings.poll_interval_s, 1.0)
     quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
     if cycles:

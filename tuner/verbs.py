@@ -236,10 +236,11 @@ class Signals:
     outside of one it only carries `stop_requested`, for tests and callers with handlers of their own.
     """
 
-    def __init__(self, last_words: str = "") -> None:
+    def __init__(self, last_words: str = "", shown: Callable[[str], str] = str) -> None:
         self.stop_requested = False
         self.received: int | None = None
         self.last_words = last_words  # printed by the second signal: how to go on
+        self._shown = shown  # what makes of words what the user is to read
         self._wake: Callable[[], None] = lambda: None
         self._former: dict[int, _Handler] = {}
 
@@ -257,7 +258,7 @@ class Signals:
     def deliver(self, signum: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - the handlers' signature
         """What the handlers do. No locks, no buffered output: it runs in the middle of anything."""
         if self.stop_requested:
-            os.write(2, f"\n{self.last_words}\n".encode())
+            os.write(2, f"\n{self._shown(self.last_words)}\n".encode())
             os._exit(128 + signum)
         self.stop_requested, self.received = True, signum
         self._wake()

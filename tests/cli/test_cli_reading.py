@@ -14,7 +14,7 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_print, cli_read, looking, views
+from tuner import cli_print, cli_read, cli_text, looking, views
 from tuner.clock import VirtualClock
 from tuner.model import RunEnd, StudyState
 
@@ -187,7 +187,34 @@ def test_what_check_says_to_do_is_for_the_store_that_was_named(call: Call, folde
     """Pasted without it, the line met another store, and no such study."""
     url = f"sqlite:///{folder}/tuner.db"
     out = call("status", "digits", "--check", "--store", url).out
-    assert f"tuner resume digits --store {url}\n" in out
+    assert f"tuner --store {url} resume digits\n" in out
+
+
+def test_a_refusal_names_the_store_that_was_named_too(call: Call, folder: Path) -> None:
+    url = f"sqlite:///{folder}/tuner.db"
+    assert f"tuner --store {url} trials digits lists them" in call("logs", "digits", "99", "--store", url).err
+    assert "tuner trials digits lists them" in call("logs", "digits", "99").err
+
+
+@pytest.mark.parametrize(
+    ("text", "pasted"),
+    [
+        ("go on: tuner resume x, or tuner cancel x", "go on: tuner -s resume x, or tuner -s cancel x"),
+        ("see `tuner trials x` of it", "see `tuner -s trials x` of it"),
+        ("tuner set x budget.usd=2 --store y; tuner stop x", "tuner set x budget.usd=2 --store y; tuner -s stop x"),
+        (
+            "the tuner resumes; spot-tuner resumed it; tuner: stop",
+            "the tuner resumes; spot-tuner resumed it; tuner: stop",
+        ),
+    ],
+)
+def test_commands_in_a_text_get_the_option(text: str, pasted: str) -> None:
+    cli_text.name_store(" -s")
+    try:
+        assert cli_text.pasteable(text) == pasted
+    finally:
+        cli_text.name_store("")
+    assert cli_text.pasteable(text) == text
 
 
 def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +390,7 @@ def _environment() -> dict[str, str]:
         (list(range(1, 13)), "1 run resumed (from steps 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)"),
         (
             [*range(1, 30), 2, 2],
-            "1 run resumed (from steps 1 to 29, in the median 14; each: tuner trials digits --store x)",
+            "1 run resumed (from steps 1 to 29, in the median 14; each: tuner trials digits)",
         ),
     ],
 )
@@ -371,4 +398,4 @@ def test_the_steps_that_runs_resumed_from_are_all_told_or_summed(folder: Path, s
     store = cli_store.Store.open(f"sqlite:///{folder}/tuner.db")
     doc = views.summary_view(store, store.study("digits"), cli_store.NOW) | {"resumed_from_steps": steps}
     store.close()
-    assert f"  interruptions  1, {said}\n" in cli_print.final_summary(doc, " --store x")
+    assert f"  interruptions  1, {said}\n" in cli_print.final_summary(doc)

@@ -118,9 +118,9 @@ def test_the_first_signal_ends_in_order_and_says_how_to_go_on(call: Call, fake: 
     fake.presses, fake.state = [number], StudyState.RUNNING
     left, out, err = call("resume", "digits", "--store", "sqlite:///tuner.db")
     assert left == code
-    assert "jobs in flight go on: tuner resume digits --store sqlite:///tuner.db" in err
-    assert "tuner cancel digits --store sqlite:///tuner.db" in err
-    assert out.splitlines()[-2] == "  tuner resume digits --store sqlite:///tuner.db"
+    assert "jobs in flight go on: tuner --store sqlite:///tuner.db resume digits" in err
+    assert "tuner --store sqlite:///tuner.db cancel digits" in err
+    assert out.splitlines()[-2] == "  tuner --store sqlite:///tuner.db resume digits"
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])

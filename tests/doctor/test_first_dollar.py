@@ -239,7 +239,7 @@ def test_it_records_which_events_came_how_much_later(cloud, tmp_path, store, que
 def test_without_a_queue_it_says_how_to_have_one(cloud, tmp_path, store, capsys):
     file = study_file(tmp_path / "my study")
     assert cli.main(["doctor", str(file), "--store", str(store.url), "--first-dollar"]) == 2
-    line = f"to see which events come, first: tuner doctor '{file}' --events create --store {store.url}\n"
+    line = f"to see which events come, first: tuner --store {store.url} doctor '{file}' --events create\n"
     assert line in capsys.readouterr().err
     events_setup.create(cloud.aws(), store, SCOPE, SystemClock().now())
     assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
