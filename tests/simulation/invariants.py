@@ -99,8 +99,9 @@ class Invariants:
         limits = {(limit[0], limit[1]): limit for limit in study.attrs.get("tuner:limits", [])}
         if kind not in limits or not limits[kind][2]:
             return
-        # an engine's tick begins before its calls, and clocks jump
-        if datetime.fromisoformat(limits[kind][3]) + timedelta(minutes=20) < soak.clock.now() + soak.skew:
+        # by the time at which its tick began: an engine decides by no other, and until it calls, it may stand still and
+        # its clock be set back, so that what was told long ago seems new
+        if datetime.fromisoformat(limits[kind][3]) + timedelta(minutes=20) < process.tick_at:
             return
         known = {a.job_name for a in soak.store.attempts(study.id) if a.live and a.arn is not None} | process.answered
         live = [job for job in soak.jobs.values() if job.name in known and not job.status.final]

@@ -65,6 +65,7 @@ class Process:
     fenced: bool = False  # another has taken the study over
     died: bool = False
     ticks: int = 0
+    tick_at: datetime = START  # when its tick began, by its machine's clock: the time by which it decides
     answered: set[str] = field(default_factory=set)  # jobs that it was told in this tick were created
     soak: "Soak | None" = None
 
@@ -359,6 +360,8 @@ class Soak:
         self.armed.append([point, kind, skip])
 
     def _passes(self, process: Process, point: str) -> None:
+        if point == "before observed":  # each tick passes here first, and no time has passed in it yet
+            process.tick_at = self.clock.now() + self.skew
         for entry in self.armed:
             if entry[0] != point:
                 continue
