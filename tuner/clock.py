@@ -23,6 +23,10 @@ class Clock(Protocol):
         """The present moment, aware, in UTC."""
         ...
 
+    def elapsed_s(self) -> float:
+        """Seconds since some moment: they pass while the machine sleeps, and nobody sets them."""
+        ...
+
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:
         """Return at `until`, the next poll, or earlier when woken; at once when `until` has passed.
 
@@ -40,6 +44,9 @@ class SystemClock:
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def elapsed_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:  # noqa: ARG002 - for virtual time
         end = time.monotonic() + (until - self.now()).total_seconds()
@@ -72,7 +79,7 @@ class VirtualClock:
     """
 
     def __init__(self, start: datetime) -> None:
-        self._now = start
+        self._now = self._start = start
         self._world: World | None = None
 
     def attach(self, world: World) -> None:
@@ -81,6 +88,9 @@ class VirtualClock:
 
     def now(self) -> datetime:
         return self._now
+
+    def elapsed_s(self) -> float:
+        return (self._now - self._start).total_seconds()
 
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:
         poll = until - self._now
@@ -94,3 +104,4 @@ class VirtualClock:
     def jump(self, by: timedelta) -> None:
         """Set the clock forward or back, as an administrator or a bad time server would."""
         self._now += by
+        self._start += by

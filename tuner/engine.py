@@ -116,6 +116,8 @@ class Engine:
         self.study = study
         self.lease = lease
         self._world = world
+        left_s = (lease.expires_at - world.clock.now()).total_seconds()
+        self._lease_until_s = world.clock.elapsed_s() + left_s  # as `elapsed_s` counts
         self._stop_requested: Callable[[], bool] = lambda: False
         self._load()
 
@@ -224,7 +226,10 @@ class Engine:
     def _renew(self) -> None:
         # a lease that ran out between two polls would be there for the taking while its engine lives
         period_s = LEASE_S + 2 * self.memory.policy.poll_s
-        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=period_s)
+        clock = self._world.clock
+        until_s = clock.elapsed_s() + period_s
+        self.lease = self._world.store.renew(self.lease, now=clock.now(), period_s=period_s)
+        self._lease_until_s = until_s
 
     def _wait_for_store(self, error: StoreUnreachable) -> None:
         """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
@@ -271,7 +276,9 @@ class Engine:
         self._commit(unit, "acted")
 
     def _lease_is_good(self) -> bool:
-        return (self.lease.expires_at - self._world.clock.now()).total_seconds() > _LEASE_MARGIN_S
+        # by both clocks: one that is set back makes a lease look good that another engine took since
+        left_s = (self.lease.expires_at - self._world.clock.now()).total_seconds()
+        return min(left_s, self._lease_until_s - self._world.clock.elapsed_s()) > _LEASE_MARGIN_S
 
     def _unit(self, now: datetime) -> UnitOfWork:
         return UnitOfWork(

@@ -301,6 +301,24 @@ def test_a_tick_that_outlasted_its_lease_sends_nothing_once_somebody_else_took_o
     assert sweep.cloud.calls["stop"] == 0
 
 
+def test_a_clock_that_was_set_back_makes_no_lease_good_that_somebody_else_took(make_sweep):
+    sweep = make_sweep(changes={"trials": 2, "parallel": 2}, script=script_of(epochs=500, step_s=60.0))
+    engine = sweep.engine()
+    engine.tick()
+
+    def overtaken(point):
+        if point == "after observed":  # nothing more is committed before the stop is sent
+            sweep.clock.wait(sweep.clock.now() + timedelta(seconds=LEASE_S + 200))
+            sweep.engine()
+            sweep.clock.jump(timedelta(seconds=-LEASE_S - 190))
+
+    engine._world = replace(engine._world, crash_point=overtaken)
+    sweep.store.add_request(sweep.study.id, "stop", {"intent": "stop_now"}, "me", sweep.clock.now())
+    with pytest.raises(LeaseLost):
+        engine.tick()
+    assert sweep.cloud.calls["stop"] == 0
+
+
 class Ahead:
     """A clock that is minutes ahead of the service's: signatures allow five."""
 
@@ -311,6 +329,9 @@ class Ahead:
 
     def now(self):
         return self._true.now() + self.BY
+
+    def elapsed_s(self):
+        return self._true.elapsed_s()
 
     def wait(self, until, *, due=None):
         self._true.wait(until - self.BY, due=None if due is None else due - self.BY)

@@ -244,6 +244,9 @@ class Skewed:
     def now(self):
         return self.true.now() + self.ahead
 
+    def elapsed_s(self):
+        return self.true.elapsed_s()
+
     def wait(self, until, *, due=None):
         self.true.wait(until - self.ahead, due=None if due is None else due - self.ahead)
 

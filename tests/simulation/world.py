@@ -66,6 +66,9 @@ class SkewedClock:
     def now(self) -> datetime:
         return self._true.now() + self._skew()
 
+    def elapsed_s(self) -> float:
+        return self._true.elapsed_s()
+
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:
         skew = self._skew()
         self._true.wait(until - skew, due=None if due is None else due - skew)
