@@ -127,16 +127,26 @@ def account(history: Sequence[HistoryRow], until: datetime) -> Account:
     """Figures of a whole history; a row that has not ended lasts to the next row, the last one to `until`."""
     events = [event for _, event in read_rows(history)]
     up = _spans(history, _DOWNLOADING | {"Training"})
+    rows = _understood(history)
     return Account(
         interruptions=events.count(AttemptEvent.INTERRUPT),
         restarts=events.count(AttemptEvent.RESTART),
         spans=tuple(_spans(history, frozenset({"Training"}))),
         run_s=sum(max(0.0, ((span.ended_at or until) - span.started_at).total_seconds()) for span in up),
         # after an interruption a job may wait in that row itself
-        startup_s=_seconds_in(history, _PREPARING | _DOWNLOADING | {"Interrupted"}, until),
-        upload_s=_seconds_in(history, frozenset({"Uploading"}), until),
-        billed_s=_seconds_in(history, _BILLED, until),
+        startup_s=_seconds_in(rows, _PREPARING | _DOWNLOADING | {"Interrupted"}, until),
+        upload_s=_seconds_in(rows, frozenset({"Uploading"}), until),
+        billed_s=_seconds_in(rows, _BILLED, until),
     )
+
+
+def _understood(history: Sequence[HistoryRow]) -> list[HistoryRow]:
+    """The rows, but one that is not foreseen goes on with the status before it: what was up still is, and is billed."""
+    rows: list[HistoryRow] = []
+    for row in history:
+        known = foreseen(row.status) or not rows
+        rows.append(row if known else replace(row, status=rows[-1].status))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,22 @@ def test_the_limit_is_seen_between_two_descriptions_of_a_job(make_sweep):
     assert 200_000 < final(sweep) <= 200_000 + RATE * 60 / 3600
 
 
+@pytest.mark.parametrize("status", ["Updating", "Levitating"])
+def test_a_job_that_shows_an_unknown_status_costs_on(make_sweep, status):
+    """Each description would unsay what was estimated since that status came, and the limit would never be met."""
+    sweep = make_sweep(
+        script=script_of(epochs=900, step_s=60.0), changes=study(0.2), settings=Settings(saving=0.0, stop_grace_s=0.0)
+    )
+    engine = sweep.engine()
+    name = f"{sweep.study.key}-00000-001"
+    engine.run(lambda: name in sweep.cloud.jobs and sweep.cloud.jobs[name].secondary == "Training")
+    sweep.cloud.show(name, status)
+    engine.run(lambda: False)
+    assert "unforeseen" in sweep.kinds()
+    assert ends(sweep) == [(TrialState.FAILED, "trial_budget")]
+    assert 200_000 < final(sweep) <= 200_000 + RATE * 60 / 3600
+
+
 def test_a_job_that_was_not_billed_tells_no_discount(make_sweep):
     """As one that failed for a fault of the service's may be; its engine went down with it, and each one after it."""
     sweep = make_sweep(

@@ -241,6 +241,25 @@ def test_an_interrupted_history_in_figures():
     assert figures.billed_s == 110 + 210 + 10
 
 
+def test_a_status_that_is_not_foreseen_goes_on_with_the_one_before_it():
+    """Its instances are up and billed, or are not, as they were. `Updating` is among the values that the API names."""
+    rows = history(
+        ("Starting", 0), ("Never seen", 5), ("Downloading", 60), ("Training", 70), ("Updating", 100),
+        ("Interrupted", 170), ("Never seen", 180), ("Training", 300), ("Never seen", 400), ("Updating", 450),
+        ("Uploading", 500), ("Never seen", 510), ("Completed", 520),
+    )  # fmt: skip
+    figures = account(rows, at(520))
+    assert figures.run_s == 110 + 200
+    assert figures.billed_s == 110 + 200 + 20
+    assert figures.upload_s == 20
+    assert figures.startup_s == 60 + 10 + 130
+    assert (figures.interruptions, figures.restarts) == (1, 0)
+
+
+def test_a_job_of_which_nothing_is_known_is_not_billed():
+    assert account(history(("Never seen", 0)), at(100)).billed_s == 0
+
+
 def test_max_run_counts_from_the_first_downloading_of_a_run():
     assert account(history(("Starting", 0), ("Downloading", 10), ("Training", 40)), at(100)).run_s == 90
 
