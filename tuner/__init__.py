@@ -7,7 +7,7 @@ names of the Python API are loaded when they are first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.frames import Study, launch, load, resume
+    from tuner.api import Study, launch, load, resume
 
 __all__ = ["Study", "launch", "load", "resume"]
 
@@ -15,9 +15,9 @@ __all__ = ["Study", "launch", "load", "resume"]
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - each name has a type of its own
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tuner import frames  # noqa: PLC0415 - see the docstring
+    from tuner import api  # noqa: PLC0415 - see the docstring
 
-    return getattr(frames, name)
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:
