@@ -11,18 +11,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tuner import cli_events, cli_print, cost_report, first_dollar, worlds
+from tuner import cli_events, cli_print, worlds
 from tuner import doctor as examiner
-from tuner import prepare as preparing
 from tuner import spec as spec_file
+from tuner.aws import cost_report, first_dollar
+from tuner.aws import prepare as preparing
+from tuner.aws.cost_report import CurAudit
+from tuner.aws.hints import queue_of
+from tuner.aws.iam_policy import UNKNOWN_ACCOUNT
 from tuner.cli_read import out, out_json, reading, say, store_url
 from tuner.cli_table import render, table
 from tuner.cli_text import counted, dollars, safe
 from tuner.clock import SystemClock
-from tuner.cost_report import CurAudit
-from tuner.hints import queue_of
 from tuner.opening import operating_errors
-from tuner.policy_iam import UNKNOWN_ACCOUNT
 from tuner.verbs import Exit, UserError
 from tuner.views import iso, simulated
 

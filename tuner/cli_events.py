@@ -5,12 +5,13 @@ Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; onl
 
 import argparse
 
-from tuner import events_setup, opening, spec
-from tuner.aws import Aws
+from tuner import opening, spec
+from tuner.aws import events_setup
+from tuner.aws.connections import Aws
+from tuner.aws.rates import scope
 from tuner.cli_read import out, out_json, reading, say
 from tuner.cli_text import safe
 from tuner.clock import SystemClock
-from tuner.rates import scope
 from tuner.verbs import Exit
 
 _HOW = f"""\

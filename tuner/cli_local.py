@@ -63,7 +63,7 @@ def _tell(url: str, key_id: str, secret: str, region: str) -> None:
 
 def _reports(directory: Path, args: argparse.Namespace) -> list[Callable[[], None]]:
     """What is to be called again and again, so that other services are told."""
-    from tuner.aws import Aws, AwsError  # noqa: PLC0415 - as above
+    from tuner.aws.connections import Aws, AwsError  # noqa: PLC0415 - as above
     from tuner.clock import SystemClock  # noqa: PLC0415
     from tuner.local.events import EventSender  # noqa: PLC0415
     from tuner.local.logs import LogSender  # noqa: PLC0415

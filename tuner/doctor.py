@@ -16,14 +16,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from tuner import doctor_aws, policy_iam, worlds
-from tuner.aws import AwsError
+from tuner import worlds
+from tuner.aws import doctor as doctor_aws
+from tuner.aws import iam_policy
+from tuner.aws.connections import AwsError
+from tuner.aws.prepare import connection
+from tuner.aws.rates import scope
 from tuner.clock import Clock
 from tuner.local.namespace import find_isolation
 from tuner.model import Fact, Json
 from tuner.opening import DEFAULT_STORE, operating_errors
-from tuner.prepare import connection
-from tuner.rates import scope
 from tuner.spec import StudySpec, load
 from tuner.store import Store, StoreError, current, masked
 from tuner.store_schema import SCHEMA, forgets
@@ -68,7 +70,7 @@ def known(file: Path, store_url: str) -> list[Fact]:
 def policies(file: Path | None) -> dict[str, Json]:
     """The IAM policies of a study, or with words to fill in. Raises UserError for a file that is none of AWS."""
     if file is None:
-        return policy_iam.documents(policy_iam.place(None, None, None))
+        return iam_policy.documents(iam_policy.place(None, None, None))
     with operating_errors():
         spec = load(file)
     if spec.backend == "local":
@@ -77,8 +79,8 @@ def policies(file: Path | None) -> dict[str, Json]:
     try:
         identity, region = aws.identity, aws.region
     except AwsError:  # who asks for a policy may not have any rights yet
-        return policy_iam.documents(policy_iam.place(spec, None, spec.sagemaker.region))
-    return policy_iam.documents(policy_iam.place(spec, identity, region))
+        return iam_policy.documents(iam_policy.place(spec, None, spec.sagemaker.region))
+    return iam_policy.documents(iam_policy.place(spec, identity, region))
 
 
 def _python() -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from tuner import holders, local_view, retention, worlds
+from tuner.aws.logs import CloudLogs
 from tuner.clock import Clock, SystemClock
-from tuner.cloud_logs import CloudLogs
 from tuner.model import Study
 from tuner.opening import operating_errors
 from tuner.retention import Survey

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tuner.aws import AwsError
+from tuner.aws.connections import AwsError
 from tuner.jobs import JobError
 from tuner.model import Study
 from tuner.prices import PriceUnknown

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import audit, prepare, requests, workload, worlds
+from tuner import audit, requests, workload, worlds
+from tuner.aws import prepare
 from tuner.checkpoints import copy_own_files
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobService

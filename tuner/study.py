@@ -16,8 +16,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from tuner import prepare as preparing
 from tuner import workload, worlds
+from tuner.aws import prepare as preparing
 from tuner.clock import Clock, SystemClock
 from tuner.driving import acquire, drive, outcome_of
 from tuner.memory import limits_to_keep

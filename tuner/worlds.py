@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuner import workload
-from tuner.aws import Aws
+from tuner.aws.connections import Aws
 from tuner.clock import Clock
 from tuner.jobs import trial_and_attempt
 from tuner.model import Fact, Json, Study
@@ -25,12 +25,12 @@ from tuner.spec_records import LocalMarket
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
+    from tuner.aws.rates import SharedCalls
     from tuner.engine import Watcher, World
     from tuner.jobs import JobService
     from tuner.objects import Objects
     from tuner.packaging import Bundle
     from tuner.proposals import Proposer
-    from tuner.rates import SharedCalls
     from tuner.sagemaker import SageMakerJobs
     from tuner.store import Store
 
@@ -140,7 +140,7 @@ def place(spec: StudySpec, local_dir: Path | None) -> Place:
 
 def jobs_in_turn(study: Study, store: "Store", clock: Clock) -> "JobService":
     """The job service for a verb: it shares the account's calls with the engines, and waits for its turn."""
-    from tuner.rates import Patient, RateLimited  # noqa: PLC0415 - few verbs need it
+    from tuner.aws.rates import Patient, RateLimited  # noqa: PLC0415 - few verbs need it
 
     where = place_of(study)
     if isinstance(where, LocalPlace):
@@ -151,7 +151,7 @@ def jobs_in_turn(study: Study, store: "Store", clock: Clock) -> "JobService":
 
 def _shared_calls(store: "Store", scope: str, clock: Clock, facts: Iterable[Fact]) -> "SharedCalls":
     """The account's calls. Raises UserError for a TUNER_CALLS that says nothing."""
-    from tuner.rates import SharedCalls, rates_within  # noqa: PLC0415 - only studies on AWS need it
+    from tuner.aws.rates import SharedCalls, rates_within  # noqa: PLC0415 - only studies on AWS need it
 
     try:
         return SharedCalls(store, scope, clock, rates_within(facts))
@@ -222,9 +222,9 @@ def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, w
 
 def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
     """The world of an engine that shares its account's calls with others, and hears of changes where it can."""
-    from tuner.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
+    from tuner.aws.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
+    from tuner.aws.rates import RateLimited  # noqa: PLC0415
     from tuner.progress import ReadAhead  # noqa: PLC0415
-    from tuner.rates import RateLimited  # noqa: PLC0415
     from tuner.signs import sync_delay_s  # noqa: PLC0415
 
     known = world.store.facts(where.scope)
@@ -241,7 +241,7 @@ def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
 
 def _watched_by_cloudwatch(world: "World", where: AwsPlace, study: Study, spec: StudySpec) -> "World":
     """The world of jobs without our bootstrap, which writes metrics under their prefixes."""
-    from tuner.cloud_metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
+    from tuner.aws.metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
 
     def progress() -> CloudMetrics:
         live = partial(world.store.live, study.id)

@@ -12,7 +12,7 @@ import botocore.session
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from tuner.aws import Aws
+from tuner.aws.connections import Aws
 from tuner.local.service import LocalSageMaker
 from tuner.local.transport import attach
 from tuner.objects import DirectoryObjects

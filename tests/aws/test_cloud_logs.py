@@ -8,10 +8,10 @@ import boto3
 import pytest
 from aws_account import Account
 
-from tuner import cloud_logs
-from tuner.aws import AwsError
+from tuner.aws import logs as cloud_logs
+from tuner.aws.connections import AwsError
+from tuner.aws.logs import GROUP, CloudLogs
 from tuner.clock import VirtualClock
-from tuner.cloud_logs import GROUP, CloudLogs
 
 # Recent: CloudWatch takes nothing older than two weeks, and moto keeps to that.
 NOW_MS = int(datetime.now(UTC).timestamp() * 1000) - 3_600_000

@@ -10,8 +10,8 @@ import boto3
 import pytest
 from aws_account import Account
 
+from tuner.aws.metrics import NAMESPACE, CloudMetrics
 from tuner.clock import VirtualClock
-from tuner.cloud_metrics import NAMESPACE, CloudMetrics
 from tuner.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
 from tuner.memory import Work
 from tuner.model import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState

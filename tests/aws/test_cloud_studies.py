@@ -11,10 +11,11 @@ import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, Account, study_file
 
-from tuner import cli, cloud_metrics, opening, worlds
+from tuner import cli, opening, worlds
+from tuner.aws import metrics as cloud_metrics
+from tuner.aws.logs import GROUP
+from tuner.aws.metrics import CloudMetrics
 from tuner.clock import SystemClock
-from tuner.cloud_logs import GROUP
-from tuner.cloud_metrics import CloudMetrics
 from tuner.engine import Unwatched
 from tuner.progress import ReadAhead
 from tuner.spec import StudySpec, from_json

@@ -8,8 +8,8 @@ import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, ROLE, Account, study_file
 
-from tuner import preflight
-from tuner.aws import Aws
+from tuner.aws import preflight
+from tuner.aws.connections import Aws
 from tuner.spec import load
 from tuner.verbs import Finding
 

@@ -6,7 +6,7 @@ import boto3
 import pytest
 from aws_account import REGION, Account
 
-from tuner.image import SdkRefused, find_image, find_role
+from tuner.aws.image import SdkRefused, find_image, find_role
 from tuner.spec_records import Framework
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from aws_account import ACCOUNT, REGION, Account, study_file
 
 from tuner import cli, opening
-from tuner.rates import RATES, scope
+from tuner.aws.rates import RATES, scope
 
 SCOPE = scope(ACCOUNT, REGION)
 
@@ -30,7 +30,7 @@ def test_calls_come_out_of_the_buckets_of_the_account(
 ) -> None:
     """The buckets hardly fill here, so that what is missing in them is what was called."""
     monkeypatch.setenv("TUNER_CALLS", ",".join(f"{call}=0.0001" for call in RATES))
-    monkeypatch.setattr("tuner.rates._BURST_S", 1e7)
+    monkeypatch.setattr("tuner.aws.rates._BURST_S", 1e7)
     assert cli.main(["launch", "study.yaml", "-y"]) == 0
     made = Counter(account.calls)
     assert made["CreateTrainingJob"] == 2

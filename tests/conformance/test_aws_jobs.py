@@ -19,7 +19,7 @@ import pytest
 from job_service import JobServiceContract, World
 from test_local_jobs import PROGRAMS
 
-from tuner.aws import Aws
+from tuner.aws.connections import Aws
 from tuner.jobs import JobError, JobRequest, JobService, JobSummary, Observation
 from tuner.prices import RateCard, cost_microusd
 from tuner.sagemaker import SageMakerJobs

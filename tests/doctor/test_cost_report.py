@@ -14,8 +14,8 @@ import pytest
 
 from tests.store import store_records as records
 from tuner import cli
+from tuner.aws.cost_report import audit_bill, read
 from tuner.cli_doctor import _bill_text
-from tuner.cost_report import audit_bill, read
 from tuner.model import AttemptEnd, AttemptState, Change
 from tuner.store import Store
 from tuner.verbs import UserError

@@ -11,10 +11,11 @@ import boto3
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, study_file
-from tuner import cli, doctor_aws, image, preflight
-from tuner.aws import Aws
+from tuner import cli
+from tuner.aws import doctor, image, preflight
+from tuner.aws.connections import Aws
+from tuner.aws.price_list import Listed
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
-from tuner.price_list import Listed
 from tuner.prices import Rate
 from tuner.spec import load
 
@@ -25,7 +26,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
 
 def found(account, folder, *changes):
     account.quotas.setdefault(QUOTA, 4)
-    return list(doctor_aws.examine(account.aws(), load(study_file(folder, *changes)), datetime.now(UTC)))
+    return list(doctor.examine(account.aws(), load(study_file(folder, *changes)), datetime.now(UTC)))
 
 
 def lines(findings, level):
@@ -95,7 +96,7 @@ def test_an_action_without_an_answer_is_unknown_and_not_allowed(account, simulat
 
 
 def test_an_answer_that_does_not_end_is_no_answer(account, simulator, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor_aws, "_PAGES_MAX", 2)
+    monkeypatch.setattr(doctor, "_PAGES_MAX", 2)
     simulator.page = 1
     told = [line for line in lines(found(account, tmp_path), "warn") if "rights of" in line]
     assert len(told) == 2
@@ -199,7 +200,7 @@ def test_a_notebook_needs_no_role_in_its_study(account, tmp_path, monkeypatch):
 def test_a_budget_that_no_trial_fits_at_the_prices_of_the_account_is_an_error(account, tmp_path, monkeypatch):
     """The file alone is checked by the shipped prices; the rest is looked at all the same."""
     dear = {"ml.m5.large": Rate(Decimal(50), "price list", "2026-01-01")}
-    monkeypatch.setattr(doctor_aws, "listed", lambda *_: Listed(rates=dear))
+    monkeypatch.setattr(doctor, "listed", lambda *_: Listed(rates=dear))
     findings = found(account, tmp_path, ("backend:", "budget: {usd: 1}\nbackend:"))
     [line] = lines(findings, "error")
     assert line.startswith("budget.usd: ")
@@ -271,7 +272,7 @@ class Refusing(DirectoryObjects):
 def test_the_probe_of_the_storage(tmp_path, refuse, level, said):
     objects = Refusing(tmp_path / "s3", refuse=refuse.split())
     uri = "s3://a-bucket/root/doctor/x.txt"
-    [finding] = doctor_aws.try_storage(objects, uri)
+    [finding] = doctor.try_storage(objects, uri)
     assert finding.level == level
     assert said in f"{finding.what} {finding.remedy}"
     if refuse != "delete":
@@ -291,7 +292,7 @@ def skew(account, seconds):
         response_dict["headers"]["date"] = date
 
     aws.client("sts").meta.events.register("before-parse.sts.GetCallerIdentity", dated)
-    return list(doctor_aws.clock_skew(aws, NOW.replace(microsecond=0)))
+    return list(doctor.clock_skew(aws, NOW.replace(microsecond=0)))
 
 
 @pytest.mark.parametrize(

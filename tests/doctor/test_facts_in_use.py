@@ -6,13 +6,14 @@ import pytest
 
 from tests.aws.aws_account import ACCOUNT, REGION, study_file
 from tests.store import store_records as records
-from tuner import first_dollar, prepare, worlds
+from tuner import worlds
+from tuner.aws import first_dollar, prepare
+from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.calls import Call
 from tuner.clock import SystemClock, VirtualClock
 from tuner.engine import World
 from tuner.memory import Work
 from tuner.model import AttemptState, Fact
-from tuner.rates import RATES, RATES_FACT, rates_within
 from tuner.signs import SYNC_FACT, sync_delay_s, warnings
 from tuner.spec import load
 from tuner.store import Store

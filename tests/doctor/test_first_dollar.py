@@ -15,10 +15,12 @@ import pytest
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, ROLE, study_file
 from tests.below import contents
 from tests.rates.test_events import entry, left, put
-from tuner import cli, cli_doctor, events_setup, first_dollar, hints, prepare, worlds
-from tuner.aws import AwsError
+from tuner import cli, cli_doctor, worlds
+from tuner.aws import events_setup, first_dollar, hints, prepare
+from tuner.aws.connections import AwsError
+from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
+from tuner.aws.iam_policy import Place, caller_rights
 from tuner.clock import SystemClock, VirtualClock
-from tuner.first_dollar import CEILING_USD, Pace, plan, smallest
 from tuner.jobs import (
     CredentialsRefused,
     HistoryRow,
@@ -32,7 +34,6 @@ from tuner.jobs import (
 )
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
-from tuner.policy_iam import Place, caller_rights
 from tuner.prices import Rate
 from tuner.sagemaker_request import request_parameters
 from tuner.spec import load

@@ -7,13 +7,13 @@ import pytest
 
 from tests.local.local_world import LocalWorld, request
 from tests.readme import readme_text
-from tuner import first_dollar
+from tuner.aws import first_dollar
+from tuner.aws.rates import RATES_FACT
 from tuner.jobs import JobNameTaken
 from tuner.local.billing import bill
 from tuner.local.jobdir import Row
 from tuner.local.settings import Settings
 from tuner.local.views import description
-from tuner.rates import RATES_FACT
 from tuner.sagemaker import SageMakerJobs
 from tuner.signs import SYNC_FACT
 

@@ -8,9 +8,9 @@ import aws_calls
 import pytest
 
 from tests.spec.spec_files import spec_of
-from tuner import cloud_logs, policy_iam
-from tuner.aws import Identity
-from tuner.policy_iam import FREE_CALLS, Place, documents, place, principal
+from tuner.aws import iam_policy, logs
+from tuner.aws.connections import Identity
+from tuner.aws.iam_policy import FREE_CALLS, Place, documents, place, principal
 from tuner.sagemaker_request import request_parameters
 from tuner.workload import specimen
 
@@ -50,7 +50,7 @@ def actions(policy):
 
 
 def test_the_rights_name_exactly_the_calls_that_the_code_can_make():
-    named = [call for right in policy_iam.caller_rights(Place()) for call in right.calls]
+    named = [call for right in iam_policy.caller_rights(Place()) for call in right.calls]
     assert len(named) == len(set(named))
     made = aws_calls.calls()
     assert {call: made.get(call) for call in set(named) ^ (set(made) - FREE_CALLS)} == {}
@@ -72,7 +72,7 @@ def test_the_policy_allows_what_these_calls_need_and_nothing_else():
 
 
 def test_each_statement_allows_what_its_own_calls_need():
-    for right in policy_iam.caller_rights(Place()):
+    for right in iam_policy.caller_rights(Place()):
         needed = {action for call in right.calls for action in actions_of(call)}
         assert needed == set(right.actions) - set(BESIDE)
 
@@ -102,7 +102,7 @@ def test_the_role_may_do_what_a_container_and_the_agents_do():
 
 
 def test_logs_are_granted_where_they_are_read():
-    assert policy_iam.LOG_GROUP == cloud_logs.GROUP
+    assert iam_policy.LOG_GROUP == logs.GROUP
 
 
 def test_stars_stand_only_where_iam_knows_nothing_narrower():

@@ -14,9 +14,9 @@ from botocore.stub import Stubber
 from fake_account import pretend
 
 from tests.spec.spec_files import spec_of
-from tuner.aws import Aws, AwsError
+from tuner.aws.connections import Aws, AwsError
+from tuner.aws.price_list import fetch, listed, pinned
 from tuner.model import ListedPrice
-from tuner.price_list import fetch, listed, pinned
 from tuner.prices import PriceUnknown, Rate, RateCard
 from tuner.store import Store
 

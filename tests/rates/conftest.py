@@ -7,7 +7,7 @@ import pytest
 from fake_account import pretend
 from moto import mock_aws
 
-from tuner.aws import Aws
+from tuner.aws.connections import Aws
 
 REGION = "us-east-1"
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.rates.fleet import Fleet
-from tuner import cli, events_setup, hints
-from tuner.aws import Aws, AwsError
+from tuner import cli
+from tuner.aws import events_setup, hints
+from tuner.aws.connections import Aws, AwsError
+from tuner.aws.hints import QUEUE_FACT, QueueHints, hints_for, parse
+from tuner.aws.rates import scope
 from tuner.calls import Call
 from tuner.clock import SystemClock, VirtualClock
-from tuner.hints import QUEUE_FACT, QueueHints, hints_for, parse
 from tuner.jobs import ServiceUnavailable, job_name
-from tuner.rates import scope
 from tuner.rounds import Hint
 from tuner.simulator_parts import Script
 from tuner.store import Store

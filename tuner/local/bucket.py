@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuner import objects
-from tuner.aws import Aws, AwsError
+from tuner.aws.connections import Aws, AwsError
 from tuner.local.jobdir import new_temporary
 from tuner.local.tree import BadAddress, open_regular, split_uri
 

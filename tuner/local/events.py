@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.aws import AwsError, ask
+from tuner.aws.connections import AwsError, ask
 from tuner.local import views
 from tuner.local.faults import drawn
 from tuner.local.jobdir import ENDS, JobDir, Row, job_names, open_job

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tuner.aws import AwsError, ask
+from tuner.aws.connections import AwsError, ask
 from tuner.clock import Clock
 from tuner.local.jobdir import ENDS, JobDir, job_names, open_job
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tuner import events_setup
-from tuner.aws import Identity
+from tuner.aws import events_setup
+from tuner.aws.connections import Identity
 from tuner.model import Json
 from tuner.spec import StudySpec
 

@@ -11,8 +11,8 @@ forgotten first: an engine never looks for one that was never made.
 import json
 from datetime import datetime
 
-from tuner.aws import Aws, AwsError, ask
-from tuner.hints import QUEUE_FACT, VISIBILITY_S
+from tuner.aws.connections import Aws, AwsError, ask
+from tuner.aws.hints import QUEUE_FACT, VISIBILITY_S
 from tuner.model import Fact, Json
 from tuner.store import Store
 

@@ -26,8 +26,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from tuner import hints, packaging, preflight
-from tuner.aws import Aws, AwsError, ask, cli_options
+from tuner import packaging
+from tuner.aws import hints, preflight
+from tuner.aws.connections import Aws, AwsError, ask, cli_options
+from tuner.aws.iam_policy import LOG_GROUP, PROBE_PREFIX
+from tuner.aws.rates import RATES_FACT
 from tuner.clock import Clock
 from tuner.jobs import (
     Channel,
@@ -44,9 +47,7 @@ from tuner.jobs import (
 )
 from tuner.model import AttemptEnd, Fact, Json
 from tuner.objects import ObjectInfo, Objects, ObjectsError
-from tuner.policy_iam import LOG_GROUP, PROBE_PREFIX
 from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
-from tuner.rates import RATES_FACT
 from tuner.signs import SYNC_FACT
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws.connections import Aws, AwsError, ask
 from tuner.model import ListedPrice
 from tuner.prices import PriceUnknown, Rate, RateCard
 from tuner.spec import StudySpec

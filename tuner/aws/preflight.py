@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws.connections import Aws, AwsError, ask
 from tuner.capacity import Kind
 from tuner.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec

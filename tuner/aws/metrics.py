@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws.connections import Aws, AwsError, ask
 from tuner.clock import Clock
 from tuner.jobs import JobError, JobNotFound, JobService
 from tuner.model import Attempt, MetricPoint, ProgressReport, Trial

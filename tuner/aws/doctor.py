@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from tuner import policy_iam, preflight
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws import iam_policy, preflight
+from tuner.aws.connections import Aws, AwsError, ask
+from tuner.aws.iam_policy import Place, Right
+from tuner.aws.prepare import complete
+from tuner.aws.price_list import listed
 from tuner.objects import Objects, ObjectsError, S3Objects
-from tuner.policy_iam import Place, Right
-from tuner.prepare import complete
-from tuner.price_list import listed
 from tuner.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec
 from tuner.verbs import Finding
@@ -129,17 +129,17 @@ def try_storage(objects: Objects, uri: str) -> Iterator[Finding]:
 
 def rights(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
     """What IAM says of the caller and of the role. A simulation: bucket and key policies are not part of it."""
-    where = policy_iam.place(spec, aws.identity, aws.region)
-    caller = policy_iam.principal(aws.identity.arn)
+    where = iam_policy.place(spec, aws.identity, aws.region)
+    caller = iam_policy.principal(aws.identity.arn)
     if caller != aws.identity.arn:
         caller = _role_arn(aws, caller)
     if caller.endswith(":root"):
         yield Finding(level="warn", what="the caller is the account's root", remedy="use a role or a user of its own")
     else:
-        yield from _simulated(aws, caller, policy_iam.caller_rights(where), where)
+        yield from _simulated(aws, caller, iam_policy.caller_rights(where), where)
     if spec.sagemaker.role is not None:
         role = _role_arn(aws, f"arn:{where.partition}:iam::{where.account}:role/{where.role}")
-        yield from _simulated(aws, role, policy_iam.role_rights(where), where)
+        yield from _simulated(aws, role, iam_policy.role_rights(where), where)
 
 
 def _role_arn(aws: Aws, arn: str) -> str:
@@ -194,7 +194,7 @@ def _verdicts(aws: Aws, arn: str, right: Right, where: Place) -> dict[str, bool 
     query: dict[str, Any] = {
         "PolicySourceArn": arn,
         "ActionNames": list(right.actions),
-        "ResourceArns": [_specimen(each) for each in policy_iam.resources(right, where)],
+        "ResourceArns": [_specimen(each) for each in iam_policy.resources(right, where)],
         **({"ContextEntries": context} if context else {}),
     }
     verdicts: dict[str, bool | None] = dict.fromkeys(right.actions)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws.connections import Aws, AwsError, ask
 from tuner.clock import Clock
 from tuner.jobs import ServiceUnavailable, trial_and_attempt
 from tuner.model import Fact

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from tuner import image, preflight
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws import image, preflight
+from tuner.aws.connections import Aws, AwsError, ask
+from tuner.aws.price_list import PriceCache, listed, pinned
 from tuner.capacity import Kind
-from tuner.price_list import PriceCache, listed, pinned
 from tuner.prices import Rate, RateCard
 from tuner.spec import SpecError, StudySpec, completed
 from tuner.verbs import Exit, Finding, UserError

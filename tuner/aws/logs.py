@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from tuner.aws import Aws, AwsError, ask
+from tuner.aws.connections import Aws, AwsError, ask
 from tuner.clock import Clock
 
 GROUP = "/aws/sagemaker/TrainingJobs"

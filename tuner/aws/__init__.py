@@ -1,0 +1,1 @@
+"""The account around SageMaker: connections, images, quotas, prices, logs, events, rights and the bill."""
