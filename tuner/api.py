@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner import model, opening, study, views, worlds
-from tuner.cli_live import PlainDisplay, QuietDisplay
+from tuner.cli.live import PlainDisplay, QuietDisplay
 from tuner.clock import SystemClock
 from tuner.compare import Comparison, compare
 from tuner.spec import from_json

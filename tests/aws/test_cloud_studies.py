@@ -11,10 +11,11 @@ import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, Account, study_file
 
-from tuner import cli, opening, worlds
+from tuner import opening, worlds
 from tuner.aws import metrics as cloud_metrics
 from tuner.aws.logs import GROUP
 from tuner.aws.metrics import CloudMetrics
+from tuner.cli import main
 from tuner.clock import SystemClock
 from tuner.engine import Unwatched
 from tuner.progress import ReadAhead
@@ -39,7 +40,7 @@ class Shell:
         self.out = self.err = ""
 
     def __call__(self, *words: str) -> int:
-        code = cli.main(words)
+        code = main.main(words)
         self.out, self.err = self._capsys.readouterr()
         return code
 

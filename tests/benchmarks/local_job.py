@@ -17,7 +17,7 @@ import yaml
 
 from tests.benchmarks.measures import Measure, api_calls, measured
 from tuner import opening, study
-from tuner.cli_live import QuietDisplay
+from tuner.cli.live import QuietDisplay
 from tuner.verbs import Signals
 
 SCRIPT = """

@@ -8,7 +8,7 @@ import cli_store
 import pytest
 from cli_calls import Call, Called
 
-from tuner import cli
+from tuner.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
     def run(*words: object) -> Called:
         try:
-            code = cli.main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+            code = main.main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
         except SystemExit as left:  # argparse's own --help
             code = int(left.code or 0)
         out, err = capsys.readouterr()

@@ -9,7 +9,8 @@ from typing import Any
 import cli_store
 import pytest
 
-from tuner import cli_live, cli_text
+from tuner import cli_text
+from tuner.cli import live
 from tuner.clock import VirtualClock
 from tuner.model import AttemptState, StudyState, TrialState
 from tuner.verbs import EngineView, EventLine, LiveRow
@@ -63,9 +64,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return Terminal()
 
 
-def plain() -> tuple[cli_live.PlainDisplay, VirtualClock, io.StringIO]:
+def plain() -> tuple[live.PlainDisplay, VirtualClock, io.StringIO]:
     clock, stream = VirtualClock(cli_store.NOW), io.StringIO()
-    return cli_live.PlainDisplay(clock, stream), clock, stream
+    return live.PlainDisplay(clock, stream), clock, stream
 
 
 def test_plain_lines_are_one_line_each() -> None:
@@ -91,7 +92,7 @@ def test_the_summary_comes_at_most_each_ten_seconds_and_only_when_it_changed() -
 
 
 def test_the_live_display_shows_the_study_and_gives_the_terminal_back(terminal: Terminal) -> None:
-    display = cli_live.LiveDisplay(terminal)
+    display = live.LiveDisplay(terminal)
     display.tick(VIEW)
     display.event(LINE)
     display.close()
@@ -108,7 +109,7 @@ def test_the_live_display_shows_the_study_and_gives_the_terminal_back(terminal: 
 def test_no_color(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     def colours() -> list[str]:
         stream = Terminal()
-        display = cli_live.LiveDisplay(stream)
+        display = live.LiveDisplay(stream)
         display.tick(VIEW)
         display.event(LINE)
         display.close()
@@ -120,7 +121,7 @@ def test_no_color(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_trials_than_a_screen_holds_are_counted(terminal: Terminal) -> None:
-    display = cli_live.LiveDisplay(terminal)
+    display = live.LiveDisplay(terminal)
     display.tick(replace(VIEW, live=VIEW.live * 200))
     display.close()
     assert "and 184 more in flight" in terminal.getvalue()
@@ -128,18 +129,18 @@ def test_more_trials_than_a_screen_holds_are_counted(terminal: Terminal) -> None
 
 def test_the_display_fits_the_stream(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualClock(cli_store.NOW)
-    assert isinstance(cli_live.choose(clock, terminal), cli_live.LiveDisplay)
+    assert isinstance(live.choose(clock, terminal), live.LiveDisplay)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert isinstance(cli_live.choose(clock, io.StringIO()), cli_live.PlainDisplay)
+    assert isinstance(live.choose(clock, io.StringIO()), live.PlainDisplay)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(cli_live.choose(clock, terminal), cli_live.PlainDisplay)
+    assert isinstance(live.choose(clock, terminal), live.PlainDisplay)
 
 
 def test_restarts_from_zero_are_loud() -> None:
     unknown = replace(VIEW, lost_work_unknown_runs=1)
-    assert cli_live.summary_line(unknown).endswith(", at least 3.2s of work lost")
-    assert cli_live.summary_line(replace(unknown, lost_work_s=None)).endswith(", work lost not known")
-    assert "1 run RESTARTED FROM ZERO" in cli_live.summary_line(replace(VIEW, restarted_from_zero=1))
+    assert live.summary_line(unknown).endswith(", at least 3.2s of work lost")
+    assert live.summary_line(replace(unknown, lost_work_s=None)).endswith(", work lost not known")
+    assert "1 run RESTARTED FROM ZERO" in live.summary_line(replace(VIEW, restarted_from_zero=1))
 
 
 @pytest.mark.parametrize(

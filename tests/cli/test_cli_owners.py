@@ -29,7 +29,7 @@ def done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for verb in ("request_stop", "request_cancel"):
         monkeypatch.setattr(wishes, verb, drive)
     monkeypatch.setattr(wishes, "request_set", change)
-    monkeypatch.setattr("tuner.cli_print.final_summary", lambda *_: "summary")
+    monkeypatch.setattr("tuner.cli.printing.final_summary", lambda *_: "summary")
     return names
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli_calls import Call
 
-from tuner import cli
+from tuner.cli import main
 
 VERBS = [
     *(["launch"], ["resume"], ["status"], ["trials"], ["show"], ["logs"], ["best"], ["compare"], ["stop"], ["cancel"]),
@@ -57,7 +57,7 @@ def test_help_names_every_verb_and_no_other(call: Call) -> None:
 
 @pytest.mark.parametrize("words", [*READING, "local jobs"])
 def test_every_reading_verb_takes_json(words: str) -> None:
-    assert cli.parser().parse_args([*words.split(), "--json"]).json is True
+    assert main.parser().parse_args([*words.split(), "--json"]).json is True
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_a_usage_error_is_one_line_and_exit_2(call: Call, words: str, said: str)
 
 def test_the_store_may_be_named_before_or_after_the_verb() -> None:
     for words in (["--store", "u", "status"], ["status", "--store", "u"], ["db", "current", "--store", "u"]):
-        assert cli.parser().parse_args(words).store == "u"
-    assert cli.parser().parse_args(["status"]).store is None
+        assert main.parser().parse_args(words).store == "u"
+    assert main.parser().parse_args(["status"]).store is None
 
 
 def test_the_version_is_one_line(call: Call) -> None:
@@ -141,7 +141,7 @@ def test_an_interrupted_look_ends_quietly(call: Call, monkeypatch: pytest.Monkey
     def pressed(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run", pressed)
+    monkeypatch.setattr(main, "_run", pressed)
     code, _, err = call("status")
     assert code == 130
     assert "jobs go on" in err
@@ -155,7 +155,7 @@ def test_foreign_text_in_an_error_is_shown_not_obeyed(call: Call) -> None:
 
 def test_a_terminal_without_unicode_is_no_reason_to_fail() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    words = [sys.executable, "-m", "tuner.cli", "frobnicate é"]
+    words = [sys.executable, "-m", "tuner.cli.main", "frobnicate é"]
     done = subprocess.run(words, capture_output=True, env=environment, check=False)
     assert done.returncode == 2
     assert b"\\xe9" in done.stderr

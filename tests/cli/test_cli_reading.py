@@ -14,7 +14,8 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_print, cli_read, cli_text, looking, views
+from tuner import cli_text, looking, views
+from tuner.cli import printing, read
 from tuner.clock import VirtualClock
 from tuner.model import RunEnd, StudyState
 
@@ -298,16 +299,16 @@ def test_watch_on_paper_prints_changes_and_ends_with_the_study(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
-    real = cli_read._status_docs
+    real = read._status_docs
 
     def docs(*given: Any) -> Any:
         looks.append(1)
         state = StudyState.FINISHED if len(looks) == 4 else StudyState.RUNNING
         return [doc | {"state": state.value} for doc in real(*given)]
 
-    monkeypatch.setattr(cli_read, "_status_docs", docs)
+    monkeypatch.setattr(read, "_status_docs", docs)
     args = type("Args", (), {"store": None, "study": "digits"})()
-    assert cli_read.watch(args, VirtualClock(cli_store.NOW)) == 0
+    assert read.watch(args, VirtualClock(cli_store.NOW)) == 0
     printed = re.findall(r"^state +(\w+)", capsys.readouterr().out, re.MULTILINE)
     assert printed == ["running", "finished"]
 
@@ -378,7 +379,7 @@ def test_status_loads_no_cloud_library(folder: Path) -> None:
 
 def _environment() -> dict[str, str]:
     """With what a Python may need to start, such as LD_LIBRARY_PATH."""
-    return {**os.environ, "PYTHONPATH": str(Path(cli_read.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(read.__file__).parents[1])}
 
 
 @pytest.mark.parametrize(
@@ -398,4 +399,4 @@ def test_the_steps_that_runs_resumed_from_are_all_told_or_summed(folder: Path, s
     store = cli_store.Store.open(f"sqlite:///{folder}/tuner.db")
     doc = views.summary_view(store, store.study("digits"), cli_store.NOW) | {"resumed_from_steps": steps}
     store.close()
-    assert f"  interruptions  1, {said}\n" in cli_print.final_summary(doc)
+    assert f"  interruptions  1, {said}\n" in printing.final_summary(doc)

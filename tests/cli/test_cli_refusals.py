@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from tuner import cli, study
+from tuner import study
+from tuner.cli import main
 from tuner.store import Store
 from tuner.verbs import UserError
 
@@ -18,12 +19,12 @@ def test_a_store_in_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["--store", url, "launch", str(DIGITS)]) == 4
+    assert main.main(["--store", url, "launch", str(DIGITS)]) == 4
     said = capsys.readouterr()
     assert "is in memory and would forget its jobs" in said.err
     assert len(said.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
-    assert cli.main(["--store", url, "doctor"]) == 1, "what a launch minds, a look finds"
+    assert main.main(["--store", url, "doctor"]) == 1, "what a launch minds, a look finds"
     assert "is in memory and would forget its jobs" in capsys.readouterr().out
 
 

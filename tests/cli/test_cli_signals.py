@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tuner import cli
+from tuner.cli import main
 from tuner.verbs import Signals
 
 _PROGRAM = """
@@ -96,11 +96,11 @@ def test_a_verb_leaves_sigterm_as_it_found_it(monkeypatch: pytest.MonkeyPatch) -
         during.append(signal.getsignal(signal.SIGTERM))
         return 0
 
-    monkeypatch.setattr(cli, "_run", verb)
+    monkeypatch.setattr(main, "_run", verb)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert cli.main(["status"]) == 0
+    assert main.main(["status"]) == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    in_thread = threading.Thread(target=cli.main, args=(["status"],))
+    in_thread = threading.Thread(target=main.main, args=(["status"],))
     in_thread.start()
     in_thread.join()
     assert [each is signal.SIG_DFL for each in during] == [False, True]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 import tuner
-from tuner import cli_live, study
+from tuner import study
+from tuner.cli import live
 from tuner.verbs import UserError
 
 
@@ -72,9 +73,7 @@ def test_an_unknown_study_is_said_at_once(folder: Path) -> None:
         tuner.load("digit")
 
 
-@pytest.mark.parametrize(
-    ("options", "display"), [({"quiet": True}, cli_live.QuietDisplay), ({}, cli_live.PlainDisplay)]
-)
+@pytest.mark.parametrize(("options", "display"), [({"quiet": True}, live.QuietDisplay), ({}, live.PlainDisplay)])
 def test_launch_and_resume(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], display: type
 ) -> None:

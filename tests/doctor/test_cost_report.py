@@ -13,9 +13,9 @@ from decimal import Decimal
 import pytest
 
 from tests.store import store_records as records
-from tuner import cli
 from tuner.aws.cost_report import audit_bill, read
-from tuner.cli_doctor import _bill_text
+from tuner.cli import main
+from tuner.cli.doctor import _bill_text
 from tuner.model import AttemptEnd, AttemptState, Change
 from tuner.store import Store
 from tuner.verbs import UserError
@@ -380,7 +380,7 @@ def recorded(sqlite_url, monkeypatch):
 @pytest.fixture
 def call(capsys):
     def run(*words):
-        code = cli.main([str(word) for word in words])
+        code = main.main([str(word) for word in words])
         return code, *capsys.readouterr()
 
     return run

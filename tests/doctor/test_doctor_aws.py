@@ -11,10 +11,10 @@ import boto3
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, study_file
-from tuner import cli
 from tuner.aws import doctor, image, preflight
 from tuner.aws.connections import Aws
 from tuner.aws.price_list import Listed
+from tuner.cli import main
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 from tuner.prices import Rate
 from tuner.spec import load
@@ -216,7 +216,7 @@ def test_limits_of_a_request_are_those_that_launch_minds(account, tmp_path, caps
     told = lines(found(account, tmp_path, *changes), "error")
     assert told
     assert all(line.startswith("the jobs' requests would be refused: ") for line in told)
-    assert cli.main(["launch", str(tmp_path / "study.yaml"), "-y"]) == 4
+    assert main.main(["launch", str(tmp_path / "study.yaml"), "-y"]) == 4
     assert "; ".join(told) in capsys.readouterr().err
 
 
@@ -323,7 +323,7 @@ def test_a_refusal_has_a_date_too(account):
 
 
 def call(capsys, *words):
-    code = cli.main([str(word) for word in words])
+    code = main.main([str(word) for word in words])
     return code, *capsys.readouterr()
 
 

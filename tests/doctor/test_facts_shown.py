@@ -7,7 +7,7 @@ import pytest
 
 from tests.aws.aws_account import ACCOUNT, REGION, ROLE, study_file
 from tests.store import store_records as records
-from tuner import cli
+from tuner.cli import main
 from tuner.model import Fact
 from tuner.store import Store
 
@@ -35,7 +35,7 @@ def store(account, url):
 
 
 def call(capsys, *words):
-    code = cli.main(["doctor", *map(str, words)])
+    code = main.main(["doctor", *map(str, words)])
     return code, *capsys.readouterr()
 
 

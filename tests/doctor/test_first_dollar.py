@@ -15,11 +15,12 @@ import pytest
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, ROLE, study_file
 from tests.below import contents
 from tests.rates.test_events import entry, left, put
-from tuner import cli, cli_doctor, worlds
+from tuner import worlds
 from tuner.aws import events_setup, first_dollar, hints, prepare
 from tuner.aws.connections import AwsError
 from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
 from tuner.aws.iam_policy import Place, caller_rights
+from tuner.cli import doctor, main
 from tuner.clock import SystemClock, VirtualClock
 from tuner.jobs import (
     CredentialsRefused,
@@ -52,7 +53,7 @@ def cloud(account, monkeypatch):
     """The account with quick jobs; its quota shows calls per second, too."""
     account.state_dir.mkdir(exist_ok=True)
     account.quotas = {QUOTA: 4, "Rate of CreateTrainingJob requests": 5, "Rate of ListTrainingJobs requests": 2}
-    monkeypatch.setattr(cli_doctor, "_PACE", PACE)
+    monkeypatch.setattr(doctor, "_PACE", PACE)
     set_up(account)
     yield account
     for folder in (account.state_dir / "jobs").glob("*"):
@@ -92,7 +93,7 @@ def run(account, folder, store, say=lambda _: None):
 
 
 def test_the_whole_of_it(cloud, tmp_path, store, capsys):
-    code = cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"])
+    code = main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
     document = json.loads(out)
@@ -239,11 +240,11 @@ def test_it_records_which_events_came_how_much_later(cloud, tmp_path, store, que
 
 def test_without_a_queue_it_says_how_to_have_one(cloud, tmp_path, store, capsys):
     file = study_file(tmp_path / "my study")
-    assert cli.main(["doctor", str(file), "--store", str(store.url), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(file), "--store", str(store.url), "--first-dollar"]) == 2
     line = f"to see which events come, first: tuner --store {store.url} doctor '{file}' --events create\n"
     assert line in capsys.readouterr().err
     events_setup.create(cloud.aws(), store, SCOPE, SystemClock().now())
-    assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
     assert "--events create" not in capsys.readouterr().err
 
 
@@ -261,7 +262,7 @@ def test_a_queue_that_is_gone_is_said_once_and_the_rest_is_found(cloud, tmp_path
 
 def command(folder, capsys):
     """Code, document and the last line of the verb."""
-    code = cli.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"])
+    code = main.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"])
     out, err = capsys.readouterr()
     return code, json.loads(out), err.splitlines()[-1]
 
@@ -399,7 +400,7 @@ def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsy
     monkeypatch.setattr(prepare.image, "find_image", lambda *_, **__: IMAGE)
     framework = f"  framework: {{name: pytorch, version: 2.5.1, python: py311}}\n  instance_types: [{kind}]\n"
     file = study_file(tmp_path, (f"  image_uri: {IMAGE}\n", ""), ("  instance_types: [ml.m5.large]\n", framework))
-    assert cli.main(["doctor", str(file), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(file), "--first-dollar"]) == 2
     err = capsys.readouterr().err
     assert f"image {IMAGE}" in err
     line = f"that is the framework's image for CPUs: the one for {kind} is another, and is not tried\n"
@@ -444,7 +445,7 @@ def test_it_is_not_run_by_accident(cloud, tmp_path, store, capsys, words, code, 
         "FILE": str(study_file(tmp_path)),
         "LOCAL": str(study_file(tmp_path / "local", ("backend: sagemaker", "backend: local"))),
     }
-    assert cli.main(["doctor", *(files.get(word, word) for word in words)]) == code
+    assert main.main(["doctor", *(files.get(word, word) for word in words)]) == code
     assert said in capsys.readouterr().err
     assert "CreateTrainingJob" not in cloud.calls
     assert not (cloud.state_dir / "jobs").exists()
@@ -455,7 +456,7 @@ def test_a_built_in_algorithm_is_refused_before_anything(cloud, tmp_path, store,
     lines = [line for line in text.splitlines() if "entry_point" not in line and "image_uri" not in line]
     file = tmp_path / "algorithm.yaml"
     file.write_text("\n".join(lines).replace("training:", "training:\n  algorithm: xgboost"))
-    assert cli.main(["doctor", str(file), "--first-dollar", "-y"]) == 2
+    assert main.main(["doctor", str(file), "--first-dollar", "-y"]) == 2
     err = capsys.readouterr().err
     assert err == (
         "tuner: doctor: study cloud trains a built-in algorithm, which carries no code of ours: "
@@ -466,7 +467,7 @@ def test_a_built_in_algorithm_is_refused_before_anything(cloud, tmp_path, store,
 
 def test_a_quota_of_zero_is_refused_before_anything_is_created(cloud, tmp_path, store, capsys):
     cloud.quotas[QUOTA] = 0
-    assert cli.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"]) == 4
+    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"]) == 4
     assert "no job of this study can start" in capsys.readouterr().err
     assert not (cloud.state_dir / "jobs").exists()
 

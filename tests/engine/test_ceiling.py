@@ -5,7 +5,8 @@ import re
 import pytest
 from simulated import script_of
 
-from tuner import cli_print, study, workload
+from tuner import study, workload
+from tuner.cli import printing
 from tuner.decide import allowance_microusd
 from tuner.prices import RateCard
 from tuner.simulator_parts import Settings
@@ -16,7 +17,7 @@ CHEAP, DEAR = "ml.m5.large", "ml.g5.xlarge"
 
 def shown(spec):
     """The dollars of each printed line, by its label."""
-    lines = cli_print.plan(study._planned(spec, {})).splitlines()
+    lines = printing.plan(study._planned(spec, {})).splitlines()
     found = (re.fullmatch(r"(.*?)  +.*?\$([0-9.]+)[^0-9].*", f"{line} ") for line in lines)
     return {match[1]: float(match[2]) for match in found if match}
 

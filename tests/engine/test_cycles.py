@@ -16,7 +16,7 @@ from sweeps import Sweep
 from test_alarms import describing
 
 from tuner import looking, study, wishes, worlds
-from tuner.cli_print import next_commands
+from tuner.cli.printing import next_commands
 from tuner.clock import VirtualClock
 from tuner.engine import LEASE_S, World
 from tuner.jobs import RequestRejected

@@ -13,7 +13,7 @@ from simulated import script_of
 from sweeps import Died, Sweep, holder
 
 from tests.postgres_server import OwnServer, Server
-from tuner.cli_live import QuietDisplay
+from tuner.cli.live import QuietDisplay
 from tuner.engine import LEASE_S
 from tuner.model import StudyState
 from tuner.store import LeaseHeld, LeaseLost, StoreUnreachable

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.rates.fleet import Fleet
-from tuner import cli
 from tuner.aws import events_setup, hints
 from tuner.aws.connections import Aws, AwsError
 from tuner.aws.hints import QUEUE_FACT, QueueHints, hints_for, parse
 from tuner.aws.rates import scope
 from tuner.calls import Call
+from tuner.cli import main
 from tuner.clock import SystemClock, VirtualClock
 from tuner.jobs import ServiceUnavailable, job_name
 from tuner.rounds import Hint
@@ -219,7 +219,7 @@ def test_an_engine_hears_of_its_jobs_by_the_queue(aws: Aws, url: str, tmp_path: 
 
 def test_printing_needs_no_account(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    assert cli.main(["doctor", "--events"]) == 0
+    assert main.main(["doctor", "--events"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == events_setup.template()
     assert "aws cloudformation deploy" in printed.err
@@ -231,7 +231,7 @@ def test_the_verb_makes_uses_and_removes(
     monkeypatch.setenv("TUNER_STORE", sqlite_url)
 
     def queue_after(what: str) -> str | None:
-        assert cli.main(["doctor", "--events", what, "--json"]) == 0
+        assert main.main(["doctor", "--events", what, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["scope"] == SCOPE
         with closing(Store.open(sqlite_url)) as store:
@@ -240,5 +240,5 @@ def test_the_verb_makes_uses_and_removes(
 
     assert queue_after("create") == queue_after("use") is not None
     assert queue_after("remove") is None
-    assert cli.main(["doctor", "--events", "use"]) == 4
+    assert main.main(["doctor", "--events", "use"]) == 4
     assert capsys.readouterr().err.startswith("tuner: GetQueueUrl: ")

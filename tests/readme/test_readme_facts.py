@@ -7,14 +7,15 @@ import re
 import pytest
 from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
-from tuner import cli, spec, states, verbs
+from tuner import spec, states, verbs
+from tuner.cli import main
 from tuner.local.settings import Settings
 from tuner.model import AttemptEnd, StudyState
 
 
 def built_verbs() -> dict[str, argparse.ArgumentParser]:
     """`best`, `db upgrade`, …: every call that the parser takes, with its parser."""
-    return dict(_leaves(cli.parser(), ""))
+    return dict(_leaves(main.parser(), ""))
 
 
 def _leaves(parser, before):
@@ -64,7 +65,7 @@ def test_the_table_of_exit_codes_is_the_contract():
 
 
 def test_what_is_not_built_is_what_is_refused():
-    verbs_of_later = {" ".join(words) for words in cli.UNBUILT}
+    verbs_of_later = {" ".join(words) for words in main.UNBUILT}
     settings_of_later = {key for key, _ in spec._UNBUILT}
     assert set(code(marked("unbuilt"))) == verbs_of_later | settings_of_later
 
@@ -73,8 +74,8 @@ def test_every_command_of_the_readme_is_understood():
     calls = list(commands())
     assert len(calls) >= 3
     for words in calls:
-        cli._refuse_unbuilt(words)
-        cli.parser().parse_args(words)
+        main._refuse_unbuilt(words)
+        main.parser().parse_args(words)
 
 
 def test_every_end_of_an_attempt_stands_in_the_table_of_ends():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner import cli, cli_rehearse, rehearse_runs, rehearse_stage
+from tuner import rehearse_runs, rehearse_stage
+from tuner.cli import main, rehearse
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def call(capsys):
 
     def run(*words):
         try:
-            code = cli.main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+            code = main.main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
         except SystemExit as left:
             code = int(left.code or 0)
         out, err = capsys.readouterr()
@@ -64,6 +65,6 @@ def grace(monkeypatch):
     """Set how long a script that is stopped may take: short where it ignores that, long where it does not."""
 
     def choose(seconds):
-        monkeypatch.setattr(cli_rehearse, "Wish", functools.partial(rehearse_runs.Wish, grace_s=seconds))
+        monkeypatch.setattr(rehearse, "Wish", functools.partial(rehearse_runs.Wish, grace_s=seconds))
 
     return choose

@@ -13,8 +13,8 @@ import pytest
 import rehearsed as scripts
 from test_rehearse_findings import nothing_is_left
 
-from tuner.cli_rehearse import Progress, advice_lines, verdict
-from tuner.cli_table import render
+from tuner.cli.rehearse import Progress, advice_lines, verdict
+from tuner.cli.table import render
 from tuner.clock import VirtualClock
 from tuner.rehearse import prepared
 from tuner.rehearse_records import (

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tuner import cli_rehearse
+from tuner.cli import rehearse
 from tuner.model import Intent, Pool, PoolTotals, Study, StudyState
 from tuner.store import Store
 
@@ -45,11 +45,11 @@ def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url, monkeypatc
         }
 
     monkeypatch.setattr(Store, "pool_totals", pool_totals)
-    rates = cli_rehearse.learned_rates(sqlite_url)
+    rates = rehearse.learned_rates(sqlite_url)
     assert asked == [[cloud.id]]
     assert rates == {"ml.g5.xlarge": pytest.approx(0.5, rel=0.03)}  # shrunk a little towards what is usual
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path):
-    assert cli_rehearse.learned_rates(f"sqlite:///{tmp_path}/none.db") == {}
+    assert rehearse.learned_rates(f"sqlite:///{tmp_path}/none.db") == {}
     assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.capacity import Standing
-from tuner.cli_read import out, out_json, reading, say, store_url
-from tuner.cli_table import can_redraw, render
+from tuner.cli.read import out, out_json, reading, say, store_url
+from tuner.cli.table import can_redraw, render
 from tuner.cli_text import dollars, number, percent, safe, seconds, size
 from tuner.clock import Clock, SystemClock
 from tuner.model import Json, PoolTotals

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli_table import cell, render, state, table
+from tuner.cli.table import cell, render, state, table
 from tuner.cli_text import (
     UNKNOWN,
     ago,

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tuner import cli_print, holders, local_view, looking, opening, views, worlds
-from tuner.cli_show import story
-from tuner.cli_table import can_redraw, wants_color
+from tuner import holders, local_view, looking, opening, views, worlds
+from tuner.cli import printing
+from tuner.cli.show import story
+from tuner.cli.table import can_redraw, wants_color
 from tuner.cli_text import pasteable, safe, safe_log
 from tuner.clock import Clock, SystemClock
 from tuner.compare import compare as compare_studies
@@ -80,7 +81,7 @@ def trials(args: argparse.Namespace) -> int:
     if args.json:
         out_json(docs)
     else:
-        out(cli_print.trials(docs, simulated=views.simulated(found)))
+        out(printing.trials(docs, simulated=views.simulated(found)))
     return Exit.DONE
 
 
@@ -122,7 +123,7 @@ def best(args: argparse.Namespace) -> int:
     if args.json:
         out_json(docs)
     else:
-        out(cli_print.best(found.name, docs, simulated=views.simulated(found)))
+        out(printing.best(found.name, docs, simulated=views.simulated(found)))
     return Exit.DONE
 
 
@@ -139,7 +140,7 @@ def compare(args: argparse.Namespace) -> int:
         write_png(result, args.output)
         return Exit.DONE
     doc = document(result)
-    text = to_csv(result) if args.format == "csv" else as_json(doc) if args.json else cli_print.comparison(doc)
+    text = to_csv(result) if args.format == "csv" else as_json(doc) if args.json else printing.comparison(doc)
     if args.output is None:
         _to_stdout(text.removesuffix("\n"))
     else:
@@ -171,7 +172,7 @@ def local_jobs(args: argparse.Namespace) -> int:
     if args.json:
         out_json([asdict(row) | {"created_at": views.iso(row.created_at)} for row in rows])
     else:
-        out(cli_print.local_jobs(rows, SystemClock().now()))
+        out(printing.local_jobs(rows, SystemClock().now()))
     return Exit.DONE
 
 
@@ -232,10 +233,10 @@ def _status_docs(store: Store, name: str | None, now: datetime) -> list[views.Vi
 
 
 def _status_text(docs: list[views.View], name: str | None, store: Store, now: datetime) -> str:
-    lines = [cli_print.status(docs[0], now) if name else cli_print.studies(docs, now)]
+    lines = [printing.status(docs[0], now) if name else printing.studies(docs, now)]
     for doc in docs:
         if "problems" in doc:
-            lines.extend(cli_print.problems(doc))
+            lines.extend(printing.problems(doc))
     return "\n".join([*lines, f"store {safe(store.masked)}"])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from tuner.cli_read import out, say
+from tuner.cli.read import out, say
 from tuner.cli_text import safe
 from tuner.verbs import Exit, UserError
 

@@ -11,16 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tuner import cli_events, cli_print, worlds
 from tuner import doctor as examiner
 from tuner import spec as spec_file
+from tuner import worlds
 from tuner.aws import cost_report, first_dollar
 from tuner.aws import prepare as preparing
 from tuner.aws.cost_report import CurAudit
 from tuner.aws.hints import queue_of
 from tuner.aws.iam_policy import UNKNOWN_ACCOUNT
-from tuner.cli_read import out, out_json, reading, say, store_url
-from tuner.cli_table import render, table
+from tuner.cli import events, printing
+from tuner.cli.read import out, out_json, reading, say, store_url
+from tuner.cli.table import render, table
 from tuner.cli_text import counted, dollars, safe
 from tuner.clock import SystemClock
 from tuner.opening import operating_errors
@@ -33,7 +34,7 @@ _PACE = first_dollar.Pace()
 def doctor(args: argparse.Namespace) -> int:
     """Look at everything; or one of its other forms."""
     if args.events is not None:
-        return cli_events.run(args)
+        return events.run(args)
     if args.first_dollar:
         return _first_dollar(args)
     if args.policy:
@@ -49,7 +50,7 @@ def doctor(args: argparse.Namespace) -> int:
         known = [asdict(fact) | {"learned_at": iso(fact.learned_at)} for fact in facts]
         out_json({"ok": not bad, "findings": [asdict(finding) for finding in found], "facts": known})
     else:
-        out(cli_print.findings(found))
+        out(printing.findings(found))
         if facts:
             rows = [(fact.name, json.dumps(fact.value), iso(fact.learned_at), fact.source) for fact in facts]
             out(render(table([facts[0].scope, "KNOWN", "SINCE", "BY"], rows)))

@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli_print import simulated_note
-from tuner.cli_table import can_redraw, state, table, wants_color
+from tuner.cli.printing import simulated_note
+from tuner.cli.table import can_redraw, state, table, wants_color
 from tuner.cli_text import counted, dollars, lost_work, number, pasteable, safe
 from tuner.clock import Clock
 from tuner.model import TrialState

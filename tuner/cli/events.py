@@ -9,7 +9,7 @@ from tuner import opening, spec
 from tuner.aws import events_setup
 from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
-from tuner.cli_read import out, out_json, reading, say
+from tuner.cli.read import out, out_json, reading, say
 from tuner.cli_text import safe
 from tuner.clock import SystemClock
 from tuner.verbs import Exit

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tuner import cli_print, looking, opening, retention, study, views, wishes
-from tuner.cli_doctor import bill
-from tuner.cli_live import choose
-from tuner.cli_read import out, out_json, reading, say
+from tuner import looking, opening, retention, study, views, wishes
+from tuner.cli import printing
+from tuner.cli.doctor import bill
+from tuner.cli.live import choose
+from tuner.cli.read import out, out_json, reading, say
 from tuner.cli_text import dollars, pasteable, safe
 from tuner.clock import SystemClock
 from tuner.model import Intent
@@ -25,11 +26,11 @@ def launch(args: argparse.Namespace) -> int:
     """Check, show the plan, ask where money is spent, run."""
     plan = study.plan(args.file, args.set)
     if args.dry_run:
-        out(cli_print.plan(plan, every_setting=True))
+        out(printing.plan(plan, every_setting=True))
         return Exit.DONE
     with reading(args.store) as store:
         ready = study.prepare(plan, store)
-        say(cli_print.plan(ready, sys.stderr))
+        say(printing.plan(ready, sys.stderr))
         _confirm(ready, yes=args.yes)
         say(f"store {safe(store.masked)}")
         return _drive(
@@ -99,7 +100,7 @@ def audit(args: argparse.Namespace) -> int:
         rows = [asdict(row) for row in found.rows]
         out_json({"study": args.study, "ok": found.ok, "differences": list(found.lines), "attempts": rows})
     else:
-        out(cli_print.audit(args.study, found))
+        out(printing.audit(args.study, found))
     return Exit.DONE if found.ok else Exit.CHECK_FAILED
 
 
@@ -111,7 +112,7 @@ def gc(args: argparse.Namespace) -> int:
     if args.json:
         out_json(doc)
     else:
-        out(cli_print.gc(doc))
+        out(printing.gc(doc))
     return Exit.DONE
 
 
@@ -126,7 +127,7 @@ def _drive(name: str, verb: Callable[[Display, Signals], Outcome], wish: Intent 
             outcome = verb(display, signals)
         finally:
             display.close()
-    out(cli_print.final_summary(outcome.summary))
+    out(printing.final_summary(outcome.summary))
     if signals.stop_requested:
         asked = wish or Intent(str(outcome.summary["intent"]))
         say(f"left in order; {left_behind(name, asked)}")

@@ -5,8 +5,8 @@ Rules: as in `cli_print`; the order is the order in which things happened, attem
 
 from typing import Any
 
-from tuner.cli_print import Doc, lost_text, params_text, simulated_line, trial_cost, values_text
-from tuner.cli_table import render, state, table
+from tuner.cli.printing import Doc, lost_text, params_text, simulated_line, trial_cost, values_text
+from tuner.cli.table import render, state, table
 from tuner.cli_text import UNKNOWN, clock_time, counted, dollars, number, safe, seconds
 from tuner.verbs import gist
 
