@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tuner import workload
-from tuner.jobs import CredentialsRefused, Observation, SecretMissing, differences
+from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
+from tuner.core.records import HALTED, Intent
 from tuner.memory import Memory, Work
-from tuner.model import HALTED, Intent
 from tuner.unit import UnitOfWork
 
 # SageMaker keeps metrics in single precision, which has seven digits.

@@ -12,10 +12,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import model, opening, study, views, worlds
+from tuner import opening, study, views, worlds
 from tuner.cli.live import PlainDisplay, QuietDisplay
-from tuner.clock import SystemClock
 from tuner.compare import Comparison, compare
+from tuner.core import records as model
+from tuner.core.clock import SystemClock
 from tuner.spec import from_json
 from tuner.store import Store
 from tuner.verbs import Display, Outcome, Signals

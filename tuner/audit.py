@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from operator import attrgetter
 
-from tuner import decide
-from tuner.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
-from tuner.model import Attempt, AttemptEnd, Study
-from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd
+from tuner.core import decide
+from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
+from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
+from tuner.core.records import Attempt, AttemptEnd, Study
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD
 from tuner.store import Store

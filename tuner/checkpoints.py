@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeAlias
 
-from tuner.model import MetricPoint, RunRecord
+from tuner.core.records import MetricPoint, RunRecord
 from tuner.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
 from tuner.training import AGENT_SUFFIXES, MANIFEST
 

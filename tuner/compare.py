@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from tuner.model import Json, ParamValue, Study, TrialState
+from tuner.core.records import Json, ParamValue, Study, TrialState
 from tuner.spec import Objective, from_json
 from tuner.verbs import Exit, UserError
 from tuner.views import TrialRecord, View, finite, iso, simulated, total, trial_records, usd

@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner import alarms, decide, workload
-from tuner.calls import UNMETERED, Call, Calls, OutOfCalls
-from tuner.capacity import Kind, kind_of, listed
-from tuner.jobs import (
+from tuner import alarms, workload
+from tuner.core import decide
+from tuner.core.calls import UNMETERED, Call, Calls, OutOfCalls
+from tuner.core.capacity import Kind, kind_of, listed
+from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
     JobError,
@@ -25,10 +26,10 @@ from tuner.jobs import (
     SecretMissing,
     job_name,
 )
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
+from tuner.core.states import TrialEvent
 from tuner.memory import Memory, Work
-from tuner.model import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
 from tuner.proposals import Proposal, ProposalError
-from tuner.states import TrialEvent
 from tuner.unit import UnitOfWork
 
 # A stop that has not shown after so many polls is sent again.

@@ -22,9 +22,9 @@ from tuner.aws import iam_policy
 from tuner.aws.connections import AwsError
 from tuner.aws.prepare import connection
 from tuner.aws.rates import scope
-from tuner.clock import Clock
+from tuner.core.clock import Clock
+from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
-from tuner.model import Fact, Json
 from tuner.opening import DEFAULT_STORE, operating_errors
 from tuner.spec import StudySpec, load
 from tuner.store import Store, StoreError, current, masked

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tuner import holders, retention, views, worlds
-from tuner.clock import Clock, SystemClock
-from tuner.model import Lease, Study, StudyState, TrialState
+from tuner.core.clock import Clock, SystemClock
+from tuner.core.records import Lease, Study, StudyState, TrialState
 from tuner.spec import from_json
 from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind

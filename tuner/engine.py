@@ -17,15 +17,14 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Protocol, cast
 
-from tuner import decide, requests, workload
+from tuner import requests, workload
 from tuner.alarms import REJECTED_ALIKE
-from tuner.calls import UNMETERED, Calls
-from tuner.capacity import PATIENCE_S
-from tuner.clock import Clock
-from tuner.dispatch import Dispatcher, submit_due
-from tuner.jobs import JobService
-from tuner.memory import Memory, Work, kept_limits
-from tuner.model import (
+from tuner.core import decide
+from tuner.core.calls import UNMETERED, Calls
+from tuner.core.capacity import PATIENCE_S
+from tuner.core.clock import Clock
+from tuner.core.jobs import JobService
+from tuner.core.records import (
     HALTED,
     RETRY_OF,
     AttemptEnd,
@@ -39,13 +38,15 @@ from tuner.model import (
     StudyState,
     Trial,
 )
+from tuner.core.states import TrialEvent
+from tuner.dispatch import Dispatcher, submit_due
+from tuner.memory import Memory, Work, kept_limits
 from tuner.observe import Observer, tell
 from tuner.progress import Progress
 from tuner.proposals import Proposer
 from tuner.rounds import Hints, stale_s
 from tuner.sampler_view import earlier_rows, view_rows
 from tuner.spec import StudySpec, from_json
-from tuner.states import TrialEvent
 from tuner.store import Store, StoreConflict, StoreUnreachable
 from tuner.unit import UnitOfWork
 

@@ -9,7 +9,7 @@ import os
 import socket
 from pathlib import Path
 
-from tuner.model import Holder
+from tuner.core.records import Holder
 
 _PROC = Path("/proc")
 _START_FIELD = 22  # of /proc/PID/stat, in clock ticks since boot

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tuner.clock import Clock
+from tuner.core.clock import Clock
 from tuner.local.billing import bill
 from tuner.local.jobdir import job_names, log_paths, open_job
 from tuner.verbs import LocalJobRow

@@ -10,8 +10,8 @@ from datetime import datetime
 
 from tuner import holders, local_view, retention, worlds
 from tuner.aws.logs import CloudLogs
-from tuner.clock import Clock, SystemClock
-from tuner.model import Study
+from tuner.core.clock import Clock, SystemClock
+from tuner.core.records import Study
 from tuner.opening import operating_errors
 from tuner.retention import Survey
 from tuner.spec import from_json

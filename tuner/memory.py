@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
-from tuner import capacity, decide, proof
-from tuner.capacity import Kind, Limit, Scene, kind_of
-from tuner.decide import Policy, Presence
-from tuner.jobs import CredentialsRefused, SecretMissing
-from tuner.model import (
+from tuner.core import capacity, decide, proof
+from tuner.core.capacity import Kind, Limit, Scene, kind_of
+from tuner.core.decide import Policy, Presence
+from tuner.core.jobs import CredentialsRefused, SecretMissing
+from tuner.core.proof import Steps
+from tuner.core.records import (
     NO_STEP,
     Attempt,
     AttemptEnd,
@@ -33,7 +34,6 @@ from tuner.model import (
     Trial,
     TrialState,
 )
-from tuner.proof import Steps
 from tuner.rounds import Rounds
 from tuner.spec import StudySpec
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from tuner import alarms, capacity, decide, proof, signs
-from tuner.calls import UNMETERED, Call, Calls
-from tuner.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
-from tuner.memory import Memory, Work, is_training
-from tuner.model import (
+from tuner import alarms, signs
+from tuner.core import capacity, decide, proof
+from tuner.core.calls import UNMETERED, Call, Calls
+from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
+from tuner.core.prices import cost_microusd
+from tuner.core.records import (
     NO_STEP,
     Attempt,
     AttemptEnd,
@@ -28,11 +29,11 @@ from tuner.model import (
     Trial,
     TrialState,
 )
-from tuner.prices import cost_microusd
+from tuner.core.states import AttemptEvent, TrialEvent
+from tuner.memory import Memory, Work, is_training
 from tuner.progress import Progress
 from tuner.rounds import STALE_POLLS, Hints
 from tuner.spec_records import COST_METRIC, MICROUSD
-from tuner.states import AttemptEvent, TrialEvent
 from tuner.unit import UnitOfWork
 
 # Lists may lag, and our clock may differ from the service's by as much as signatures allow: each looks this far back.

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tuner.aws.connections import AwsError
-from tuner.jobs import JobError
-from tuner.model import Study
-from tuner.prices import PriceUnknown
+from tuner.core.jobs import JobError
+from tuner.core.prices import PriceUnknown
+from tuner.core.records import Study
 from tuner.spec import SpecError
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
 from tuner.store_schema import forgets

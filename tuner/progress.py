@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from tuner.checkpoints import MetricsReader, scan
-from tuner.model import ProgressReport
+from tuner.core.records import ProgressReport
 from tuner.objects import ObjectInfo, Objects, ObjectsError, StorageRefused
 
 AT_ONCE = 10  # as many as botocore keeps connections

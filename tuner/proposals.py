@@ -29,7 +29,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, dist
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Seen
 
-from tuner.model import Json, ParamValue, TrialState
+from tuner.core.records import Json, ParamValue, TrialState
 from tuner.proposals_parts import (
     EXHAUSTIBLE,
     IGNORES_PRUNED,

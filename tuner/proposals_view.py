@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.model import Json, ParamValue
+from tuner.core.records import Json, ParamValue
 
 
 class ViewStorage(InMemoryStorage):

@@ -23,10 +23,10 @@ from typing import cast
 from tuner import audit, requests, workload, worlds
 from tuner.aws import prepare
 from tuner.checkpoints import copy_own_files
-from tuner.clock import Clock
-from tuner.jobs import JobError, JobService
-from tuner.memory import Work, limits_to_keep
-from tuner.model import (
+from tuner.core.clock import Clock
+from tuner.core.jobs import JobError, JobService
+from tuner.core.prices import usd
+from tuner.core.records import (
     BEGUN_WITH,
     HALTED,
     RETRY_OF,
@@ -39,8 +39,8 @@ from tuner.model import (
     Trial,
     TrialState,
 )
+from tuner.memory import Work, limits_to_keep
 from tuner.packaging import BundleRefused
-from tuner.prices import usd
 from tuner.spec import (
     Change,
     StudySpec,

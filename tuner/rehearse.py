@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuner import worlds
-from tuner.clock import Clock
+from tuner.core.clock import Clock
 from tuner.local.namespace import find_isolation
 from tuner.rehearse_advice import advise, measures
 from tuner.rehearse_records import Rehearsal, RehearsalRefused

@@ -22,7 +22,7 @@ from functools import cache
 from importlib import resources
 from itertools import pairwise
 
-from tuner.prices import PriceUnknown, RateCard
+from tuner.core.prices import PriceUnknown, RateCard
 from tuner.rehearse_compare import resumed_from
 from tuner.rehearse_records import Advice, Evidence, Measures, RunSeen
 from tuner.spec import StudySpec

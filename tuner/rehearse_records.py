@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tuner.model import ParamValue
+from tuner.core.records import ParamValue
 
 Curve = Mapping[int, Mapping[str, float]]  # metrics by name, by step
 

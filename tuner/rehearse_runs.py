@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from tuner.model import ParamValue
+from tuner.core.records import ParamValue
 from tuner.rehearse_advice import step_seconds
 from tuner.rehearse_compare import departures
 from tuner.rehearse_records import Ending, Evidence, RunSeen, SavesSeen, TornSeen

@@ -22,13 +22,9 @@ from typing import Literal
 
 from tuner import packaging, workload
 from tuner.checkpoints import MetricsReader
-from tuner.clock import Clock
-from tuner.jobs import JobError, job_name
-from tuner.local.jobdir import ENDS, JobDir, Row, job_names, open_job
-from tuner.local.market import write_market
-from tuner.local.processes import end_all_of
-from tuner.local.transport import make_client
-from tuner.model import (
+from tuner.core.clock import Clock
+from tuner.core.jobs import JobError, job_name
+from tuner.core.records import (
     Attempt,
     AttemptState,
     Intent,
@@ -40,6 +36,10 @@ from tuner.model import (
     Trial,
     TrialState,
 )
+from tuner.local.jobdir import ENDS, JobDir, Row, job_names, open_job
+from tuner.local.market import write_market
+from tuner.local.processes import end_all_of
+from tuner.local.transport import make_client
 from tuner.objects import DirectoryObjects, ObjectsError
 from tuner.rehearse_records import Ending, RehearsalBroken, RunSeen
 from tuner.rehearse_saves import OWN_FOLDERS, SaveWatch, own_files

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import cast
 
 from tuner import workload
-from tuner.model import SET_LIVE, Intent, Json, Request, Study, StudyState
-from tuner.prices import PriceUnknown, usd
+from tuner.core.prices import PriceUnknown, usd
+from tuner.core.records import SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.spec import SpecError, apply_set, from_json, live_settings, to_json
 from tuner.unit import UnitOfWork
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from tuner.jobs import JobSummary
-from tuner.model import Attempt
+from tuner.core.jobs import JobSummary
+from tuner.core.records import Attempt
 
 # A live job that was not described for so many polls is due whatever the lists say: they may lag, or leave it out.
 STALE_POLLS = 10

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     DIGEST_VARIABLE,
     HistoryRow,
     JobRequest,

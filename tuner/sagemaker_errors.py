@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
     JobError,

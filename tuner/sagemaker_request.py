@@ -11,7 +11,7 @@ checked when the study was launched, so a clash here is a bug.
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from tuner.jobs import Channel, JobRequest, MetricDefinition
+from tuner.core.jobs import Channel, JobRequest, MetricDefinition
 from tuner.request_rules import has_local_disk
 
 Parameters: TypeAlias = dict[str, Any]

@@ -14,9 +14,9 @@ dear.
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from tuner.decide import Policy
+from tuner.core.decide import Policy
+from tuner.core.records import AttemptState, Fact
 from tuner.memory import Silence, Work
-from tuner.model import AttemptState, Fact
 
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
 _PATIENCE = timedelta(minutes=15)

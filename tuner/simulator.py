@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from tuner.clock import VirtualClock
-from tuner.jobs import (
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import (
     DIGEST_VARIABLE,
     CapacityUnavailable,
     HistoryRow,
@@ -39,7 +39,7 @@ from tuner.jobs import (
     RequestRejected,
     ServiceUnavailable,
 )
-from tuner.model import MetricPoint, RunRecord
+from tuner.core.records import MetricPoint, RunRecord
 from tuner.simulator_parts import (
     Bill,
     Faults,

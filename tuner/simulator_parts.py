@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from tuner.jobs import HistoryRow, JobError, JobRequest, JobStatus, JobSummary, ServiceUnavailable, Throttled
-from tuner.model import MetricPoint, ProgressReport, RunRecord
+from tuner.core.jobs import HistoryRow, JobError, JobRequest, JobStatus, JobSummary, ServiceUnavailable, Throttled
+from tuner.core.records import MetricPoint, ProgressReport, RunRecord
 
 Curve: TypeAlias = Callable[[Mapping[str, str], int], float]
 _DOWN = frozenset(("Starting", "Pending", "Interrupted", "Restarting"))  # no instance of the job's is up

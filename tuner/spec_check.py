@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tuner import traces
-from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
+from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, CategoricalParam, SpaceFunction, StudySpec
 from tuner.spec_space import check_value, encoded, toolkit_argument
 from tuner.spec_training import ALGORITHM_WAIT_S

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from tuner import store_account, store_schema, tables
 from tuner import store_rows as rows
-from tuner.model import (
+from tuner.core.records import (
     Attempt,
     AttemptEnd,
     CallRate,

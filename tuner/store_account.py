@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from tuner.model import CallRate, Draw, Fact, ListedPrice
+from tuner.core.records import CallRate, Draw, Fact, ListedPrice
 from tuner.store_rows import upsert
 from tuner.tables import buckets
 from tuner.tables import facts as _facts

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
-from tuner.model import Attempt, AttemptState, Event, Trial, TrialState
-from tuner.prices import cost_microusd
-from tuner.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
+from tuner.core.prices import cost_microusd
+from tuner.core.records import Attempt, AttemptState, Event, Trial, TrialState
+from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 from tuner.store import Store
 
 # A living engine may write between two reads; each state change leaves an event, so equal ends mean equal rows.

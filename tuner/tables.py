@@ -39,7 +39,7 @@ from sqlalchemy import (
     text,
 )
 
-from tuner.model import AttemptEnd, AttemptState, Intent, RunEnd, StopReason, StudyState, TrialState
+from tuner.core.records import AttemptEnd, AttemptState, Intent, RunEnd, StopReason, StudyState, TrialState
 
 # Alembic's own default name is Optuna's in a shared database.
 VERSION_TABLE = "tuner_alembic_version"

@@ -10,10 +10,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Self
 
-from tuner.calls import OutOfCalls
-from tuner.decide import EventDraft
-from tuner.memory import Work
-from tuner.model import (
+from tuner.core.calls import OutOfCalls
+from tuner.core.decide import EventDraft
+from tuner.core.records import (
     Attempt,
     AttemptEnd,
     AttemptState,
@@ -27,7 +26,8 @@ from tuner.model import (
     Trial,
     TrialState,
 )
-from tuner.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
+from tuner.core.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
+from tuner.memory import Work
 from tuner.store import Store
 
 

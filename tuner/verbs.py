@@ -17,10 +17,10 @@ from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 
-from tuner.model import AttemptState, Intent, Json, StudyState, TrialState
+from tuner.core.records import AttemptState, Intent, Json, StudyState, TrialState
 
 if TYPE_CHECKING:
-    from tuner.capacity import Kind
+    from tuner.core.capacity import Kind
     from tuner.spec import StudySpec
 
 Level: TypeAlias = Literal["info", "good", "warn", "error"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
-from tuner.memory import kept_limits
-from tuner.model import (
+from tuner.core.proof import went_back
+from tuner.core.records import (
     HALTED,
     Attempt,
     Event,
@@ -31,7 +31,7 @@ from tuner.model import (
     Trial,
     TrialState,
 )
-from tuner.proof import went_back
+from tuner.memory import kept_limits
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 

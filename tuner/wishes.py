@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tuner import requests
-from tuner.clock import Clock, SystemClock
+from tuner.core.clock import Clock, SystemClock
+from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
 from tuner.driving import acquire, drive, outcome_of
-from tuner.model import Intent, Json, Lease, Request, Study, StudyState
 from tuner.opening import operating_errors, user_name
 from tuner.spec import StudySpec, apply_set, from_json
 from tuner.spec_records import MICROUSD

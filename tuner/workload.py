@@ -12,10 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tuner.decide import Policy, allowance_microusd
-from tuner.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
-from tuner.model import BEGUN_WITH, Attempt, AttemptState, Intent, ParamValue, Study, StudyState, Trial, TrialState
-from tuner.prices import RateCard, cost_microusd
+from tuner.core.decide import Policy, allowance_microusd
+from tuner.core.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
+from tuner.core.prices import RateCard, cost_microusd
+from tuner.core.records import (
+    BEGUN_WITH,
+    Attempt,
+    AttemptState,
+    Intent,
+    ParamValue,
+    Study,
+    StudyState,
+    Trial,
+    TrialState,
+)
 from tuner.spec import (
     CategoricalParam,
     FloatParam,

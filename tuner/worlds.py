@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuner import workload
 from tuner.aws.connections import Aws
-from tuner.clock import Clock
-from tuner.jobs import trial_and_attempt
-from tuner.model import Fact, Json, Study
+from tuner.core.clock import Clock
+from tuner.core.jobs import trial_and_attempt
+from tuner.core.records import Fact, Json, Study
 from tuner.spec import COST_METRIC, StudySpec, from_json
 from tuner.spec_records import LocalMarket
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
     from tuner.aws.rates import SharedCalls
+    from tuner.core.jobs import JobService
     from tuner.engine import Watcher, World
-    from tuner.jobs import JobService
     from tuner.objects import Objects
     from tuner.packaging import Bundle
     from tuner.proposals import Proposer

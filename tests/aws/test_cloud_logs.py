@@ -11,7 +11,7 @@ from aws_account import Account
 from tuner.aws import logs as cloud_logs
 from tuner.aws.connections import AwsError
 from tuner.aws.logs import GROUP, CloudLogs
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
 
 # Recent: CloudWatch takes nothing older than two weeks, and moto keeps to that.
 NOW_MS = int(datetime.now(UTC).timestamp() * 1000) - 3_600_000

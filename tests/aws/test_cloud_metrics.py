@@ -11,10 +11,10 @@ import pytest
 from aws_account import Account
 
 from tuner.aws.metrics import NAMESPACE, CloudMetrics
-from tuner.clock import VirtualClock
-from tuner.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
+from tuner.core.records import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
 from tuner.memory import Work
-from tuner.model import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
 
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
 

@@ -16,7 +16,7 @@ from tuner.aws import metrics as cloud_metrics
 from tuner.aws.logs import GROUP
 from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
-from tuner.clock import SystemClock
+from tuner.core.clock import SystemClock
 from tuner.engine import Unwatched
 from tuner.progress import ReadAhead
 from tuner.spec import StudySpec, from_json

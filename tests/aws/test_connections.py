@@ -13,7 +13,7 @@ from aws_account import ACCOUNT, BUCKET, REGION, Account
 from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsError, ProfileNotFound
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.jobs import CredentialsRefused
+from tuner.core.jobs import CredentialsRefused
 from tuner.objects import S3Objects, StorageRefused
 from tuner.sagemaker import SageMakerJobs
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.benchmarks.measures import measured
 from tests.rates.fleet import CloudHints, Fleet, overdrawn
 from tuner.aws.rates import RATES
-from tuner.calls import Call
+from tuner.core.calls import Call
 from tuner.simulator_parts import Script
 
 

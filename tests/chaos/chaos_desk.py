@@ -16,8 +16,8 @@ from pathlib import Path
 from below import contents
 
 from tests.endtoend.conftest import Desk
+from tuner.core.prices import RateCard, cost_microusd
 from tuner.local.billing import bill
-from tuner.prices import RateCard, cost_microusd
 from tuner.store import Store
 
 EPOCHS = 8

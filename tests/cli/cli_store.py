@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tuner.model import (
+from tuner.core.records import (
     Attempt,
     AttemptEnd,
     AttemptState,

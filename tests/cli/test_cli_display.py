@@ -9,10 +9,10 @@ from typing import Any
 import cli_store
 import pytest
 
-from tuner import cli_text
 from tuner.cli import live
-from tuner.clock import VirtualClock
-from tuner.model import AttemptState, StudyState, TrialState
+from tuner.core import text as cli_text
+from tuner.core.clock import VirtualClock
+from tuner.core.records import AttemptState, StudyState, TrialState
 from tuner.verbs import EngineView, EventLine, LiveRow
 
 VIEW = EngineView(

@@ -6,7 +6,7 @@ import pytest
 from cli_calls import Call
 
 from tuner import study, wishes
-from tuner.model import StudyState
+from tuner.core.records import StudyState
 from tuner.verbs import Exit, Outcome
 
 VERBS = [("resume", "digits"), ("stop", "digits"), ("cancel", "digits"), ("set", "digits", "trials=40")]

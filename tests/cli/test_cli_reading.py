@@ -14,10 +14,11 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import cli_text, looking, views
+from tuner import looking, views
 from tuner.cli import printing, read
-from tuner.clock import VirtualClock
-from tuner.model import RunEnd, StudyState
+from tuner.core import text as cli_text
+from tuner.core.clock import VirtualClock
+from tuner.core.records import RunEnd, StudyState
 
 # the contract: at least these
 STATUS_KEYS = {

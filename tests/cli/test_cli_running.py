@@ -13,7 +13,7 @@ import pytest
 from cli_calls import Call
 
 from tuner import doctor, looking, study, views, wishes
-from tuner.model import StudyState, TrialState
+from tuner.core.records import StudyState, TrialState
 from tuner.retention import Survey, Waste
 from tuner.spec import load
 from tuner.store import Store

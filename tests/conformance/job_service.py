@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     DIGEST_VARIABLE,
     CapacityUnavailable,
     HistoryRow,
@@ -27,7 +27,7 @@ from tuner.jobs import (
     classify_failure,
     differences,
 )
-from tuner.model import AttemptEnd
+from tuner.core.records import AttemptEnd
 
 STUDY = "contract"
 PATIENCE_S = 120.0

@@ -20,8 +20,8 @@ from job_service import JobServiceContract, World
 from test_local_jobs import PROGRAMS
 
 from tuner.aws.connections import Aws
-from tuner.jobs import JobError, JobRequest, JobService, JobSummary, Observation
-from tuner.prices import RateCard, cost_microusd
+from tuner.core.jobs import JobError, JobRequest, JobService, JobSummary, Observation
+from tuner.core.prices import RateCard, cost_microusd
 from tuner.sagemaker import SageMakerJobs
 
 INSTANCE = "ml.m5.large"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from job_service import FAILING, LONG, SHORT, STUDY, JobServiceContract, World
 
-from tuner.jobs import JobError, Throttled, differences
+from tuner.core.jobs import JobError, Throttled, differences
 from tuner.local.billing import bill as recomputed
 from tuner.local.market import write_market
 from tuner.local.transport import make_client

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from job_service import FAILING, SHORT, STUDY, JobServiceContract, World, assert_never_started, assert_sound, story
 
-from tuner.clock import VirtualClock
-from tuner.jobs import JobRequest, JobStatus, classify_failure
-from tuner.model import AttemptEnd
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobRequest, JobStatus, classify_failure
+from tuner.core.records import AttemptEnd
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import Script, Settings
 

@@ -5,8 +5,8 @@ import pytest
 from tests.engine.sweeps import Sweep
 from tuner import views
 from tuner import wishes as verbs
-from tuner.jobs import JobRequest
-from tuner.model import Intent
+from tuner.core.jobs import JobRequest
+from tuner.core.records import Intent
 from tuner.simulator_parts import Script
 
 STATUS_KEYS = (

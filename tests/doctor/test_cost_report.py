@@ -16,7 +16,7 @@ from tests.store import store_records as records
 from tuner.aws.cost_report import audit_bill, read
 from tuner.cli import main
 from tuner.cli.doctor import _bill_text
-from tuner.model import AttemptEnd, AttemptState, Change
+from tuner.core.records import AttemptEnd, AttemptState, Change
 from tuner.store import Store
 from tuner.verbs import UserError
 

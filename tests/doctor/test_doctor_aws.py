@@ -15,8 +15,8 @@ from tuner.aws import doctor, image, preflight
 from tuner.aws.connections import Aws
 from tuner.aws.price_list import Listed
 from tuner.cli import main
+from tuner.core.prices import Rate
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
-from tuner.prices import Rate
 from tuner.spec import load
 
 QUOTA = "ml.m5.large for spot training job usage"

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from tuner import doctor
-from tuner.clock import SystemClock
+from tuner.core.clock import SystemClock
 
 STUDY = """
 name: small

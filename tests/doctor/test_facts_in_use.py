@@ -9,11 +9,11 @@ from tests.store import store_records as records
 from tuner import worlds
 from tuner.aws import first_dollar, prepare
 from tuner.aws.rates import RATES, RATES_FACT, rates_within
-from tuner.calls import Call
-from tuner.clock import SystemClock, VirtualClock
+from tuner.core.calls import Call
+from tuner.core.clock import SystemClock, VirtualClock
+from tuner.core.records import AttemptState, Fact
 from tuner.engine import World
 from tuner.memory import Work
-from tuner.model import AttemptState, Fact
 from tuner.signs import SYNC_FACT, sync_delay_s, warnings
 from tuner.spec import load
 from tuner.store import Store

@@ -8,7 +8,7 @@ import pytest
 from tests.aws.aws_account import ACCOUNT, REGION, ROLE, study_file
 from tests.store import store_records as records
 from tuner.cli import main
-from tuner.model import Fact
+from tuner.core.records import Fact
 from tuner.store import Store
 
 SCOPE = f"{ACCOUNT}/{REGION}"

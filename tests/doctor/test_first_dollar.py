@@ -21,8 +21,8 @@ from tuner.aws.connections import AwsError
 from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
 from tuner.aws.iam_policy import Place, caller_rights
 from tuner.cli import doctor, main
-from tuner.clock import SystemClock, VirtualClock
-from tuner.jobs import (
+from tuner.core.clock import SystemClock, VirtualClock
+from tuner.core.jobs import (
     CredentialsRefused,
     HistoryRow,
     JobError,
@@ -33,9 +33,9 @@ from tuner.jobs import (
     ServiceUnavailable,
     Throttled,
 )
+from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
-from tuner.prices import Rate
 from tuner.sagemaker_request import request_parameters
 from tuner.spec import load
 from tuner.store import Store

@@ -9,7 +9,7 @@ from tests.local.local_world import LocalWorld, request
 from tests.readme import readme_text
 from tuner.aws import first_dollar
 from tuner.aws.rates import RATES_FACT
-from tuner.jobs import JobNameTaken
+from tuner.core.jobs import JobNameTaken
 from tuner.local.billing import bill
 from tuner.local.jobdir import Row
 from tuner.local.settings import Settings

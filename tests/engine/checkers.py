@@ -2,8 +2,8 @@
 
 from sweeps import Sweep
 
-from tuner.model import AttemptState, TrialState
-from tuner.prices import cost_microusd
+from tuner.core.prices import cost_microusd
+from tuner.core.records import AttemptState, TrialState
 from tuner.sampler_view import earlier_rows, view_rows
 from tuner.store_check import check as check_store
 from tuner.worlds import make_proposer

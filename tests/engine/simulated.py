@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tuner.jobs import JobRequest
+from tuner.core.jobs import JobRequest
 from tuner.simulator_parts import Script
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobRequest
+from tuner.core.records import Holder, Intent, Study, StudyState
 from tuner.engine import LEASE_S, Engine, Unwatched, World
-from tuner.jobs import JobRequest
-from tuner.model import Holder, Intent, Study, StudyState
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import Faults, Outage, Script, Settings
 from tuner.spec import StudySpec, load, to_json

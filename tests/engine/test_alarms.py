@@ -11,7 +11,7 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     CredentialsRefused,
     JobNotFound,
     JobRequest,
@@ -22,7 +22,7 @@ from tuner.jobs import (
     SecretMissing,
     ServiceUnavailable,
 )
-from tuner.model import AttemptEnd, AttemptState, Holder, StudyState, TrialState
+from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
 from tuner.proposals import ProposalError
 from tuner.reconcile import Reconciler, Resumption
 from tuner.views import status_view

@@ -9,8 +9,8 @@ from checkers import broken, budget_is_kept, succeeded
 from simulated import script_of
 from sweeps import Sweep
 
-from tuner.jobs import CapacityUnavailable, ServiceUnavailable
-from tuner.model import AttemptEnd, Pool, StopReason, StudyState, TrialState
+from tuner.core.jobs import CapacityUnavailable, ServiceUnavailable
+from tuner.core.records import AttemptEnd, Pool, StopReason, StudyState, TrialState
 from tuner.simulator_parts import Settings
 
 FIRST, SECOND, THIRD = "ml.g5.xlarge", "ml.g4dn.xlarge", "ml.m5.xlarge"

@@ -7,8 +7,8 @@ from simulated import script_of
 
 from tuner import study, workload
 from tuner.cli import printing
-from tuner.decide import allowance_microusd
-from tuner.prices import RateCard
+from tuner.core.decide import allowance_microusd
+from tuner.core.prices import RateCard
 from tuner.simulator_parts import Settings
 from tuner.spec_records import MICROUSD
 

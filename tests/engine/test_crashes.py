@@ -7,7 +7,7 @@ from checkers import broken, succeeded, terminal, view_is_the_rows
 from simulated import script_of
 from sweeps import Died, Sweep
 
-from tuner.model import StudyState
+from tuner.core.records import StudyState
 
 OUTAGES = [(400.0, 500.0), (1300.0, 9000.0)]
 CHANGES = {

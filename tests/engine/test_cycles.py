@@ -17,10 +17,10 @@ from test_alarms import describing
 
 from tuner import looking, study, wishes, worlds
 from tuner.cli.printing import next_commands
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import RequestRejected
+from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.engine import LEASE_S, World
-from tuner.jobs import RequestRejected
-from tuner.model import AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.reconcile import Reconciler, Resumption
 from tuner.verbs import Exit, Outcome, Signals, UserError
 

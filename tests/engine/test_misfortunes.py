@@ -9,9 +9,9 @@ from checkers import broken, succeeded, view_is_the_rows
 from simulated import script_of
 from sweeps import Sweep, holder
 
+from tuner.core.jobs import RequestRejected, ServiceUnavailable
+from tuner.core.records import AttemptEnd, Holder, Intent, StudyState
 from tuner.engine import LEASE_S
-from tuner.jobs import RequestRejected, ServiceUnavailable
-from tuner.model import AttemptEnd, Holder, Intent, StudyState
 from tuner.simulator_parts import Script
 from tuner.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
 

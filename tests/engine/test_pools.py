@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner import capacity
-from tuner.capacity import Limit, Scene, Standing, kind_of
-from tuner.decide import Policy
-from tuner.model import Attempt, AttemptEnd, AttemptState, Pool, PoolTotals, StopReason
+from tuner.core import capacity
+from tuner.core.capacity import Limit, Scene, Standing, kind_of
+from tuner.core.decide import Policy
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, Pool, PoolTotals, StopReason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TYPES = ("ml.a.large", "ml.b.large", "ml.c.large")

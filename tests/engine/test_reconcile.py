@@ -11,11 +11,11 @@ from sweeps import Sweep, holder, merged
 from test_sweeps import foreign_request
 
 from tuner import audit, worlds
+from tuner.core.jobs import job_name
+from tuner.core.prices import RateCard
+from tuner.core.records import Intent, StudyState, TrialState
 from tuner.engine import LEASE_S
-from tuner.jobs import job_name
-from tuner.model import Intent, StudyState, TrialState
 from tuner.objects import DirectoryObjects, StorageUnavailable
-from tuner.prices import RateCard
 from tuner.reconcile import Reconciler, Resumption
 from tuner.sampler_view import choose_earlier, earlier_rows
 from tuner.simulator_parts import Script

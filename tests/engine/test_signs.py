@@ -7,8 +7,8 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
-from tuner.model import Run, RunEnd, RunRecord, TrialState
-from tuner.proof import runs_for_nothing, torn_step
+from tuner.core.proof import runs_for_nothing, torn_step
+from tuner.core.records import Run, RunEnd, RunRecord, TrialState
 from tuner.watch import narrate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

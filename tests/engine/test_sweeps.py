@@ -8,9 +8,9 @@ from checkers import broken, succeeded, view_is_the_rows
 from simulated import script_of
 
 from tuner import workload
+from tuner.core.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected, ServiceUnavailable, Throttled
+from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.dispatch import submit_due
-from tuner.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected, ServiceUnavailable, Throttled
-from tuner.model import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.simulator_parts import Script, Settings
 from tuner.unit import UnitOfWork
 from tuner.watch import narrate

@@ -7,7 +7,7 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
-from tuner.model import AttemptEnd, StudyState, TrialState
+from tuner.core.records import AttemptEnd, StudyState, TrialState
 from tuner.simulator_parts import Settings
 
 RATE = 1_408_000  # of ml.g5.xlarge, micro-dollars an hour

@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_world import request
 
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
 from tuner.local import service as service_module
 from tuner.local.jobdir import create_job
 from tuner.local.service import LocalSageMaker

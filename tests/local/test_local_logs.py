@@ -6,7 +6,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_world import request
 
-from tuner.clock import SystemClock
+from tuner.core.clock import SystemClock
 from tuner.local.jobdir import JobDir, create_job
 from tuner.local.logs import LogSender
 

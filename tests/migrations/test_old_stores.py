@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from tuner import store_schema, views
-from tuner.clock import VirtualClock
 from tuner.compare import compare, document
+from tuner.core.clock import VirtualClock
+from tuner.core.records import Holder, RunEnd, StudyState, TrialState
 from tuner.engine import LEASE_S, Engine, Unwatched, World
-from tuner.model import Holder, RunEnd, StudyState, TrialState
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store, current
 from tuner.store_check import check

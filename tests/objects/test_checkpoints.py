@@ -19,7 +19,7 @@ from tuner.checkpoints import (
     scan,
     wanted_files,
 )
-from tuner.model import MetricPoint, RunRecord
+from tuner.core.records import MetricPoint, RunRecord
 from tuner.objects import DirectoryObjects, ObjectInfo
 from tuner.training import Checkpoints
 

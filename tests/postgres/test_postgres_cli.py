@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.model import StudyState
+from tuner.core.records import StudyState
 from tuner.store import Store
 
 SCRIPT = """

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from store_records import ME, NOW, OTHER, bench, event, later, study, trial
 
 from tests.postgres_server import Server
-from tuner.model import Change
+from tuner.core.records import Change
 from tuner.store import LeaseLost, Store, StoreUnreachable, masked
 
 ROOT = Path(__file__).parents[2]

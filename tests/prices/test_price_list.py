@@ -16,8 +16,8 @@ from fake_account import pretend
 from tests.spec.spec_files import spec_of
 from tuner.aws.connections import Aws, AwsError
 from tuner.aws.price_list import fetch, listed, pinned
-from tuner.model import ListedPrice
-from tuner.prices import PriceUnknown, Rate, RateCard
+from tuner.core.prices import PriceUnknown, Rate, RateCard
+from tuner.core.records import ListedPrice
 from tuner.store import Store
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

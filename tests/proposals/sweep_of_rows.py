@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner.model import TrialState
+from tuner.core.records import TrialState
 from tuner.proposals import Proposer, ViewTrial
 from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Objective, Space
 

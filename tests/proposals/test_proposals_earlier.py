@@ -3,7 +3,7 @@
 import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, Sweep, proposer
 
-from tuner.model import TrialState
+from tuner.core.records import TrialState
 from tuner.proposals import ProposalError
 from tuner.spec_records import CategoricalParam, FloatParam, IntParam
 

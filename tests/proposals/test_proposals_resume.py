@@ -3,7 +3,7 @@
 import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, ONE, TWO, Sweep, proposer, seen
 
-from tuner.model import TrialState
+from tuner.core.records import TrialState
 from tuner.spec_records import SpaceFunction
 
 SAMPLERS = [

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState as Seen
 from sweep_of_rows import FINITE, MIXED, NUMERIC, TWO, Sweep, proposer, seen
 
-from tuner.model import TrialState
+from tuner.core.records import TrialState
 from tuner.proposals import ViewTrial
 from tuner.spec_records import CategoricalParam, FloatParam, IntParam
 

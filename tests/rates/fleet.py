@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tests.engine.sweeps import START, Sweep, holder
 from tuner.aws.rates import BACKEND, RATES, RateLimited, SharedCalls
-from tuner.calls import UNMETERED, Call
-from tuner.clock import VirtualClock
+from tuner.core.calls import UNMETERED, Call
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobRequest, JobService
+from tuner.core.records import CallRate, Study
 from tuner.engine import LEASE_S, Engine, Unwatched, World
-from tuner.jobs import JobRequest, JobService
-from tuner.model import CallRate, Study
 from tuner.rounds import Hint
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import Script

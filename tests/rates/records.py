@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from tuner.jobs import JobRequest, JobStatus, JobSummary
-from tuner.model import Attempt, AttemptState
+from tuner.core.jobs import JobRequest, JobStatus, JobSummary
+from tuner.core.records import Attempt, AttemptState
 
 
 def attempt(name: str, at: datetime) -> Attempt:

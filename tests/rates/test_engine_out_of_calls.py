@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine.sweeps import Sweep
-from tuner.calls import OutOfCalls
-from tuner.jobs import CredentialsRefused, ServiceUnavailable
-from tuner.model import AttemptState, StudyState
+from tuner.core.calls import OutOfCalls
+from tuner.core.jobs import CredentialsRefused, ServiceUnavailable
+from tuner.core.records import AttemptState, StudyState
 
 POLL = timedelta(seconds=30)
 

@@ -14,10 +14,10 @@ from tuner.aws import events_setup, hints
 from tuner.aws.connections import Aws, AwsError
 from tuner.aws.hints import QUEUE_FACT, QueueHints, hints_for, parse
 from tuner.aws.rates import scope
-from tuner.calls import Call
 from tuner.cli import main
-from tuner.clock import SystemClock, VirtualClock
-from tuner.jobs import ServiceUnavailable, job_name
+from tuner.core.calls import Call
+from tuner.core.clock import SystemClock, VirtualClock
+from tuner.core.jobs import ServiceUnavailable, job_name
 from tuner.rounds import Hint
 from tuner.simulator_parts import Script
 from tuner.store import Store

@@ -10,9 +10,9 @@ import pytest
 
 from tests.rates.fleet import CloudHints, Fleet, overdrawn
 from tuner.aws.rates import RATES
-from tuner.calls import Call
-from tuner.jobs import JobRequest
-from tuner.model import CallRate, Intent
+from tuner.core.calls import Call
+from tuner.core.jobs import JobRequest
+from tuner.core.records import CallRate, Intent
 from tuner.simulator_parts import Script
 
 # A fifteenth of what AWS gives for as small a part of the jobs, so that a simulated hour takes seconds.

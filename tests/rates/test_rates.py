@@ -11,10 +11,10 @@ import pytest
 from tests.benchmarks.measures import measured
 from tests.rates.records import request
 from tuner.aws.rates import RATES, RATES_FACT, Patient, RateLimited, SharedCalls, rates_within, scope
-from tuner.calls import Call, OutOfCalls
-from tuner.clock import VirtualClock
-from tuner.jobs import JobNotFound, ServiceUnavailable, Throttled
-from tuner.model import CallRate, Fact
+from tuner.core.calls import Call, OutOfCalls
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobNotFound, ServiceUnavailable, Throttled
+from tuner.core.records import CallRate, Fact
 from tuner.sagemaker import SageMakerJobs
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store

@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from tuner.clock import SystemClock
-from tuner.model import CallRate, Draw, Fact, ListedPrice
+from tuner.core.clock import SystemClock
+from tuner.core.records import CallRate, Draw, Fact, ListedPrice
 from tuner.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

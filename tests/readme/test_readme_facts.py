@@ -7,10 +7,11 @@ import re
 import pytest
 from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
-from tuner import spec, states, verbs
+from tuner import spec, verbs
 from tuner.cli import main
+from tuner.core import states
+from tuner.core.records import AttemptEnd, StudyState
 from tuner.local.settings import Settings
-from tuner.model import AttemptEnd, StudyState
 
 
 def built_verbs() -> dict[str, argparse.ArgumentParser]:

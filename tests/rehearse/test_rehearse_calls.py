@@ -15,7 +15,7 @@ from test_rehearse_findings import nothing_is_left
 
 from tuner.cli.rehearse import Progress, advice_lines, verdict
 from tuner.cli.table import render
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
 from tuner.rehearse import prepared
 from tuner.rehearse_records import (
     Advice,

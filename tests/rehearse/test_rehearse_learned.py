@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tuner.cli import rehearse
-from tuner.model import Intent, Pool, PoolTotals, Study, StudyState
+from tuner.core.records import Intent, Pool, PoolTotals, Study, StudyState
 from tuner.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     Channel,
     JobRequest,
     MetricDefinition,

@@ -14,7 +14,7 @@ import pytest
 from adapter import ALGORITHM, ARN, BARE, MODEL, NOON, ON_DEMAND, SPOT, WHOLE, answering, described
 from botocore.stub import Stubber
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     Channel,
     JobRequest,
     MetricDefinition,

@@ -10,7 +10,7 @@ import pytest
 from adapter import MODEL, NOON, OTHER_ZONE, SPOT, answering, described
 from botocore.stub import Stubber
 
-from tuner.jobs import (
+from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
     HistoryRow,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from below import contents
 
-from tuner.jobs import digest
+from tuner.core.jobs import digest
 from tuner.spec import load
 from tuner.workload import specimen
 

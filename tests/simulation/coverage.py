@@ -8,8 +8,8 @@ from collections import Counter
 
 from tests.simulation.faults import MENU, STANDING
 from tests.simulation.soak import Outcome
-from tuner.model import AttemptState, TrialState
-from tuner.states import ATTEMPT_TABLE, TRIAL_TABLE, AttemptEvent, TrialEvent
+from tuner.core.records import AttemptState, TrialState
+from tuner.core.states import ATTEMPT_TABLE, TRIAL_TABLE, AttemptEvent, TrialEvent
 
 # Fewer seeds than these cannot be expected to meet everything.
 COMPLETE_FROM = 200

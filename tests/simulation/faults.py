@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.simulation.world import answer_lost
-from tuner.jobs import (
+from tuner.core.jobs import (
     DIGEST_VARIABLE,
     CapacityUnavailable,
     CredentialsRefused,
@@ -22,7 +22,7 @@ from tuner.jobs import (
     Throttled,
     job_name,
 )
-from tuner.model import Intent, StopReason
+from tuner.core.records import Intent, StopReason
 from tuner.simulator_parts import Faults, SimulatedJob
 
 if TYPE_CHECKING:

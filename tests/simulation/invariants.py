@@ -25,14 +25,14 @@ from optuna.trial import TrialState as Seen
 from tests.simulation.broken import Broken
 from tuner import study as launching
 from tuner import workload
-from tuner.decide import read_rows
-from tuner.jobs import DIGEST_VARIABLE, JobRequest
+from tuner.core.decide import read_rows
+from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
+from tuner.core.prices import cost_microusd
+from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
+from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 from tuner.memory import RUNS_FOR_NOTHING_MAX
-from tuner.model import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
-from tuner.prices import cost_microusd
 from tuner.spec import StudySpec, from_json
 from tuner.spec_records import MICROUSD
-from tuner.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak

@@ -15,23 +15,11 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import (
-    capacity,
-    decide,
-    engine,
-    memory,
-    observe,
-    proposals,
-    reconcile,
-    signs,
-    store_rows,
-    tables,
-    unit,
-    workload,
-)
+from tuner import engine, memory, observe, proposals, reconcile, signs, store_rows, tables, unit, workload
+from tuner.core import capacity, decide
+from tuner.core.records import AttemptEnd, Lease
 from tuner.dispatch import Dispatcher
 from tuner.engine import Engine
-from tuner.model import AttemptEnd, Lease
 from tuner.proposals import Delta
 from tuner.store import Store
 

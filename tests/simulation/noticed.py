@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tests.simulation.broken import Broken
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
 from tuner.memory import RUNS_FOR_NOTHING_MAX, Work
-from tuner.model import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak

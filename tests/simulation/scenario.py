@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from tuner.jobs import JobRequest
-from tuner.prices import RateCard
+from tuner.core.jobs import JobRequest
+from tuner.core.prices import RateCard
 from tuner.simulator_parts import Curve, Faults, Outage, Script, Settings, exponential_outages, smooth_curve
 
 _RETRIED = "AlgorithmError: ExecuteUserScriptError: ExitCode 75"

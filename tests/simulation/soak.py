@@ -19,11 +19,11 @@ from tests.simulation.invariants import Invariants, parsed
 from tests.simulation.noticed import Noticed
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.world import Diary, Gate, Port, Progress, Refusals, SkewedClock, new_store
-from tuner.clock import VirtualClock
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import HistoryRow
+from tuner.core.prices import RateCard
+from tuner.core.records import Event, Holder, Intent, Study, StudyState
 from tuner.engine import LEASE_S, Engine, World
-from tuner.jobs import HistoryRow
-from tuner.model import Event, Holder, Intent, Study, StudyState
-from tuner.prices import RateCard
 from tuner.reconcile import Reconciler, Resumption
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import SimulatedJob

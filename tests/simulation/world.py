@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from tests.postgres_server import Server
 from tests.simulation.broken import Broken
 from tuner import store_schema
-from tuner.clock import VirtualClock
-from tuner.jobs import JobError, JobRequest, ServiceUnavailable
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import JobError, JobRequest, ServiceUnavailable
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store, StoreConflict, StoreUnreachable
 

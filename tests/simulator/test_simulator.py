@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.clock import VirtualClock
-from tuner.jobs import (
+from tuner.core.clock import VirtualClock
+from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
     JobError,
@@ -22,7 +22,7 @@ from tuner.jobs import (
     ServiceUnavailable,
     Throttled,
 )
-from tuner.model import ProgressReport
+from tuner.core.records import ProgressReport
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import (
     Faults,

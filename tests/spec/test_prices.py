@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.prices import PriceUnknown, Rate, RateCard, _shipped, cost_microusd, usd
+from tuner.core.prices import PriceUnknown, Rate, RateCard, _shipped, cost_microusd, usd
 
 
 def test_the_shipped_table_is_sane():

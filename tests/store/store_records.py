@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tuner.model import (
+from tuner.core.records import (
     Attempt,
     AttemptEnd,
     AttemptState,

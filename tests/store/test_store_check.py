@@ -11,7 +11,7 @@ from sqlalchemy.schema import DropConstraint
 from store_records import NOW, Bench, attempt, bump, ended, event, later, succeeded, trial
 
 from tuner import tables
-from tuner.model import AttemptState, Event, TrialState
+from tuner.core.records import AttemptState, Event, TrialState
 from tuner.store_check import check
 
 LIVE_AGAIN = (

@@ -22,7 +22,7 @@ from store_records import (
     trial,
 )
 
-from tuner.model import AttemptEnd, AttemptState, Change, Request, StudyState, TrialState
+from tuner.core.records import AttemptEnd, AttemptState, Change, Request, StudyState, TrialState
 from tuner.store import LeaseLost, Store, StoreConflict
 
 

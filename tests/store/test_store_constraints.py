@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from store_records import NOW, Bench, attempt, ended, event, point, run, study, succeeded, trial
 
 from tuner import tables
-from tuner.model import TrialState
+from tuner.core.records import TrialState
 
 STUDY: dict[str, dict[str, Any]] = {
     "state": {"state": "napping"},

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from store_records import ME, NOW, OTHER, later, study
 
-from tuner.model import Holder, Lease
+from tuner.core.records import Holder, Lease
 from tuner.store import LeaseHeld, LeaseLost, Store, StudyNotFound
 
 

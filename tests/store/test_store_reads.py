@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 from store_records import NOW, Bench, attempt, bench, bump, ended, event, point, run, study, succeeded, trial
 
-from tuner.model import AttemptEnd, Pool, PoolTotals, RunEnd, Summary, TrialState
+from tuner.core.records import AttemptEnd, Pool, PoolTotals, RunEnd, Summary, TrialState
 from tuner.store import Store, StudyExists, StudyNotFound
 
 

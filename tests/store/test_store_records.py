@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import StatementError
 from store_records import ME, NOW, Bench, attempt, ended, event, later, point, run, study, succeeded, trial
 
-from tuner.model import NO_STEP, AttemptEnd, AttemptState, Change, RunEnd, StopReason, StudyState, TrialState
+from tuner.core.records import NO_STEP, AttemptEnd, AttemptState, Change, RunEnd, StopReason, StudyState, TrialState
 from tuner.store import Store
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner import decide
-from tuner.decide import Policy, Verdict, absorb, account, after_end, end_of
-from tuner.jobs import HistoryRow, JobStatus, Observation
-from tuner.model import Attempt, AttemptEnd, AttemptState, StopReason, Trial, TrialState
-from tuner.states import TrialEvent
+from tuner.core import decide
+from tuner.core.decide import Policy, Verdict, absorb, account, after_end, end_of
+from tuner.core.jobs import HistoryRow, JobStatus, Observation
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, StopReason, Trial, TrialState
+from tuner.core.states import TrialEvent
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.store import store_records as records
 from tuner import worlds
-from tuner.jobs import job_name, trial_and_attempt
+from tuner.core.jobs import job_name, trial_and_attempt
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True)
 KEYS = st.builds("{}-{}".format, NAMES, st.from_regex(r"[a-z]{6}", fullmatch=True))

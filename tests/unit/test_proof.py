@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tuner.model import Run, RunEnd, RunRecord
-from tuner.proof import Steps, prove, went_back
+from tuner.core.proof import Steps, prove, went_back
+from tuner.core.records import Run, RunEnd, RunRecord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

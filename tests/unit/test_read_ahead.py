@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.model import MetricPoint, ProgressReport
+from tuner.core.records import MetricPoint, ProgressReport
 from tuner.progress import ReadAhead
 
 EPOCH = datetime.fromtimestamp(0, UTC)

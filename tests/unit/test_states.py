@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tuner.model import AttemptState, TrialState
-from tuner.states import (
+from tuner.core.records import AttemptState, TrialState
+from tuner.core.states import (
     ATTEMPT_TABLE,
     TRIAL_TABLE,
     AttemptEvent,
@@ -82,5 +82,5 @@ def test_an_attempt_never_steps_back_but_to_train_again_or_after_a_restart():
 
 
 def test_the_diagram_is_printed_by_the_module():
-    done = subprocess.run([sys.executable, "-m", "tuner.states"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "tuner.core.states"], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip("\n") == diagram()

@@ -24,8 +24,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO
 
-from tuner.jobs import trial_and_attempt
-from tuner.model import Attempt, Study
+from tuner.core.jobs import trial_and_attempt
+from tuner.core.records import Attempt, Study
 from tuner.spec_records import MICROUSD
 from tuner.verbs import UserError
 

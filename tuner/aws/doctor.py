@@ -21,8 +21,8 @@ from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.iam_policy import Place, Right
 from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
+from tuner.core.prices import PriceUnknown, RateCard
 from tuner.objects import Objects, ObjectsError, S3Objects
-from tuner.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec
 from tuner.verbs import Finding
 

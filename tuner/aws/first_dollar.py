@@ -31,8 +31,8 @@ from tuner.aws import hints, preflight
 from tuner.aws.connections import Aws, AwsError, ask, cli_options
 from tuner.aws.iam_policy import LOG_GROUP, PROBE_PREFIX
 from tuner.aws.rates import RATES_FACT
-from tuner.clock import Clock
-from tuner.jobs import (
+from tuner.core.clock import Clock
+from tuner.core.jobs import (
     Channel,
     JobError,
     JobNameTaken,
@@ -45,9 +45,9 @@ from tuner.jobs import (
     ServiceUnavailable,
     classify_failure,
 )
-from tuner.model import AttemptEnd, Fact, Json
+from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
+from tuner.core.records import AttemptEnd, Fact, Json
 from tuner.objects import ObjectInfo, Objects, ObjectsError
-from tuner.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.signs import SYNC_FACT
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.clock import Clock
-from tuner.jobs import ServiceUnavailable, trial_and_attempt
-from tuner.model import Fact
+from tuner.core.clock import Clock
+from tuner.core.jobs import ServiceUnavailable, trial_and_attempt
+from tuner.core.records import Fact
 from tuner.rounds import Hint
 from tuner.store import Store
 

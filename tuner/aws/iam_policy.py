@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from tuner.aws import events_setup
 from tuner.aws.connections import Identity
-from tuner.model import Json
+from tuner.core.records import Json
 from tuner.spec import StudySpec
 
 PROBE_PREFIX = "tuner-first-dollar-"  # of the names of jobs that `doctor --first-dollar` makes

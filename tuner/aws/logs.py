@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.clock import Clock
+from tuner.core.clock import Clock
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 

@@ -21,9 +21,9 @@ from itertools import islice
 from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.clock import Clock
-from tuner.jobs import JobError, JobNotFound, JobService
-from tuner.model import Attempt, MetricPoint, ProgressReport, Trial
+from tuner.core.clock import Clock
+from tuner.core.jobs import JobError, JobNotFound, JobService
+from tuner.core.records import Attempt, MetricPoint, ProgressReport, Trial
 from tuner.progress import Progress
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"

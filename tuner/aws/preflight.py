@@ -17,8 +17,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.capacity import Kind
-from tuner.prices import PriceUnknown, RateCard
+from tuner.core.capacity import Kind
+from tuner.core.prices import PriceUnknown, RateCard
 from tuner.spec import StudySpec
 from tuner.verbs import Finding
 from tuner.workload import request_violations

@@ -15,8 +15,8 @@ from datetime import datetime
 from tuner.aws import image, preflight
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.price_list import PriceCache, listed, pinned
-from tuner.capacity import Kind
-from tuner.prices import Rate, RateCard
+from tuner.core.capacity import Kind
+from tuner.core.prices import Rate, RateCard
 from tuner.spec import SpecError, StudySpec, completed
 from tuner.verbs import Exit, Finding, UserError
 

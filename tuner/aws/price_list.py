@@ -17,8 +17,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.model import ListedPrice
-from tuner.prices import PriceUnknown, Rate, RateCard
+from tuner.core.prices import PriceUnknown, Rate, RateCard
+from tuner.core.records import ListedPrice
 from tuner.spec import StudySpec
 
 MAX_AGE = timedelta(days=7)

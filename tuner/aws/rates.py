@@ -19,10 +19,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from tuner.calls import Call, OutOfCalls
-from tuner.clock import Clock
-from tuner.jobs import JobRequest, JobService, JobSummary, Observation, ServiceUnavailable, Throttled
-from tuner.model import CallRate, Draw, Fact
+from tuner.core.calls import Call, OutOfCalls
+from tuner.core.clock import Clock
+from tuner.core.jobs import JobRequest, JobService, JobSummary, Observation, ServiceUnavailable, Throttled
+from tuner.core.records import CallRate, Draw, Fact
 from tuner.store import Store
 
 _T = TypeVar("_T")

@@ -22,8 +22,8 @@ from tuner.aws.iam_policy import UNKNOWN_ACCOUNT
 from tuner.cli import events, printing
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import render, table
-from tuner.cli_text import counted, dollars, safe
-from tuner.clock import SystemClock
+from tuner.core.clock import SystemClock
+from tuner.core.text import counted, dollars, safe
 from tuner.opening import operating_errors
 from tuner.verbs import Exit, UserError
 from tuner.views import iso, simulated

@@ -10,8 +10,8 @@ from tuner.aws import events_setup
 from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
 from tuner.cli.read import out, out_json, reading, say
-from tuner.cli_text import safe
-from tuner.clock import SystemClock
+from tuner.core.clock import SystemClock
+from tuner.core.text import safe
 from tuner.verbs import Exit
 
 _HOW = f"""\

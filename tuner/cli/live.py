@@ -18,9 +18,9 @@ from rich.text import Text
 
 from tuner.cli.printing import simulated_note
 from tuner.cli.table import can_redraw, state, table, wants_color
-from tuner.cli_text import counted, dollars, lost_work, number, pasteable, safe
-from tuner.clock import Clock
-from tuner.model import TrialState
+from tuner.core.clock import Clock
+from tuner.core.records import TrialState
+from tuner.core.text import counted, dollars, lost_work, number, pasteable, safe
 from tuner.verbs import Display, EngineView, EventLine, LiveRow
 
 _SUMMARY_EVERY = timedelta(seconds=10)

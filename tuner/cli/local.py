@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tuner.cli.read import out, say
-from tuner.cli_text import safe
+from tuner.core.text import safe
 from tuner.verbs import Exit, UserError
 
 _EVENTS_VARIABLE = "AWS_ENDPOINT_URL_EVENTBRIDGE"
@@ -64,7 +64,7 @@ def _tell(url: str, key_id: str, secret: str, region: str) -> None:
 def _reports(directory: Path, args: argparse.Namespace) -> list[Callable[[], None]]:
     """What is to be called again and again, so that other services are told."""
     from tuner.aws.connections import Aws, AwsError  # noqa: PLC0415 - as above
-    from tuner.clock import SystemClock  # noqa: PLC0415
+    from tuner.core.clock import SystemClock  # noqa: PLC0415
     from tuner.local.events import EventSender  # noqa: PLC0415
     from tuner.local.logs import LogSender  # noqa: PLC0415
 
@@ -83,7 +83,7 @@ def _reports(directory: Path, args: argparse.Namespace) -> list[Callable[[], Non
 
 
 def _report(looks: Sequence[Callable[[], None]]) -> None:
-    from tuner.clock import SystemClock  # noqa: PLC0415 - as above
+    from tuner.core.clock import SystemClock  # noqa: PLC0415 - as above
 
     clock = SystemClock()
     while True:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeAlias
 
-from tuner.cli_text import name_store, pasteable, safe
+from tuner.core.text import name_store, pasteable, safe
 from tuner.verbs import Exit, UserError
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it

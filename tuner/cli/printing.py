@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.cli.table import cell, render, state, table
-from tuner.cli_text import (
+from tuner.core.records import Intent
+from tuner.core.text import (
     UNKNOWN,
     ago,
     clock_time,
@@ -29,7 +30,6 @@ from tuner.cli_text import (
     size,
     steps_text,
 )
-from tuner.model import Intent
 from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist, how_to_go_on
 
 _STEPS_SHOWN = 12  # as many as `steps_text` lists

@@ -22,13 +22,13 @@ from tuner import holders, local_view, looking, opening, views, worlds
 from tuner.cli import printing
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
-from tuner.cli_text import pasteable, safe, safe_log
-from tuner.clock import Clock, SystemClock
 from tuner.compare import compare as compare_studies
 from tuner.compare import document, to_csv, write_png
+from tuner.core.clock import Clock, SystemClock
+from tuner.core.jobs import trial_and_attempt
+from tuner.core.records import Json
+from tuner.core.text import pasteable, safe, safe_log
 from tuner.download import download
-from tuner.jobs import trial_and_attempt
-from tuner.model import Json
 from tuner.store import Store, StoreError, StudyNotFound
 from tuner.store_schema import SCHEMA, current, masked, upgrade
 from tuner.verbs import Exit, UserError

@@ -21,12 +21,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuner.capacity import Standing
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
-from tuner.cli_text import dollars, number, percent, safe, seconds, size
-from tuner.clock import Clock, SystemClock
-from tuner.model import Json, PoolTotals
+from tuner.core.capacity import Standing
+from tuner.core.clock import Clock, SystemClock
+from tuner.core.records import Json, PoolTotals
+from tuner.core.text import dollars, number, percent, safe, seconds, size
 from tuner.packaging import BundleRefused
 from tuner.rehearse import rehearse
 from tuner.rehearse_records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result

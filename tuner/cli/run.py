@@ -15,9 +15,9 @@ from tuner.cli import printing
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
 from tuner.cli.read import out, out_json, reading, say
-from tuner.cli_text import dollars, pasteable, safe
-from tuner.clock import SystemClock
-from tuner.model import Intent
+from tuner.core.clock import SystemClock
+from tuner.core.records import Intent
+from tuner.core.text import dollars, pasteable, safe
 from tuner.store import Store
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli_text import UNKNOWN, safe
+from tuner.core.text import UNKNOWN, safe
 
 STATE_STYLES = {
     "running": "cyan",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.aws.connections import AwsError, ask
-from tuner.clock import Clock
+from tuner.core.clock import Clock
 from tuner.local.jobdir import ENDS, JobDir, job_names, open_job
 
 GROUP = "/aws/sagemaker/TrainingJobs"

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
-from tuner.clock import Clock, SystemClock
+from tuner.core.clock import Clock, SystemClock
 from tuner.local.faults import AnswerLost
 from tuner.local.service import LocalSageMaker
 from tuner.local.settings import BadSettings

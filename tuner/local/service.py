@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.clock import Clock, SystemClock
+from tuner.core.clock import Clock, SystemClock
 from tuner.local import views
 from tuner.local.container import host_environment
 from tuner.local.ending import begin_stop, bury

@@ -18,7 +18,7 @@ states are empty rows. The diagram in the README is generated from these tables 
 
 from enum import StrEnum
 
-from tuner.model import AttemptState, TrialState
+from tuner.core.records import AttemptState, TrialState
 
 
 class IllegalTransition(Exception):  # noqa: N818 - the field's name for it

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from tuner.decide import Policy, Presence
-from tuner.model import Attempt, AttemptEnd, Pool, PoolTotals, StopReason
+from tuner.core.decide import Policy, Presence
+from tuner.core.records import Attempt, AttemptEnd, Pool, PoolTotals, StopReason
 
 # What a quota counts: instances of a type, spot and on-demand apart.
 Kind: TypeAlias = tuple[str, bool]

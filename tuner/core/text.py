@@ -10,7 +10,7 @@ Nothing but the standard library is imported here, so that errors can be printed
 import re
 from datetime import datetime
 
-from tuner.model import Json
+from tuner.core.records import Json
 
 UNKNOWN = "-"
 _CENT = 0.01

@@ -22,7 +22,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from tuner.model import AttemptEnd, Json
+from tuner.core.records import AttemptEnd, Json
 
 # Environment variable of every job of ours that proves that it is ours (Describe returns no tags).
 DIGEST_VARIABLE = "TUNER_DIGEST"

@@ -8,7 +8,7 @@ may be made.
 from enum import StrEnum
 from typing import Protocol
 
-from tuner.jobs import Throttled
+from tuner.core.jobs import Throttled
 
 
 class Call(StrEnum):

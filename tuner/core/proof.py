@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from tuner.model import Run, RunEnd, RunRecord, Span
+from tuner.core.records import Run, RunEnd, RunRecord, Span
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 

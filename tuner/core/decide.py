@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from tuner.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory_at
-from tuner.model import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
-from tuner.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
+from tuner.core.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory_at
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
+from tuner.core.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
 
 _PREPARING = frozenset({"Starting", "Pending", "Restarting", "LaunchingMLInstances", "PreparingTrainingStack"})
 _DOWNLOADING = frozenset({"Downloading", "DownloadingTrainingImage"})
