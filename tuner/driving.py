@@ -20,12 +20,12 @@ from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
 
 if TYPE_CHECKING:
-    from tuner.engine import Engine  # imports Optuna
+    from tuner.engine.engine import Engine  # imports Optuna
 
 
 def acquire(store: Store, study: Study, clock: Clock, *, wait: bool = True) -> Lease:
     """Become the writer of a study, or say who is. A holder on another host is given one lease period to renew."""
-    from tuner.engine import LEASE_S  # noqa: PLC0415 - imports Optuna
+    from tuner.engine.engine import LEASE_S  # noqa: PLC0415 - imports Optuna
 
     holder = holders.this_process()
     try:
@@ -47,7 +47,7 @@ def drive(
     clock: SystemClock,
     once: bool = False,
 ) -> Outcome:
-    from tuner.engine import Engine  # noqa: PLC0415 - imports Optuna
+    from tuner.engine.engine import Engine  # noqa: PLC0415 - imports Optuna
     from tuner.watch import DisplayWatcher  # noqa: PLC0415
 
     signals.last_words = signals.last_words or left_behind(study.name, study.intent)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import audit, requests, workload, worlds
+from tuner import audit, workload, worlds
 from tuner.aws import prepare
 from tuner.checkpoints import copy_own_files
 from tuner.core.clock import Clock
@@ -39,7 +39,9 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.memory import Work, limits_to_keep
+from tuner.engine import requests
+from tuner.engine.memory import Work, limits_to_keep
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.packaging import BundleRefused
 from tuner.spec import (
     Change,
@@ -55,7 +57,6 @@ from tuner.spec import (
 )
 from tuner.spec_document import setting_text
 from tuner.store import LONG_STEP_S, Store
-from tuner.unit import UnitOfWork
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
 
 _COPIED = "copied"  # the event of a copy that was done

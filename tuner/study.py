@@ -22,7 +22,7 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
 from tuner.driving import acquire, drive, outcome_of
-from tuner.memory import limits_to_keep
+from tuner.engine.memory import limits_to_keep
 from tuner.opening import operating_errors, user_name
 from tuner.spec import SpecError, StudySpec, describe, from_json, load, refuse_missing_secrets, refuse_unbuilt, to_json
 from tuner.spec_records import MICROUSD

@@ -31,7 +31,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.memory import kept_limits
+from tuner.engine.memory import kept_limits
 from tuner.spec import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 

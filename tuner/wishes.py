@@ -9,15 +9,15 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from tuner import requests
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
 from tuner.driving import acquire, drive, outcome_of
+from tuner.engine import requests
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.opening import operating_errors, user_name
 from tuner.spec import StudySpec, apply_set, from_json
 from tuner.spec_records import MICROUSD
 from tuner.store import LeaseHeld, Store
-from tuner.unit import UnitOfWork
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, how_to_go_on, left_behind
 
 _WAIT_POLL_S = 0.5

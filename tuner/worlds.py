@@ -27,7 +27,7 @@ from tuner.verbs import Exit, UserError
 if TYPE_CHECKING:
     from tuner.aws.rates import SharedCalls
     from tuner.core.jobs import JobService
-    from tuner.engine import Watcher, World
+    from tuner.engine.engine import Watcher, World
     from tuner.objects import Objects
     from tuner.packaging import Bundle
     from tuner.proposals import Proposer
@@ -195,7 +195,7 @@ def upload_bundle(spec: StudySpec, objects: "Objects") -> str:
 
 def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher") -> "World":
     """Everything that the engine of a recorded study is given; a local market starts at the study's launch."""
-    from tuner.engine import World  # noqa: PLC0415 - imports Optuna
+    from tuner.engine.engine import World  # noqa: PLC0415 - imports Optuna
     from tuner.local.market import write_market  # noqa: PLC0415
     from tuner.progress import PrefixProgress  # noqa: PLC0415
 
@@ -224,8 +224,8 @@ def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
     """The world of an engine that shares its account's calls with others, and hears of changes where it can."""
     from tuner.aws.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
     from tuner.aws.rates import RateLimited  # noqa: PLC0415
+    from tuner.engine.liveness import sync_delay_s  # noqa: PLC0415
     from tuner.progress import ReadAhead  # noqa: PLC0415
-    from tuner.signs import sync_delay_s  # noqa: PLC0415
 
     known = world.store.facts(where.scope)
     calls = _shared_calls(world.store, where.scope, world.clock, known)

@@ -14,7 +14,7 @@ from tuner.aws.metrics import NAMESPACE, CloudMetrics
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
 from tuner.core.records import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
-from tuner.memory import Work
+from tuner.engine.memory import Work
 
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
 

@@ -17,7 +17,7 @@ from tuner.aws.logs import GROUP
 from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
 from tuner.core.clock import SystemClock
-from tuner.engine import Unwatched
+from tuner.engine.engine import Unwatched
 from tuner.progress import ReadAhead
 from tuner.spec import StudySpec, from_json
 

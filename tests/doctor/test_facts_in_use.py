@@ -12,9 +12,9 @@ from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.records import AttemptState, Fact
-from tuner.engine import World
-from tuner.memory import Work
-from tuner.signs import SYNC_FACT, sync_delay_s, warnings
+from tuner.engine.engine import World
+from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
+from tuner.engine.memory import Work
 from tuner.spec import load
 from tuner.store import Store
 from tuner.workload import policy

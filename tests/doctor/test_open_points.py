@@ -10,12 +10,12 @@ from tests.readme import readme_text
 from tuner.aws import first_dollar
 from tuner.aws.rates import RATES_FACT
 from tuner.core.jobs import JobNameTaken
+from tuner.engine.liveness import SYNC_FACT
 from tuner.local.billing import bill
 from tuner.local.jobdir import Row
 from tuner.local.settings import Settings
 from tuner.local.views import description
 from tuner.sagemaker import SageMakerJobs
-from tuner.signs import SYNC_FACT
 
 
 @pytest.fixture

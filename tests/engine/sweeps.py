@@ -11,7 +11,7 @@ import yaml
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Holder, Intent, Study, StudyState
-from tuner.engine import LEASE_S, Engine, Unwatched, World
+from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import Faults, Outage, Script, Settings
 from tuner.spec import StudySpec, load, to_json

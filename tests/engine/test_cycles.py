@@ -20,7 +20,7 @@ from tuner.cli.printing import next_commands
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import RequestRejected
 from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
-from tuner.engine import LEASE_S, World
+from tuner.engine.engine import LEASE_S, World
 from tuner.reconcile import Reconciler, Resumption
 from tuner.verbs import Exit, Outcome, Signals, UserError
 

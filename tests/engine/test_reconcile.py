@@ -14,7 +14,7 @@ from tuner import audit, worlds
 from tuner.core.jobs import job_name
 from tuner.core.prices import RateCard
 from tuner.core.records import Intent, StudyState, TrialState
-from tuner.engine import LEASE_S
+from tuner.engine.engine import LEASE_S
 from tuner.objects import DirectoryObjects, StorageUnavailable
 from tuner.reconcile import Reconciler, Resumption
 from tuner.sampler_view import choose_earlier, earlier_rows

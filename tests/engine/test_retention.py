@@ -9,7 +9,7 @@ from sweeps import holder
 from tuner import driving, retention, worlds
 from tuner.checkpoints import delete_prefix, scan
 from tuner.core.records import TrialState
-from tuner.engine import LEASE_S
+from tuner.engine.engine import LEASE_S
 from tuner.objects import DirectoryObjects
 from tuner.simulator_parts import Script
 from tuner.store import LeaseLost

@@ -15,7 +15,7 @@ from sweeps import Died, Sweep, holder
 from tests.postgres_server import OwnServer, Server
 from tuner.cli.live import QuietDisplay
 from tuner.core.records import StudyState
-from tuner.engine import LEASE_S
+from tuner.engine.engine import LEASE_S
 from tuner.store import LeaseHeld, LeaseLost, StoreUnreachable
 from tuner.verbs import EventLine
 from tuner.watch import DisplayWatcher

@@ -10,9 +10,9 @@ from simulated import script_of
 from tuner import workload
 from tuner.core.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected, ServiceUnavailable, Throttled
 from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
-from tuner.dispatch import submit_due
+from tuner.engine.dispatch import submit_due
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.simulator_parts import Script, Settings
-from tuner.unit import UnitOfWork
 from tuner.watch import narrate
 
 

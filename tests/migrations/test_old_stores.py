@@ -15,7 +15,7 @@ from tuner import store_schema, views
 from tuner.compare import compare, document
 from tuner.core.clock import VirtualClock
 from tuner.core.records import Holder, RunEnd, StudyState, TrialState
-from tuner.engine import LEASE_S, Engine, Unwatched, World
+from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store, current
 from tuner.store_check import check

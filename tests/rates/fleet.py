@@ -16,8 +16,8 @@ from tuner.core.calls import UNMETERED, Call
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
-from tuner.engine import LEASE_S, Engine, Unwatched, World
-from tuner.rounds import Hint
+from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.engine.polling import Hint
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import Script
 from tuner.store import Store

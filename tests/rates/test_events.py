@@ -18,7 +18,7 @@ from tuner.cli import main
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.jobs import ServiceUnavailable, job_name
-from tuner.rounds import Hint
+from tuner.engine.polling import Hint
 from tuner.simulator_parts import Script
 from tuner.store import Store
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.rates.records import attempt, summary
-from tuner.rounds import STALE_POLLS, Hint, Rounds, stale_s
+from tuner.engine.polling import STALE_POLLS, Hint, Rounds, stale_s
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLL_S = 30.0

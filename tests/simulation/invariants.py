@@ -30,7 +30,7 @@ from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
 from tuner.core.prices import cost_microusd
 from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
-from tuner.memory import RUNS_FOR_NOTHING_MAX
+from tuner.engine.memory import RUNS_FOR_NOTHING_MAX
 from tuner.spec import StudySpec, from_json
 from tuner.spec_records import MICROUSD
 

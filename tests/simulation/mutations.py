@@ -15,11 +15,12 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import engine, memory, observe, proposals, reconcile, signs, store_rows, tables, unit, workload
+from tuner import proposals, reconcile, store_rows, tables, workload
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
-from tuner.dispatch import Dispatcher
-from tuner.engine import Engine
+from tuner.engine import engine, liveness, memory, observe, unit_of_work
+from tuner.engine.dispatch import Dispatcher
+from tuner.engine.engine import Engine
 from tuner.proposals import Delta
 from tuner.store import Store
 
@@ -246,11 +247,11 @@ def _counts_edges():
 
 
 def _takes_every_job_for_stalled():
-    return mock.patch.object(signs, "stalled", lambda _work, policy: policy.stall_after_s is not None)
+    return mock.patch.object(liveness, "stalled", lambda _work, policy: policy.stall_after_s is not None)
 
 
 def _never_finds_a_stall():
-    return mock.patch.object(signs, "stalled", return_value=False)
+    return mock.patch.object(liveness, "stalled", return_value=False)
 
 
 def _believes_the_clock():
@@ -263,7 +264,7 @@ def _believes_the_clock():
         passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
         work.silence = memory.Silence(now, sign, passed_s)
 
-    return mock.patch.object(signs, "listen", listen)
+    return mock.patch.object(liveness, "listen", listen)
 
 
 def _never_finds_runs_for_nothing():
@@ -307,12 +308,12 @@ def _shares_a_prefix():
 
 
 def _story_runs_back():
-    original = unit.UnitOfWork.__init__
+    original = unit_of_work.UnitOfWork.__init__
 
     def start(self, study, *, last_seq, now, recorded_after=None):
         original(self, study, last_seq=last_seq, now=now)
 
-    return mock.patch.object(unit.UnitOfWork, "__init__", start)
+    return mock.patch.object(unit_of_work.UnitOfWork, "__init__", start)
 
 
 def _fails_what_it_cannot_see():

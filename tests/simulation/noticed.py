@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.broken import Broken
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
-from tuner.memory import RUNS_FOR_NOTHING_MAX, Work
+from tuner.engine.memory import RUNS_FOR_NOTHING_MAX, Work
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak

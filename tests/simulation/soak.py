@@ -23,7 +23,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import HistoryRow
 from tuner.core.prices import RateCard
 from tuner.core.records import Event, Holder, Intent, Study, StudyState
-from tuner.engine import LEASE_S, Engine, World
+from tuner.engine.engine import LEASE_S, Engine, World
 from tuner.reconcile import Reconciler, Resumption
 from tuner.simulator import SimulatedCloud
 from tuner.simulator_parts import SimulatedJob

@@ -47,8 +47,8 @@ from tuner.core.jobs import (
 )
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.core.records import AttemptEnd, Fact, Json
+from tuner.engine.liveness import SYNC_FACT
 from tuner.objects import ObjectInfo, Objects, ObjectsError
-from tuner.signs import SYNC_FACT
 from tuner.spec import StudySpec
 from tuner.spec_records import MICROUSD
 from tuner.verbs import Exit, UserError

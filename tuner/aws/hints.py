@@ -18,7 +18,7 @@ from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.clock import Clock
 from tuner.core.jobs import ServiceUnavailable, trial_and_attempt
 from tuner.core.records import Fact
-from tuner.rounds import Hint
+from tuner.engine.polling import Hint
 from tuner.store import Store
 
 QUEUE_FACT = "events.queue"

@@ -27,7 +27,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.core.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
-from tuner.memory import Work
+from tuner.engine.memory import Work
 from tuner.store import Store
 
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from tuner.core.decide import Policy
 from tuner.core.records import AttemptState, Fact
-from tuner.memory import Silence, Work
+from tuner.engine.memory import Silence, Work
 
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
 _PATIENCE = timedelta(minutes=15)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner import alarms, workload
+from tuner import workload
 from tuner.core import decide
 from tuner.core.calls import UNMETERED, Call, Calls, OutOfCalls
 from tuner.core.capacity import Kind, kind_of, listed
@@ -28,9 +28,10 @@ from tuner.core.jobs import (
 )
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
 from tuner.core.states import TrialEvent
-from tuner.memory import Memory, Work
+from tuner.engine import alarms
+from tuner.engine.memory import Memory, Work
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.proposals import Proposal, ProposalError
-from tuner.unit import UnitOfWork
 
 # A stop that has not shown after so many polls is sent again.
 _RESEND_POLLS = 10

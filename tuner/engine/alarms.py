@@ -16,8 +16,8 @@ from dataclasses import replace
 from tuner import workload
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
-from tuner.memory import Memory, Work
-from tuner.unit import UnitOfWork
+from tuner.engine.memory import Memory, Work
+from tuner.engine.unit_of_work import UnitOfWork
 
 # SageMaker keeps metrics in single precision, which has seven digits.
 _SINGLE_PRECISION = 1e-6

@@ -17,8 +17,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Protocol, cast
 
-from tuner import requests, workload
-from tuner.alarms import REJECTED_ALIKE
+from tuner import workload
 from tuner.core import decide
 from tuner.core.calls import UNMETERED, Calls
 from tuner.core.capacity import PATIENCE_S
@@ -39,16 +38,18 @@ from tuner.core.records import (
     Trial,
 )
 from tuner.core.states import TrialEvent
-from tuner.dispatch import Dispatcher, submit_due
-from tuner.memory import Memory, Work, kept_limits
-from tuner.observe import Observer, tell
+from tuner.engine import requests
+from tuner.engine.alarms import REJECTED_ALIKE
+from tuner.engine.dispatch import Dispatcher, submit_due
+from tuner.engine.memory import Memory, Work, kept_limits
+from tuner.engine.observe import Observer, tell
+from tuner.engine.polling import Hints, stale_s
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.progress import Progress
 from tuner.proposals import Proposer
-from tuner.rounds import Hints, stale_s
 from tuner.sampler_view import earlier_rows, view_rows
 from tuner.spec import StudySpec, from_json
 from tuner.store import Store, StoreConflict, StoreUnreachable
-from tuner.unit import UnitOfWork
 
 LEASE_S = 60.0
 # A create or stop is not sent when less than this is left of the lease: another engine might already be at work.

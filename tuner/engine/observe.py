@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from tuner import alarms, signs
 from tuner.core import capacity, decide, proof
 from tuner.core.calls import UNMETERED, Call, Calls
 from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
@@ -30,11 +29,12 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.core.states import AttemptEvent, TrialEvent
-from tuner.memory import Memory, Work, is_training
+from tuner.engine import alarms, liveness
+from tuner.engine.memory import Memory, Work, is_training
+from tuner.engine.polling import STALE_POLLS, Hints
+from tuner.engine.unit_of_work import UnitOfWork
 from tuner.progress import Progress
-from tuner.rounds import STALE_POLLS, Hints
 from tuner.spec_records import COST_METRIC, MICROUSD
-from tuner.unit import UnitOfWork
 
 # Lists may lag, and our clock may differ from the service's by as much as signatures allow: each looks this far back.
 _LIST_OVERLAP = timedelta(minutes=7)
@@ -251,7 +251,7 @@ class Observer:
             ended = work.ended_attempt
             owes = ended is not None and report.whole_through is not None and report.whole_through < ended.number
             work.unread, work.more = report.more or owes, report.more
-            signs.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
+            liveness.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
             self._reads_failed = 0
             alarms.over(self._memory, self._unit, work.trial.prefix)
         except OSError as error:
@@ -359,7 +359,7 @@ class Observer:
         if work.fruitless:
             # what spot takes away each time before it is saved, on-demand keeps
             return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
-        if signs.stalled(work, policy):
+        if liveness.stalled(work, policy):
             return StopReason.STALL
         if intent in (Intent.STOP, Intent.STOP_NOW):
             return StopReason.USER
@@ -417,12 +417,12 @@ class Observer:
     def _warn(self) -> None:
         """Keep the warnings of the study as they are now; what is new is also an event."""
         unit = self._unit
-        fresh = signs.warnings(self._memory.live.values(), self._memory.policy, self._now, self._memory.sync_delay_s)
+        fresh = liveness.warnings(self._memory.live.values(), self._memory.policy, self._now, self._memory.sync_delay_s)
         known = unit.study.warnings
         for line in fresh:
             if line not in known:
                 unit.event("warning", message=line)
-        now_known = signs.replaced(known, fresh)
+        now_known = liveness.replaced(known, fresh)
         if now_known != known:
             unit.set_study(replace(unit.study, warnings=now_known))
 

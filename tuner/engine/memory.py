@@ -34,7 +34,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.rounds import Rounds
+from tuner.engine.polling import Rounds
 from tuner.spec import StudySpec
 
 if TYPE_CHECKING:
