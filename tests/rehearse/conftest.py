@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner import rehearse_runs, rehearse_stage
 from tuner.cli import main, rehearse
+from tuner.rehearse import runs, stage
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(autouse=True)
 def answers(monkeypatch):
     """Tell the script, in the run without interruptions, how many reports and saves of its were seen: it waits."""
-    look, told = rehearse_stage.StagedJob._look, set()
+    look, told = stage.StagedJob._look, set()
 
     def look_and_tell(job, **options):
         news = look(job, **options)
@@ -38,7 +38,7 @@ def answers(monkeypatch):
                     told.add(answer)
         return news
 
-    monkeypatch.setattr(rehearse_stage.StagedJob, "_look", look_and_tell)
+    monkeypatch.setattr(stage.StagedJob, "_look", look_and_tell)
 
 
 def _saved(job):
@@ -65,6 +65,6 @@ def grace(monkeypatch):
     """Set how long a script that is stopped may take: short where it ignores that, long where it does not."""
 
     def choose(seconds):
-        monkeypatch.setattr(rehearse, "Wish", functools.partial(rehearse_runs.Wish, grace_s=seconds))
+        monkeypatch.setattr(rehearse, "Wish", functools.partial(runs.Wish, grace_s=seconds))
 
     return choose

@@ -16,8 +16,7 @@ from test_rehearse_findings import nothing_is_left
 from tuner.cli.rehearse import Progress, advice_lines, verdict
 from tuner.cli.table import render
 from tuner.core.clock import VirtualClock
-from tuner.rehearse import prepared
-from tuner.rehearse_records import (
+from tuner.rehearse.records import (
     Advice,
     Check,
     Ending,
@@ -29,6 +28,7 @@ from tuner.rehearse_records import (
     RunSeen,
     SavesSeen,
 )
+from tuner.rehearse.rehearse import prepared
 from tuner.spec import load
 
 ON_AWS = """

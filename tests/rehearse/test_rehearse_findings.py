@@ -9,8 +9,8 @@ import pytest
 import rehearsed as scripts
 
 from tuner.local.namespace import find_isolation
-from tuner.rehearse_runs import Runs, Watcher, Wish
-from tuner.rehearse_stage import LiveRun, Stage, StagedJob
+from tuner.rehearse.runs import Runs, Watcher, Wish
+from tuner.rehearse.stage import LiveRun, Stage, StagedJob
 
 FIT = {
     "runs": "passed",

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tuner.rehearse_saves import SaveWatch, own_files, save_seconds
-from tuner.rehearse_stage import newest_files, snapshot, tear, written_since
+from tuner.rehearse.saves import SaveWatch, own_files, save_seconds
+from tuner.rehearse.stage import newest_files, snapshot, tear, written_since
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.rehearse_advice import assumed_rate, interval_seconds, measures, overhead, step_seconds
-from tuner.rehearse_compare import departures, difference, missing_steps, redone, resumed_from, went_back
-from tuner.rehearse_records import Check, Ending, Evidence, Rehearsal, Result, RunSeen, SavesSeen, TornSeen
-from tuner.rehearse_verdict import checks
+from tuner.rehearse.advice import assumed_rate, interval_seconds, measures, overhead, step_seconds
+from tuner.rehearse.compare import departures, difference, missing_steps, redone, resumed_from, went_back
+from tuner.rehearse.records import Check, Ending, Evidence, Rehearsal, Result, RunSeen, SavesSeen, TornSeen
+from tuner.rehearse.verdict import checks
 
 
 def curve(first, last, offset=0.0):

@@ -28,10 +28,10 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
 from tuner.packaging import BundleRefused
-from tuner.rehearse import rehearse
-from tuner.rehearse_records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
-from tuner.rehearse_runs import Wish
-from tuner.rehearse_verdict import save_text, short
+from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
+from tuner.rehearse.rehearse import rehearse
+from tuner.rehearse.runs import Wish
+from tuner.rehearse.verdict import save_text, short
 from tuner.spec import SpecError
 from tuner.spec_values import duration
 from tuner.store import StoreError

@@ -7,9 +7,9 @@ are passed on as they are: whoever prints them makes them safe. What was only no
 from collections.abc import Iterable, Iterator, Sequence
 
 from tuner.core.text import counted, number, seconds, size, steps_text
-from tuner.rehearse_advice import LEAST_SAVE_S, steps_per_save
-from tuner.rehearse_compare import Departure, departures, missing_steps, redone, resumed_from, went_back, worst
-from tuner.rehearse_records import RESUMES, Check, Ending, Evidence, Result, RunSeen, TornSeen
+from tuner.rehearse.advice import LEAST_SAVE_S, steps_per_save
+from tuner.rehearse.compare import Departure, departures, missing_steps, redone, resumed_from, went_back, worst
+from tuner.rehearse.records import RESUMES, Check, Ending, Evidence, Result, RunSeen, TornSeen
 from tuner.verbs import gist
 
 _MANY = 3

@@ -16,11 +16,11 @@ from pathlib import Path
 from tuner import worlds
 from tuner.core.clock import Clock
 from tuner.local.namespace import find_isolation
-from tuner.rehearse_advice import advise, measures
-from tuner.rehearse_records import Rehearsal, RehearsalRefused
-from tuner.rehearse_runs import Runs, Watcher, Wish
-from tuner.rehearse_stage import ROOT, Stage
-from tuner.rehearse_verdict import checks
+from tuner.rehearse.advice import advise, measures
+from tuner.rehearse.records import Rehearsal, RehearsalRefused
+from tuner.rehearse.runs import Runs, Watcher, Wish
+from tuner.rehearse.stage import ROOT, Stage
+from tuner.rehearse.verdict import checks
 from tuner.spec import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
 from tuner.spec_records import Input
 

@@ -41,8 +41,8 @@ from tuner.local.market import write_market
 from tuner.local.processes import end_all_of
 from tuner.local.transport import make_client
 from tuner.objects import DirectoryObjects, ObjectsError
-from tuner.rehearse_records import Ending, RehearsalBroken, RunSeen
-from tuner.rehearse_saves import OWN_FOLDERS, SaveWatch, own_files
+from tuner.rehearse.records import Ending, RehearsalBroken, RunSeen
+from tuner.rehearse.saves import OWN_FOLDERS, SaveWatch, own_files
 from tuner.sagemaker import SageMakerJobs
 from tuner.spec import StudySpec
 

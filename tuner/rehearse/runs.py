@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tuner.core.records import ParamValue
-from tuner.rehearse_advice import step_seconds
-from tuner.rehearse_compare import departures
-from tuner.rehearse_records import Ending, Evidence, RunSeen, SavesSeen, TornSeen
-from tuner.rehearse_saves import own_files, save_seconds
-from tuner.rehearse_stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear, written_since
+from tuner.rehearse.advice import step_seconds
+from tuner.rehearse.compare import departures
+from tuner.rehearse.records import Ending, Evidence, RunSeen, SavesSeen, TornSeen
+from tuner.rehearse.saves import own_files, save_seconds
+from tuner.rehearse.stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear, written_since
 from tuner.spec import COST_METRIC
 
 _LEAST_STEPS = 4  # fewer cannot be interrupted between a save and the end

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tuner.rehearse_records import Curve, RunSeen
+from tuner.rehearse.records import Curve, RunSeen
 
 
 @dataclass(frozen=True, slots=True)

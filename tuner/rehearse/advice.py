@@ -23,8 +23,8 @@ from importlib import resources
 from itertools import pairwise
 
 from tuner.core.prices import PriceUnknown, RateCard
-from tuner.rehearse_compare import resumed_from
-from tuner.rehearse_records import Advice, Evidence, Measures, RunSeen
+from tuner.rehearse.compare import resumed_from
+from tuner.rehearse.records import Advice, Evidence, Measures, RunSeen
 from tuner.spec import StudySpec
 
 _WORST_PER_HOUR = 1 / 3.4

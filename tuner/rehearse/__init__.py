@@ -1,0 +1,1 @@
+"""A script interrupted on this machine before money is spent."""
