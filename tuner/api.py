@@ -12,15 +12,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import opening, study, views, worlds
+from tuner import opening, study, worlds
 from tuner.cli.live import PlainDisplay, QuietDisplay
-from tuner.compare import Comparison, compare
 from tuner.core import records as model
 from tuner.core.clock import SystemClock
+from tuner.reports import views
+from tuner.reports.compare import Comparison, compare
+from tuner.reports.views import View
 from tuner.spec import from_json
 from tuner.store import Store
 from tuner.verbs import Display, Outcome, Signals
-from tuner.views import View
 
 if TYPE_CHECKING:
     import optuna

@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tuner import holders, retention, views, worlds
+from tuner import holders, retention, worlds
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Lease, Study, StudyState, TrialState
+from tuner.reports import views
 from tuner.spec import from_json
 from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
@@ -48,7 +49,7 @@ def drive(
     once: bool = False,
 ) -> Outcome:
     from tuner.engine.engine import Engine  # noqa: PLC0415 - imports Optuna
-    from tuner.watch import DisplayWatcher  # noqa: PLC0415
+    from tuner.reports.narrate import DisplayWatcher  # noqa: PLC0415
 
     signals.last_words = signals.last_words or left_behind(study.name, study.intent)
     signals.attach(clock.wake)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from tuner import holders, local_view, retention, worlds
+from tuner import holders, retention, worlds
 from tuner.aws.logs import CloudLogs
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Study
 from tuner.opening import operating_errors
+from tuner.reports import local_jobs
 from tuner.retention import Survey
 from tuner.spec import from_json
 from tuner.store import Store
@@ -94,7 +95,7 @@ def log_chunks(
     where = worlds.place_of(study)
     with operating_errors():
         if isinstance(where, worlds.LocalPlace):
-            yield from local_view.read_logs(where.directory, jobs, tail=tail, follow=follow, clock=clock)
+            yield from local_jobs.read_logs(where.directory, jobs, tail=tail, follow=follow, clock=clock)
         else:
             hosts = from_json(study.spec).training.instance_count
             logs = CloudLogs(where.aws, jobs, clock, name_hosts=hosts > 1)
@@ -103,7 +104,7 @@ def log_chunks(
 
 def audit(name: str, store: Store, *, stop_orphans: bool = False, clock: Clock | None = None) -> Audit:
     """The store against the job service; `stop_orphans` first stops the jobs that nobody asked for."""
-    from tuner import audit as auditor  # noqa: PLC0415 - with the service comes boto3
+    from tuner.reports import audit as auditor  # noqa: PLC0415 - with the service comes boto3
 
     with operating_errors():
         study = store.study(name)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import audit, workload, worlds
+from tuner import workload, worlds
 from tuner.aws import prepare
 from tuner.checkpoints import copy_own_files
 from tuner.core.clock import Clock
@@ -43,6 +43,7 @@ from tuner.engine import requests
 from tuner.engine.memory import Work, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.packaging import BundleRefused
+from tuner.reports import audit
 from tuner.spec import (
     Change,
     StudySpec,

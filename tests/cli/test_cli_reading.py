@@ -14,11 +14,12 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import looking, views
+from tuner import looking
 from tuner.cli import printing, read
 from tuner.core import text as cli_text
 from tuner.core.clock import VirtualClock
 from tuner.core.records import RunEnd, StudyState
+from tuner.reports import views
 
 # the contract: at least these
 STATUS_KEYS = {

@@ -12,8 +12,9 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import doctor, looking, study, views, wishes
+from tuner import doctor, looking, study, wishes
 from tuner.core.records import StudyState, TrialState
+from tuner.reports import views
 from tuner.retention import Survey, Waste
 from tuner.spec import load
 from tuner.store import Store

@@ -3,10 +3,10 @@
 import pytest
 
 from tests.engine.sweeps import Sweep
-from tuner import views
 from tuner import wishes as verbs
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Intent
+from tuner.reports import views
 from tuner.simulator_parts import Script
 
 STATUS_KEYS = (

@@ -25,8 +25,8 @@ from tuner.core.jobs import (
 from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
 from tuner.proposals import ProposalError
 from tuner.reconcile import Reconciler, Resumption
-from tuner.views import status_view
-from tuner.watch import narrate
+from tuner.reports.narrate import narrate
+from tuner.reports.views import status_view
 
 EXPIRED = CredentialsRefused("DescribeTrainingJob of x: ExpiredTokenException: expired (renew the credentials …)")
 

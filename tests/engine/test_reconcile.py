@@ -10,13 +10,14 @@ from simulated import script_of
 from sweeps import Sweep, holder, merged
 from test_sweeps import foreign_request
 
-from tuner import audit, worlds
+from tuner import worlds
 from tuner.core.jobs import job_name
 from tuner.core.prices import RateCard
 from tuner.core.records import Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S
 from tuner.objects import DirectoryObjects, StorageUnavailable
 from tuner.reconcile import Reconciler, Resumption
+from tuner.reports import audit
 from tuner.sampler_view import choose_earlier, earlier_rows
 from tuner.simulator_parts import Script
 from tuner.spec import SpecError, from_json

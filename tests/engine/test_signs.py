@@ -9,7 +9,7 @@ from simulated import script_of
 
 from tuner.core.proof import runs_for_nothing, torn_step
 from tuner.core.records import Run, RunEnd, RunRecord, TrialState
-from tuner.watch import narrate
+from tuner.reports.narrate import narrate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OFTEN = [(400.0 * n, 400.0 * n + 20) for n in range(1, 40)]

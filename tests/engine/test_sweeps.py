@@ -12,8 +12,8 @@ from tuner.core.jobs import CapacityUnavailable, CredentialsRefused, RequestReje
 from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.engine.dispatch import submit_due
 from tuner.engine.unit_of_work import UnitOfWork
+from tuner.reports.narrate import narrate
 from tuner.simulator_parts import Script, Settings
-from tuner.watch import narrate
 
 
 def test_a_quiet_sweep_ends_with_every_trial_succeeded(make_sweep):

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tuner import store_schema, views
-from tuner.compare import compare, document
+from tuner import store_schema
 from tuner.core.clock import VirtualClock
 from tuner.core.records import Holder, RunEnd, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.reports import views
+from tuner.reports.compare import compare, document
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store, current
 from tuner.store_check import check

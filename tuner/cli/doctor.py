@@ -25,8 +25,8 @@ from tuner.cli.table import render, table
 from tuner.core.clock import SystemClock
 from tuner.core.text import counted, dollars, safe
 from tuner.opening import operating_errors
+from tuner.reports.views import iso, simulated
 from tuner.verbs import Exit, UserError
-from tuner.views import iso, simulated
 
 _PACE = first_dollar.Pace()
 

@@ -18,17 +18,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tuner import holders, local_view, looking, opening, views, worlds
+from tuner import holders, looking, opening, worlds
 from tuner.cli import printing
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
-from tuner.compare import compare as compare_studies
-from tuner.compare import document, to_csv, write_png
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Json
 from tuner.core.text import pasteable, safe, safe_log
-from tuner.download import download
+from tuner.reports import local_jobs as local_view
+from tuner.reports import views
+from tuner.reports.compare import compare as compare_studies
+from tuner.reports.compare import document, to_csv, write_png
+from tuner.reports.download import download
 from tuner.store import Store, StoreError, StudyNotFound
 from tuner.store_schema import SCHEMA, current, masked, upgrade
 from tuner.verbs import Exit, UserError

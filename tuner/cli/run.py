@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tuner import looking, opening, retention, study, views, wishes
+from tuner import looking, opening, retention, study, wishes
 from tuner.cli import printing
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
@@ -18,6 +18,7 @@ from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
 from tuner.core.records import Intent
 from tuner.core.text import dollars, pasteable, safe
+from tuner.reports import views
 from tuner.store import Store
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from tuner.checkpoints import wanted_files
 from tuner.objects import ObjectNotFound, Objects, ObjectsError
+from tuner.reports.views import View
 from tuner.verbs import Exit, UserError
-from tuner.views import View
 
 
 def download(trial: View, objects: Objects, directory: Path) -> list[Path]:

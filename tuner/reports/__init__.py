@@ -1,0 +1,1 @@
+"""What is shown of a study: views, comparisons, audits, narration and downloads."""
