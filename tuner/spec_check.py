@@ -178,7 +178,7 @@ def _network(spec: StudySpec) -> None:
 def _request(spec: StudySpec) -> None:
     if not spec.sagemaker.request:
         return
-    from tuner.request_rules import raw_faults  # noqa: PLC0415 - with it comes botocore
+    from tuner.sagemaker.rules import raw_faults  # noqa: PLC0415 - with it comes botocore
 
     own_entrypoint = spec.training.algorithm is None and spec.training.entrypoint == "bootstrap"
     for key, fault in raw_faults(spec.sagemaker.request, own_entrypoint=own_entrypoint):

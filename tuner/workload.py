@@ -253,8 +253,8 @@ def request_violations(spec: StudySpec) -> tuple[str, ...]:
 
     It looks at the longest request of each instance type: what was to be looked up (image, role, bucket) must be there.
     """
-    from tuner.request_rules import violations  # noqa: PLC0415 - with it comes botocore
-    from tuner.sagemaker_request import request_parameters  # noqa: PLC0415 - as above
+    from tuner.sagemaker.request import request_parameters  # noqa: PLC0415 - as above
+    from tuner.sagemaker.rules import violations  # noqa: PLC0415 - with it comes botocore
 
     lines = [
         line for kind in spec.training.instance_types for line in violations(request_parameters(specimen(spec, kind)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tuner.objects import Objects
     from tuner.packaging import Bundle
     from tuner.proposals import Proposer
-    from tuner.sagemaker import SageMakerJobs
+    from tuner.sagemaker.service import SageMakerJobs
     from tuner.store import Store
 
 LOCAL_DIR_VARIABLE = "TUNER_LOCAL"
@@ -73,7 +73,7 @@ class LocalPlace:
 
     def jobs(self) -> "SageMakerJobs":
         from tuner.local.transport import make_client  # noqa: PLC0415 - boto3 is slow to import
-        from tuner.sagemaker import SageMakerJobs  # noqa: PLC0415
+        from tuner.sagemaker.service import SageMakerJobs  # noqa: PLC0415
 
         return SageMakerJobs(make_client(self.directory, region=self.region))
 
@@ -100,7 +100,7 @@ class AwsPlace:
         self.aws.client("sts")
 
     def jobs(self, *, next_page: Callable[[], None] = lambda: None) -> "SageMakerJobs":
-        from tuner.sagemaker import SageMakerJobs  # noqa: PLC0415 - as above
+        from tuner.sagemaker.service import SageMakerJobs  # noqa: PLC0415 - as above
 
         return SageMakerJobs(self.aws.lasting("sagemaker"), next_page=next_page)
 

@@ -22,7 +22,7 @@ from test_local_jobs import PROGRAMS
 from tuner.aws.connections import Aws
 from tuner.core.jobs import JobError, JobRequest, JobService, JobSummary, Observation
 from tuner.core.prices import RateCard, cost_microusd
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 INSTANCE = "ml.m5.large"
 JOBS_MAX = 40  # more than the contract makes

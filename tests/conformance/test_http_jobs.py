@@ -11,7 +11,7 @@ from job_service import JobServiceContract
 from served import served
 from test_local_jobs import LocalWorld
 
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 
 class HttpWorld(LocalWorld):

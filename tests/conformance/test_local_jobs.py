@@ -16,7 +16,7 @@ from tuner.core.jobs import JobError, Throttled, differences
 from tuner.local.billing import bill as recomputed
 from tuner.local.market import write_market
 from tuner.local.transport import make_client
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 # The long one ends at SIGTERM by itself, so that a stop takes no grace.
 PROGRAMS = {

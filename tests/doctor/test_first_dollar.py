@@ -36,7 +36,7 @@ from tuner.core.jobs import (
 from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
-from tuner.sagemaker_request import request_parameters
+from tuner.sagemaker.request import request_parameters
 from tuner.spec import load
 from tuner.store import Store
 from tuner.verbs import UserError

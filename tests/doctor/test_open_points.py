@@ -15,7 +15,7 @@ from tuner.local.billing import bill
 from tuner.local.jobdir import Row
 from tuner.local.settings import Settings
 from tuner.local.views import description
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.spec.spec_files import spec_of
 from tuner.aws import iam_policy, logs
 from tuner.aws.connections import Identity
 from tuner.aws.iam_policy import FREE_CALLS, Place, documents, place, principal
-from tuner.sagemaker_request import request_parameters
+from tuner.sagemaker.request import request_parameters
 from tuner.workload import specimen
 
 ACCOUNT = "123456789012"

@@ -15,7 +15,7 @@ from tuner.core.calls import Call, OutOfCalls
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobNotFound, ServiceUnavailable, Throttled
 from tuner.core.records import CallRate, Fact
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 from tuner.simulator import SimulatedCloud
 from tuner.store import Store
 

@@ -11,7 +11,7 @@ from tuner.core.jobs import (
     JobRequest,
     MetricDefinition,
 )
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ARN = "arn:aws:sagemaker:us-east-1:000000000000:training-job/digits-00001-001"

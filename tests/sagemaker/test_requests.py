@@ -22,9 +22,9 @@ from tuner.core.jobs import (
     SecretMissing,
     differences,
 )
-from tuner.request_rules import violations
-from tuner.sagemaker import SageMakerJobs
-from tuner.sagemaker_request import request_of, request_parameters
+from tuner.sagemaker.request import request_of, request_parameters
+from tuner.sagemaker.rules import violations
+from tuner.sagemaker.service import SageMakerJobs
 
 INVALID = "ValidationException"
 

@@ -24,7 +24,7 @@ from tuner.core.jobs import (
     ServiceUnavailable,
     Throttled,
 )
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 
 
 def call(jobs: SageMakerJobs, operation: str) -> object:

@@ -9,7 +9,7 @@ import yaml
 
 from tuner.core.jobs import Channel, JobRequest
 from tuner.core.records import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
-from tuner.sagemaker_request import request_of, request_parameters
+from tuner.sagemaker.request import request_of, request_parameters
 from tuner.spec import StudySpec, from_json, load, to_json
 from tuner.workload import ENTRYPOINT, job_request, request_violations, specimen
 

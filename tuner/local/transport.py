@@ -22,7 +22,7 @@ from botocore.exceptions import ConnectionClosedError
 
 from tuner.local.faults import AnswerLost
 from tuner.local.service import LocalSageMaker
-from tuner.request_rules import aws_session
+from tuner.sagemaker.rules import aws_session
 
 _ENDPOINT = "https://sagemaker.local.invalid"
 

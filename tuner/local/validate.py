@@ -8,8 +8,8 @@ too, saying so, rather than half done.
 from collections.abc import Mapping
 from typing import Any
 
-from tuner import request_rules
 from tuner.local.tree import BadAddress, split_uri
+from tuner.sagemaker import rules
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is the service's answer, not a fault of ours
@@ -27,7 +27,7 @@ def invalid(message: str) -> Refused:
 
 def check_shape(operation: str, params: Mapping[str, Any]) -> None:
     """Refuse what the model refuses. Raises `Refused`."""
-    faults = request_rules.shape_faults(operation, params)
+    faults = rules.shape_faults(operation, params)
     if faults:
         count = f"{len(faults)} validation error{'s' if len(faults) > 1 else ''} detected"
         raise invalid(f"{count}: {'; '.join(faults[:10])}")
@@ -35,7 +35,7 @@ def check_shape(operation: str, params: Mapping[str, Any]) -> None:
 
 def check_create(params: Mapping[str, Any]) -> None:
     """The rules between members of CreateTrainingJob, and this machine's own. Raises `Refused`."""
-    for fault in request_rules.create_faults(params):
+    for fault in rules.create_faults(params):
         raise invalid(fault)
     _check_machine(params)
     _check_data(params)

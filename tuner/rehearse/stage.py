@@ -43,7 +43,7 @@ from tuner.local.transport import make_client
 from tuner.objects import DirectoryObjects, ObjectsError
 from tuner.rehearse.records import Ending, RehearsalBroken, RunSeen
 from tuner.rehearse.saves import OWN_FOLDERS, SaveWatch, own_files
-from tuner.sagemaker import SageMakerJobs
+from tuner.sagemaker.service import SageMakerJobs
 from tuner.spec import StudySpec
 
 BUCKET = "tuner-rehearsal"

@@ -33,9 +33,9 @@ from tuner.core.jobs import (
     SecretMissing,
     ServiceUnavailable,
 )
-from tuner.request_rules import violations
-from tuner.sagemaker_errors import job_error, rejected
-from tuner.sagemaker_request import request_of, request_parameters
+from tuner.sagemaker.errors import job_error, rejected
+from tuner.sagemaker.request import request_of, request_parameters
+from tuner.sagemaker.rules import violations
 
 _PAGE = 100  # the most that a list gives; its default of 10 makes ten times the calls, of which an account has 2/s
 _CREATION_SLACK = timedelta(seconds=1)  # "created after" is exclusive, and how finely it compares is not documented

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from tuner.core.jobs import Channel, JobRequest, MetricDefinition
-from tuner.request_rules import has_local_disk
+from tuner.sagemaker.rules import has_local_disk
 
 Parameters: TypeAlias = dict[str, Any]
 _Reply: TypeAlias = Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""The job service as SageMaker offers it: one of two implementations of the port."""
