@@ -143,7 +143,7 @@ class Study:
     @property
     def optuna(self) -> "optuna.Study":
         """The study as Optuna sees it, for its plots and importances; made anew at each access, to be read only."""
-        from tuner.sampler_view import earlier_rows, view_rows  # noqa: PLC0415 - Optuna is slow to import
+        from tuner.search.recorded import earlier_rows, view_rows  # noqa: PLC0415 - Optuna is slow to import
 
         with self._opened() as (store, found):
             spec = from_json(found.spec)

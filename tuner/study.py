@@ -160,7 +160,7 @@ def launch(
 
     `rng` draws the study's key; tests give a seeded one.
     """
-    from tuner.sampler_view import choose_earlier  # noqa: PLC0415 - imports Optuna
+    from tuner.search.recorded import choose_earlier  # noqa: PLC0415 - imports Optuna
 
     clock = clock or SystemClock()
     spec = planned.spec

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tuner.engine.engine import Watcher, World
     from tuner.objects import Objects
     from tuner.packaging import Bundle
-    from tuner.proposals import Proposer
     from tuner.sagemaker.service import SageMakerJobs
+    from tuner.search.proposer import Proposer
     from tuner.store import Store
 
 LOCAL_DIR_VARIABLE = "TUNER_LOCAL"
@@ -44,7 +44,7 @@ def default_local_dir() -> Path:
 
 def make_proposer(spec: StudySpec) -> "Proposer":
     """The sampler's view of a study. Raises ProposalError for a sampler, pruner or space that cannot work."""
-    from tuner.proposals import Proposer  # noqa: PLC0415 - Optuna is slow to import
+    from tuner.search.proposer import Proposer  # noqa: PLC0415 - Optuna is slow to import
 
     return Proposer(
         study_name=spec.name,

@@ -23,10 +23,10 @@ from tuner.core.jobs import (
     ServiceUnavailable,
 )
 from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
-from tuner.proposals import ProposalError
 from tuner.reconcile import Reconciler, Resumption
 from tuner.reports.narrate import narrate
 from tuner.reports.views import status_view
+from tuner.search.proposer import ProposalError
 
 EXPIRED = CredentialsRefused("DescribeTrainingJob of x: ExpiredTokenException: expired (renew the credentials …)")
 

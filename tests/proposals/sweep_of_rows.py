@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tuner.core.records import TrialState
-from tuner.proposals import Proposer, ViewTrial
+from tuner.search.proposer import Proposer, ViewTrial
 from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Objective, Space
 
 MIXED: Space = (

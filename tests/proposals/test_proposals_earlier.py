@@ -4,7 +4,7 @@ import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, Sweep, proposer
 
 from tuner.core.records import TrialState
-from tuner.proposals import ProposalError
+from tuner.search.proposer import ProposalError
 from tuner.spec_records import CategoricalParam, FloatParam, IntParam
 
 NARROW = (

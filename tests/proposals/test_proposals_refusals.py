@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, TWO, proposer
 
-from tuner.proposals import ProposalError
+from tuner.search.proposer import ProposalError
 from tuner.spec_records import CategoricalParam, FloatParam, IntParam, SpaceFunction
 
 LISTED = {"rate": [0.1], "depth": [1], "kind": ["a"]}

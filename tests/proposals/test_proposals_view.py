@@ -14,7 +14,7 @@ from optuna.trial import TrialState as Seen
 from sweep_of_rows import FINITE, MIXED, NUMERIC, TWO, Sweep, proposer, seen
 
 from tuner.core.records import TrialState
-from tuner.proposals import ViewTrial
+from tuner.search.proposer import ViewTrial
 from tuner.spec_records import CategoricalParam, FloatParam, IntParam
 
 POINTS = 4 * 3 * 2

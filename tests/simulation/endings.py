@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.broken import Broken
 from tests.simulation.invariants import parsed
 from tuner.core.records import NO_STEP, Attempt, Study, StudyState, Trial, TrialState
-from tuner.sampler_view import view_rows
+from tuner.search.recorded import view_rows
 from tuner.store_check import check as check_store
 from tuner.worlds import make_proposer
 

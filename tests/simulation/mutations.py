@@ -15,13 +15,14 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import proposals, reconcile, store_rows, tables, workload
+from tuner import reconcile, store_rows, tables, workload
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, liveness, memory, observe, unit_of_work
 from tuner.engine.dispatch import Dispatcher
 from tuner.engine.engine import Engine
-from tuner.proposals import Delta
+from tuner.search import proposer
+from tuner.search.proposer import Delta
 from tuner.store import Store
 
 SEEDS_MAX = 200
@@ -226,7 +227,7 @@ def _tells_at_the_next_tick():
 
 
 def _tells_nothing():
-    return mock.patch.object(proposals.Proposer, "tell", return_value=Delta({}, {}))
+    return mock.patch.object(proposer.Proposer, "tell", return_value=Delta({}, {}))
 
 
 # --- levels, not edges
@@ -350,7 +351,7 @@ def _books_what_was_seen():
 
 
 def _keeps_what_was_withdrawn():
-    return mock.patch.object(proposals.Proposer, "withdraw", return_value=None)
+    return mock.patch.object(proposer.Proposer, "withdraw", return_value=None)
 
 
 def _keeps_its_memory_after_a_failed_commit():

@@ -31,7 +31,7 @@ from tuner.core.states import TrialEvent
 from tuner.engine import alarms
 from tuner.engine.memory import Memory, Work
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.proposals import Proposal, ProposalError
+from tuner.search.proposer import Proposal, ProposalError
 
 # A stop that has not shown after so many polls is sent again.
 _RESEND_POLLS = 10

@@ -46,8 +46,8 @@ from tuner.engine.observe import Observer, tell
 from tuner.engine.polling import Hints, stale_s
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.progress import Progress
-from tuner.proposals import Proposer
-from tuner.sampler_view import earlier_rows, view_rows
+from tuner.search.proposer import Proposer
+from tuner.search.recorded import earlier_rows, view_rows
 from tuner.spec import StudySpec, from_json
 from tuner.store import Store, StoreConflict, StoreUnreachable
 

@@ -38,7 +38,7 @@ from tuner.engine.polling import Rounds
 from tuner.spec import StudySpec
 
 if TYPE_CHECKING:
-    from tuner.proposals import Proposer  # Optuna is slow to import, and `status` passes here
+    from tuner.search.proposer import Proposer  # Optuna is slow to import, and `status` passes here
 
 # So many whole runs without a newer checkpoint, and the next one would be lost as well.
 RUNS_FOR_NOTHING_MAX = 3

@@ -28,7 +28,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from tuner.core.records import Json, ParamValue
-from tuner.proposals_view import is_inside
+from tuner.search.view import is_inside
 from tuner.spec import SpecError
 from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Param, Space, SpaceFunction
 

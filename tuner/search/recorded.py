@@ -7,7 +7,7 @@ nobody prunes by them.
 import math
 
 from tuner.core.records import NO_STEP, Json, Study, Trial, TrialState
-from tuner.proposals import Proposer, ViewTrial
+from tuner.search.proposer import Proposer, ViewTrial
 from tuner.spec import SpecError, StudySpec, from_json
 from tuner.store import Store
 

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Seen
 
 from tuner.core.records import Json, ParamValue, TrialState
-from tuner.proposals_parts import (
+from tuner.search.parts import (
     EXHAUSTIBLE,
     IGNORES_PRUNED,
     ProposalError,
@@ -41,7 +41,7 @@ from tuner.proposals_parts import (
     make_space,
     require_inside,
 )
-from tuner.proposals_view import ViewStorage, ViewStudy, earlier_trial, new_view, running_trial
+from tuner.search.view import ViewStorage, ViewStudy, earlier_trial, new_view, running_trial
 from tuner.spec_records import Component, Objective, Space, SpaceFunction
 
 __all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "Verdict", "ViewTrial"]
