@@ -16,7 +16,7 @@ from tests.benchmarks.measures import measured
 from tests.rates.fleet import CloudHints, Fleet, overdrawn
 from tuner.aws.rates import RATES
 from tuner.core.calls import Call
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.engine.sweeps import Sweep
 from tuner import traces
 from tuner.core.records import StopReason
-from tuner.simulator_parts import Outage, Script, Settings
+from tuner.simulator.parts import Outage, Script, Settings
 
 TYPES = ("ml.g5.xlarge", "ml.g4dn.xlarge", "ml.g6.xlarge")
 USD_PER_HOUR = 3.06

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.benchmarks.measures import Measure, measured
 from tests.engine.sweeps import START, Sweep
 from tuner.core.jobs import JobRequest
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 
 POLL = timedelta(seconds=30)
 TICKS = 20

@@ -9,8 +9,8 @@ from job_service import FAILING, SHORT, STUDY, JobServiceContract, World, assert
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest, JobStatus, classify_failure
 from tuner.core.records import AttemptEnd
-from tuner.simulator import SimulatedCloud
-from tuner.simulator_parts import Script, Settings
+from tuner.simulator.cloud import SimulatedCloud
+from tuner.simulator.parts import Script, Settings
 
 
 def script(request: JobRequest) -> Script:

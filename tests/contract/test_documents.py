@@ -7,7 +7,7 @@ from tuner import wishes as verbs
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Intent
 from tuner.reports import views
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 
 STATUS_KEYS = (
     "study owner state backend simulated engine trials attempts interruptions resumed_runs restarted_from_zero "

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tuner.core.jobs import JobRequest
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 
 
 def script_of(**options) -> Callable[[JobRequest], Script]:

@@ -12,8 +12,8 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
-from tuner.simulator import SimulatedCloud
-from tuner.simulator_parts import Faults, Outage, Script, Settings
+from tuner.simulator.cloud import SimulatedCloud
+from tuner.simulator.parts import Faults, Outage, Script, Settings
 from tuner.spec import StudySpec, load, to_json
 from tuner.store import Store
 from tuner.worlds import make_proposer

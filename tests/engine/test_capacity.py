@@ -11,7 +11,7 @@ from sweeps import Sweep
 
 from tuner.core.jobs import CapacityUnavailable, ServiceUnavailable
 from tuner.core.records import AttemptEnd, Pool, StopReason, StudyState, TrialState
-from tuner.simulator_parts import Settings
+from tuner.simulator.parts import Settings
 
 FIRST, SECOND, THIRD = "ml.g5.xlarge", "ml.g4dn.xlarge", "ml.m5.xlarge"
 FOREVER = [(0.0, math.inf)]

@@ -9,7 +9,7 @@ from tuner import study, workload
 from tuner.cli import printing
 from tuner.core.decide import allowance_microusd
 from tuner.core.prices import RateCard
-from tuner.simulator_parts import Settings
+from tuner.simulator.parts import Settings
 from tuner.spec_records import MICROUSD
 
 CHEAP, DEAR = "ml.m5.large", "ml.g5.xlarge"

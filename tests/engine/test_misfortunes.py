@@ -12,7 +12,7 @@ from sweeps import Sweep, holder
 from tuner.core.jobs import RequestRejected, ServiceUnavailable
 from tuner.core.records import AttemptEnd, Holder, Intent, StudyState
 from tuner.engine.engine import LEASE_S
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 from tuner.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
 
 POLL = timedelta(seconds=30)

@@ -19,7 +19,7 @@ from tuner.objects import DirectoryObjects, StorageUnavailable
 from tuner.reconcile import Reconciler, Resumption
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 from tuner.spec import SpecError, from_json
 from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError

@@ -11,7 +11,7 @@ from tuner.checkpoints import delete_prefix, scan
 from tuner.core.records import TrialState
 from tuner.engine.engine import LEASE_S
 from tuner.objects import DirectoryObjects
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 from tuner.store import LeaseLost
 from tuner.training import Checkpoints
 

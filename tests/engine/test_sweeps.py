@@ -13,7 +13,7 @@ from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudySt
 from tuner.engine.dispatch import submit_due
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.reports.narrate import narrate
-from tuner.simulator_parts import Script, Settings
+from tuner.simulator.parts import Script, Settings
 
 
 def test_a_quiet_sweep_ends_with_every_trial_succeeded(make_sweep):

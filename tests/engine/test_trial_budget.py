@@ -8,7 +8,7 @@ from checkers import broken, succeeded
 from simulated import script_of
 
 from tuner.core.records import AttemptEnd, StudyState, TrialState
-from tuner.simulator_parts import Settings
+from tuner.simulator.parts import Settings
 
 RATE = 1_408_000  # of ml.g5.xlarge, micro-dollars an hour
 # What is billed between the look that would stop a job and the next, while it stops, and while it uploads.

@@ -17,7 +17,7 @@ from tuner.core.records import Holder, RunEnd, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.reports import views
 from tuner.reports.compare import compare, document
-from tuner.simulator import SimulatedCloud
+from tuner.simulator.cloud import SimulatedCloud
 from tuner.store import Store, current
 from tuner.store_check import check
 from tuner.worlds import make_proposer

@@ -18,8 +18,8 @@ from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.engine.polling import Hint
-from tuner.simulator import SimulatedCloud
-from tuner.simulator_parts import Script
+from tuner.simulator.cloud import SimulatedCloud
+from tuner.simulator.parts import Script
 from tuner.store import Store
 from tuner.worlds import make_proposer
 

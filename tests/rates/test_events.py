@@ -19,7 +19,7 @@ from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.jobs import ServiceUnavailable, job_name
 from tuner.engine.polling import Hint
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 from tuner.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ from tuner.aws.rates import RATES
 from tuner.core.calls import Call
 from tuner.core.jobs import JobRequest
 from tuner.core.records import CallRate, Intent
-from tuner.simulator_parts import Script
+from tuner.simulator.parts import Script
 
 # A fifteenth of what AWS gives for as small a part of the jobs, so that a simulated hour takes seconds.
 SCARCE = {call: CallRate(per_s=rate.per_s / 15, burst=rate.burst / 15) for call, rate in RATES.items()}

@@ -16,7 +16,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobNotFound, ServiceUnavailable, Throttled
 from tuner.core.records import CallRate, Fact
 from tuner.sagemaker.service import SageMakerJobs
-from tuner.simulator import SimulatedCloud
+from tuner.simulator.cloud import SimulatedCloud
 from tuner.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

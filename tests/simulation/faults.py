@@ -23,7 +23,7 @@ from tuner.core.jobs import (
     job_name,
 )
 from tuner.core.records import Intent, StopReason
-from tuner.simulator_parts import Faults, SimulatedJob
+from tuner.simulator.parts import Faults, SimulatedJob
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Soak

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tuner.core.jobs import JobRequest
 from tuner.core.prices import RateCard
-from tuner.simulator_parts import Curve, Faults, Outage, Script, Settings, exponential_outages, smooth_curve
+from tuner.simulator.parts import Curve, Faults, Outage, Script, Settings, exponential_outages, smooth_curve
 
 _RETRIED = "AlgorithmError: ExecuteUserScriptError: ExitCode 75"
 _FATAL = "AlgorithmError: ExecuteUserScriptError: ExitCode 1"

@@ -25,8 +25,8 @@ from tuner.core.prices import RateCard
 from tuner.core.records import Event, Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, World
 from tuner.reconcile import Reconciler, Resumption
-from tuner.simulator import SimulatedCloud
-from tuner.simulator_parts import SimulatedJob
+from tuner.simulator.cloud import SimulatedCloud
+from tuner.simulator.parts import SimulatedJob
 from tuner.spec import SpecError, StudySpec, apply_set, to_json
 from tuner.spec_parse import parse
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreUnreachable

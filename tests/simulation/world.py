@@ -17,7 +17,7 @@ from tests.simulation.broken import Broken
 from tuner import store_schema
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobError, JobRequest, ServiceUnavailable
-from tuner.simulator import SimulatedCloud
+from tuner.simulator.cloud import SimulatedCloud
 from tuner.store import Store, StoreConflict, StoreUnreachable
 
 if TYPE_CHECKING:

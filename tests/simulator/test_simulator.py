@@ -23,8 +23,8 @@ from tuner.core.jobs import (
     Throttled,
 )
 from tuner.core.records import ProgressReport
-from tuner.simulator import SimulatedCloud
-from tuner.simulator_parts import (
+from tuner.simulator.cloud import SimulatedCloud
+from tuner.simulator.parts import (
     Faults,
     Outage,
     Script,

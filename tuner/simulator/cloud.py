@@ -40,7 +40,7 @@ from tuner.core.jobs import (
     ServiceUnavailable,
 )
 from tuner.core.records import MetricPoint, RunRecord
-from tuner.simulator_parts import (
+from tuner.simulator.parts import (
     Bill,
     Faults,
     Outage,

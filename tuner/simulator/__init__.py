@@ -1,0 +1,1 @@
+"""A job service in virtual time: the other implementation of the port."""
