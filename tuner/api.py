@@ -19,7 +19,7 @@ from tuner.core.clock import SystemClock
 from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.views import View
-from tuner.spec import from_json
+from tuner.spec.study_file import from_json
 from tuner.store import Store
 from tuner.verbs import Display, Outcome, Signals
 

@@ -26,7 +26,7 @@ from tuner.core.clock import Clock
 from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
 from tuner.opening import DEFAULT_STORE, operating_errors
-from tuner.spec import StudySpec, load
+from tuner.spec.study_file import StudySpec, load
 from tuner.store import Store, StoreError, current, masked
 from tuner.store_schema import SCHEMA, forgets
 from tuner.verbs import Finding, UserError

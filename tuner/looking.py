@@ -15,7 +15,7 @@ from tuner.core.records import Study
 from tuner.opening import operating_errors
 from tuner.reports import local_jobs
 from tuner.retention import Survey
-from tuner.spec import from_json
+from tuner.spec.study_file import from_json
 from tuner.store import Store
 from tuner.store_check import check as check_store
 from tuner.verbs import Audit, Exit, UserError, how_to_go_on

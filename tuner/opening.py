@@ -13,7 +13,7 @@ from tuner.aws.connections import AwsError
 from tuner.core.jobs import JobError
 from tuner.core.prices import PriceUnknown
 from tuner.core.records import Study
-from tuner.spec import SpecError
+from tuner.spec.study_file import SpecError
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
 from tuner.store_schema import forgets
 from tuner.verbs import Exit, UserError

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import workload, worlds
+from tuner import worlds
 from tuner.aws import prepare
 from tuner.checkpoints import copy_own_files
 from tuner.core.clock import Clock
@@ -44,7 +44,9 @@ from tuner.engine.memory import Work, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.packaging import BundleRefused
 from tuner.reports import audit
-from tuner.spec import (
+from tuner.spec import workload
+from tuner.spec.document import setting_text
+from tuner.spec.study_file import (
     Change,
     StudySpec,
     apply_set,
@@ -56,7 +58,6 @@ from tuner.spec import (
     refuse_unbuilt,
     to_json,
 )
-from tuner.spec_document import setting_text
 from tuner.store import LONG_STEP_S, Store
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
 

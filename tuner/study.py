@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from tuner import workload, worlds
+from tuner import worlds
 from tuner.aws import prepare as preparing
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.prices import PriceUnknown, Rate, RateCard
@@ -24,8 +24,18 @@ from tuner.core.records import Intent, Study, StudyState
 from tuner.driving import acquire, drive, outcome_of
 from tuner.engine.memory import limits_to_keep
 from tuner.opening import operating_errors, user_name
-from tuner.spec import SpecError, StudySpec, describe, from_json, load, refuse_missing_secrets, refuse_unbuilt, to_json
-from tuner.spec_records import MICROUSD
+from tuner.spec import workload
+from tuner.spec.records import MICROUSD
+from tuner.spec.study_file import (
+    SpecError,
+    StudySpec,
+    describe,
+    from_json,
+    load,
+    refuse_missing_secrets,
+    refuse_unbuilt,
+    to_json,
+)
 from tuner.store import Store, StudyExists
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
 

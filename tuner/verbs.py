@@ -21,7 +21,7 @@ from tuner.core.records import AttemptState, Intent, Json, StudyState, TrialStat
 
 if TYPE_CHECKING:
     from tuner.core.capacity import Kind
-    from tuner.spec import StudySpec
+    from tuner.spec.study_file import StudySpec
 
 Level: TypeAlias = Literal["info", "good", "warn", "error"]
 _OUR_SIGNALS = (signal.SIGINT, signal.SIGTERM)

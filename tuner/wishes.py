@@ -15,8 +15,8 @@ from tuner.driving import acquire, drive, outcome_of
 from tuner.engine import requests
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.opening import operating_errors, user_name
-from tuner.spec import StudySpec, apply_set, from_json
-from tuner.spec_records import MICROUSD
+from tuner.spec.records import MICROUSD
+from tuner.spec.study_file import StudySpec, apply_set, from_json
 from tuner.store import LeaseHeld, Store
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, how_to_go_on, left_behind
 

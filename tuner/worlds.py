@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tuner import workload
 from tuner.aws.connections import Aws
 from tuner.core.clock import Clock
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Fact, Json, Study
-from tuner.spec import COST_METRIC, StudySpec, from_json
-from tuner.spec_records import LocalMarket
+from tuner.spec import workload
+from tuner.spec.records import LocalMarket
+from tuner.spec.study_file import COST_METRIC, StudySpec, from_json
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _market(market: LocalMarket, study: Study) -> dict[str, Json]:
 
 
 def _runs(market: LocalMarket) -> list[Json]:
-    from tuner.traces import read  # noqa: PLC0415 - only replays need it
+    from tuner.spec.traces import read  # noqa: PLC0415 - only replays need it
 
     assert market.trace is not None, "spec demands a file with kind: trace"
     return [[run.start_s, run.duration_s, run.instances_up] for run in read(market.trace).runs]

@@ -19,7 +19,7 @@ from tuner.cli import main
 from tuner.core.clock import SystemClock
 from tuner.engine.engine import Unwatched
 from tuner.progress import ReadAhead
-from tuner.spec import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, from_json
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from aws_account import ACCOUNT, BUCKET, IMAGE, ROLE, Account, study_file
 
 from tuner.aws import preflight
 from tuner.aws.connections import Aws
-from tuner.spec import load
+from tuner.spec.study_file import load
 from tuner.verbs import Finding
 
 QUOTA = "ml.m5.large for spot training job usage"

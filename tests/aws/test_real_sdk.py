@@ -7,7 +7,7 @@ import pytest
 from aws_account import REGION, Account
 
 from tuner.aws.image import SdkRefused, find_image, find_role
-from tuner.spec_records import Framework
+from tuner.spec.records import Framework
 
 
 def installed() -> bool:

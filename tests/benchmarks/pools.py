@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.engine.sweeps import Sweep
-from tuner import traces
 from tuner.core.records import StopReason
 from tuner.simulator.parts import Outage, Script, Settings
+from tuner.spec import traces
 
 TYPES = ("ml.g5.xlarge", "ml.g4dn.xlarge", "ml.g6.xlarge")
 USD_PER_HOUR = 3.06

@@ -21,7 +21,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.spec import load, to_json
+from tuner.spec.study_file import load, to_json
 from tuner.store import Store
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -16,7 +16,7 @@ from tuner import doctor, looking, study, wishes
 from tuner.core.records import StudyState, TrialState
 from tuner.reports import views
 from tuner.retention import Survey, Waste
-from tuner.spec import load
+from tuner.spec.study_file import load
 from tuner.store import Store
 from tuner.verbs import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
 

@@ -17,7 +17,7 @@ from tuner.aws.price_list import Listed
 from tuner.cli import main
 from tuner.core.prices import Rate
 from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
-from tuner.spec import load
+from tuner.spec.study_file import load
 
 QUOTA = "ml.m5.large for spot training job usage"
 NOW = datetime.now(UTC)

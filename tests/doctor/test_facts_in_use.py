@@ -15,9 +15,9 @@ from tuner.core.records import AttemptState, Fact
 from tuner.engine.engine import World
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
 from tuner.engine.memory import Work
-from tuner.spec import load
+from tuner.spec.study_file import load
+from tuner.spec.workload import policy
 from tuner.store import Store
-from tuner.workload import policy
 
 SCOPE = f"{ACCOUNT}/{REGION}"
 

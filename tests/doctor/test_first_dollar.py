@@ -37,10 +37,10 @@ from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
 from tuner.objects import DirectoryObjects
 from tuner.sagemaker.request import request_parameters
-from tuner.spec import load
+from tuner.spec.study_file import load
+from tuner.spec.workload import ENTRYPOINT
 from tuner.store import Store
 from tuner.verbs import UserError
-from tuner.workload import ENTRYPOINT
 
 QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}
 PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0, listen_s=0)

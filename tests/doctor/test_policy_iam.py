@@ -12,7 +12,7 @@ from tuner.aws import iam_policy, logs
 from tuner.aws.connections import Identity
 from tuner.aws.iam_policy import FREE_CALLS, Place, documents, place, principal
 from tuner.sagemaker.request import request_parameters
-from tuner.workload import specimen
+from tuner.spec.workload import specimen
 
 ACCOUNT = "123456789012"
 ME = Identity(account=ACCOUNT, arn=f"arn:aws:iam::{ACCOUNT}:user/team/ann")

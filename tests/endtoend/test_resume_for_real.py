@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from tests.endtoend.conftest import SCRIPT, Desk
-from tuner import workload
-from tuner.spec import from_json
+from tuner.spec import workload
+from tuner.spec.study_file import from_json
 from tuner.store import Store
 from tuner.worlds import place_of
 

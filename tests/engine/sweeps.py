@@ -14,7 +14,7 @@ from tuner.core.records import Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Faults, Outage, Script, Settings
-from tuner.spec import StudySpec, load, to_json
+from tuner.spec.study_file import StudySpec, load, to_json
 from tuner.store import Store
 from tuner.worlds import make_proposer
 

@@ -5,12 +5,13 @@ import re
 import pytest
 from simulated import script_of
 
-from tuner import study, workload
+from tuner import study
 from tuner.cli import printing
 from tuner.core.decide import allowance_microusd
 from tuner.core.prices import RateCard
 from tuner.simulator.parts import Settings
-from tuner.spec_records import MICROUSD
+from tuner.spec import workload
+from tuner.spec.records import MICROUSD
 
 CHEAP, DEAR = "ml.m5.large", "ml.g5.xlarge"
 

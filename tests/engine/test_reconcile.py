@@ -20,7 +20,7 @@ from tuner.reconcile import Reconciler, Resumption
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script
-from tuner.spec import SpecError, from_json
+from tuner.spec.study_file import SpecError, from_json
 from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError
 

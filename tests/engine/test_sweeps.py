@@ -7,13 +7,13 @@ import pytest
 from checkers import broken, succeeded, view_is_the_rows
 from simulated import script_of
 
-from tuner import workload
 from tuner.core.jobs import CapacityUnavailable, CredentialsRefused, RequestRejected, ServiceUnavailable, Throttled
 from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.engine.dispatch import submit_due
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.reports.narrate import narrate
 from tuner.simulator.parts import Script, Settings
+from tuner.spec import workload
 
 
 def test_a_quiet_sweep_ends_with_every_trial_succeeded(make_sweep):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tuner.core.records import TrialState
 from tuner.search.proposer import Proposer, ViewTrial
-from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Objective, Space
+from tuner.spec.records import CategoricalParam, Component, FloatParam, IntParam, Objective, Space
 
 MIXED: Space = (
     FloatParam("lr", 1e-4, 1e-1, log=True),

@@ -5,7 +5,7 @@ from sweep_of_rows import FINITE, MIXED, NUMERIC, Sweep, proposer
 
 from tuner.core.records import TrialState
 from tuner.search.proposer import ProposalError
-from tuner.spec_records import CategoricalParam, FloatParam, IntParam
+from tuner.spec.records import CategoricalParam, FloatParam, IntParam
 
 NARROW = (
     FloatParam("lr", 1e-3, 1e-2, log=True),

@@ -6,7 +6,7 @@ import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, TWO, proposer
 
 from tuner.search.proposer import ProposalError
-from tuner.spec_records import CategoricalParam, FloatParam, IntParam, SpaceFunction
+from tuner.spec.records import CategoricalParam, FloatParam, IntParam, SpaceFunction
 
 LISTED = {"rate": [0.1], "depth": [1], "kind": ["a"]}
 

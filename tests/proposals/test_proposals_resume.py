@@ -4,7 +4,7 @@ import pytest
 from sweep_of_rows import FINITE, MIXED, NUMERIC, ONE, TWO, Sweep, proposer, seen
 
 from tuner.core.records import TrialState
-from tuner.spec_records import SpaceFunction
+from tuner.spec.records import SpaceFunction
 
 SAMPLERS = [
     pytest.param("RandomSampler", MIXED, ONE, {}, id="random"),

@@ -15,7 +15,7 @@ from sweep_of_rows import FINITE, MIXED, NUMERIC, TWO, Sweep, proposer, seen
 
 from tuner.core.records import TrialState
 from tuner.search.proposer import ViewTrial
-from tuner.spec_records import CategoricalParam, FloatParam, IntParam
+from tuner.spec.records import CategoricalParam, FloatParam, IntParam
 
 POINTS = 4 * 3 * 2
 

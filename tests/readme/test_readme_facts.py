@@ -7,11 +7,12 @@ import re
 import pytest
 from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
-from tuner import spec, verbs
+from tuner import verbs
 from tuner.cli import main
 from tuner.core import states
 from tuner.core.records import AttemptEnd, StudyState
 from tuner.local.settings import Settings
+from tuner.spec import study_file
 
 
 def built_verbs() -> dict[str, argparse.ArgumentParser]:
@@ -67,7 +68,7 @@ def test_the_table_of_exit_codes_is_the_contract():
 
 def test_what_is_not_built_is_what_is_refused():
     verbs_of_later = {" ".join(words) for words in main.UNBUILT}
-    settings_of_later = {key for key, _ in spec._UNBUILT}
+    settings_of_later = {key for key, _ in study_file._UNBUILT}
     assert set(code(marked("unbuilt"))) == verbs_of_later | settings_of_later
 
 

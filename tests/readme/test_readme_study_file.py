@@ -12,9 +12,9 @@ import yaml
 from readme_text import ROOT, blocks, code, table
 
 import tuner
-from tuner import spec
-from tuner.spec_document import flatten, to_document
-from tuner.spec_training import INPUT_KEYS
+from tuner.spec import study_file
+from tuner.spec.document import flatten, to_document
+from tuner.spec.training import INPUT_KEYS
 
 MINIMAL = {
     "name": "n",
@@ -26,11 +26,11 @@ MINIMAL = {
 MARKETS = [{"at": ["1s"]}, {"every": "1s"}, {"trace": "trace.csv"}]
 
 
-def load(folder: Path, document: dict) -> spec.StudySpec:
+def load(folder: Path, document: dict) -> study_file.StudySpec:
     (folder / "train.py").touch()
     (folder / "trace.csv").write_text("start_s,duration_s,instances_up\n0,10,1\n")
     (folder / "study.yaml").write_text(yaml.safe_dump(document))
-    return spec.load(folder / "study.yaml")
+    return study_file.load(folder / "study.yaml")
 
 
 def rows() -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def default_of(key: str, folder: Path) -> object:
 @pytest.mark.parametrize(("key", "shown"), rows())
 def test_the_default_is_the_one_that_is_shown(key: str, shown: str, tmp_path: Path) -> None:
     if shown == "required":
-        with pytest.raises(spec.SpecError, match=f"{key.rpartition('.')[2]}: is missing"):
+        with pytest.raises(study_file.SpecError, match=f"{key.rpartition('.')[2]}: is missing"):
             load(tmp_path, without(MINIMAL, key))
         return
     (text,) = code(shown)
@@ -80,7 +80,7 @@ def refusal(key: str, folder: Path) -> str:
         nested = {name: nested}
     try:
         load(folder, merged(MINIMAL, nested))
-    except spec.SpecError as error:
+    except study_file.SpecError as error:
         return str(error)
     return ""
 
@@ -129,8 +129,8 @@ def test_the_script_of_the_readme_resumes(tmp_path: Path) -> None:
 def test_the_study_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(example("python", "Checkpoints"))
     (tmp_path / "study.yaml").write_text(example("yaml", "objective:"))
-    found = spec.load(tmp_path / "study.yaml")
-    spec.refuse_unbuilt(found)
+    found = study_file.load(tmp_path / "study.yaml")
+    study_file.refuse_unbuilt(found)
     assert found.warnings == ()
     assert json.loads(json.dumps(dict(found.training.hyperparameters))) == {"epochs": 30}
 

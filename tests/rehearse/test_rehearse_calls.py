@@ -29,7 +29,7 @@ from tuner.rehearse.records import (
     SavesSeen,
 )
 from tuner.rehearse.rehearse import prepared
-from tuner.spec import load
+from tuner.spec.study_file import load
 
 ON_AWS = """
     name: cloud

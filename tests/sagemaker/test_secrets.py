@@ -11,8 +11,8 @@ import pytest
 from below import contents
 
 from tuner.core.jobs import digest
-from tuner.spec import load
-from tuner.workload import specimen
+from tuner.spec.study_file import load
+from tuner.spec.workload import specimen
 
 VALUE = "hunter2-\"quoted\"-'single'-and\\more-geheim"
 SCRIPT = """

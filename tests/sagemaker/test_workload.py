@@ -10,8 +10,8 @@ import yaml
 from tuner.core.jobs import Channel, JobRequest
 from tuner.core.records import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
 from tuner.sagemaker.request import request_of, request_parameters
-from tuner.spec import StudySpec, from_json, load, to_json
-from tuner.workload import ENTRYPOINT, job_request, request_violations, specimen
+from tuner.spec.study_file import StudySpec, from_json, load, to_json
+from tuner.spec.workload import ENTRYPOINT, job_request, request_violations, specimen
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STUDY = {

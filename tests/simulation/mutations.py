@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import reconcile, store_rows, tables, workload
+from tuner import reconcile, store_rows, tables
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, liveness, memory, observe, unit_of_work
@@ -23,6 +23,7 @@ from tuner.engine.dispatch import Dispatcher
 from tuner.engine.engine import Engine
 from tuner.search import proposer
 from tuner.search.proposer import Delta
+from tuner.spec import workload
 from tuner.store import Store
 
 SEEDS_MAX = 200

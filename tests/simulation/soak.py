@@ -27,8 +27,8 @@ from tuner.engine.engine import LEASE_S, Engine, World
 from tuner.reconcile import Reconciler, Resumption
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import SimulatedJob
-from tuner.spec import SpecError, StudySpec, apply_set, to_json
-from tuner.spec_parse import parse
+from tuner.spec.parse import parse
+from tuner.spec.study_file import SpecError, StudySpec, apply_set, to_json
 from tuner.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
 from tuner.verbs import EventLine
 from tuner.worlds import make_proposer

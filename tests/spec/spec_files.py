@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuner.spec import StudySpec, load
+from tuner.spec.study_file import StudySpec, load
 
 GOOD = {
     "name": "digits",

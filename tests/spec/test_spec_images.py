@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_files import spec_of
 
-from tuner.spec import SpecError, StudySpec
+from tuner.spec.study_file import SpecError, StudySpec
 
 METRIC = "{name: val_accuracy, regex: 'a=([-+0-9.e]+)'}"
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec_files import WHOLE
 
-from tuner.spec import SpecError, describe, from_json, to_json
-from tuner.spec_parse import parse
-from tuner.spec_values import duration, duration_text
-from tuner.spec_yaml import assign, parse_value
+from tuner.spec.parse import parse
+from tuner.spec.study_file import SpecError, describe, from_json, to_json
+from tuner.spec.values import duration, duration_text
+from tuner.spec.yaml_text import assign, parse_value
 
 BASE = Path("/studies/digits")
 DOCUMENT: dict[str, Any] = parse_value(WHOLE)  # type: ignore[assignment]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from spec_files import WHOLE, spec_of, write, yaml_text
 
-from tuner.spec import (
+from tuner.spec.study_file import (
     Budget,
     Capacity,
     CategoricalParam,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_files import spec_of, write, yaml_text
 
-from tuner.spec import SpecError, apply_set, from_json, load, refuse_missing_secrets, refuse_unbuilt, to_json
+from tuner.spec.study_file import SpecError, apply_set, from_json, load, refuse_missing_secrets, refuse_unbuilt, to_json
 
 # blocks that replace those of the good file, the key that the message must name, and a part of what it must say
 BAD = [

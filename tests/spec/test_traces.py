@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.traces import Run, Trace, TraceError, read
+from tuner.spec.traces import Run, Trace, TraceError, read
 
 HEADER = "start_s,duration_s,instances_up\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuner import spec
+from tuner.spec import study_file
 
 STUDIES = Path(__file__).parents[2] / "studies"
 NAMES = ["digits", "plain", "pytorch", "xgboost"]
@@ -44,7 +44,7 @@ def values(output: str) -> list[float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_study_file_is_valid_and_named_as_its_folder(name: str) -> None:
-    study = spec.load(STUDIES / name / "study.yaml")
+    study = study_file.load(STUDIES / name / "study.yaml")
     assert study.name == name
     assert study.objectives[0].metric == METRICS.get(name, "val_accuracy")
     script = (STUDIES / name / "train.py").read_text()

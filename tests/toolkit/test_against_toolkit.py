@@ -9,7 +9,7 @@ import pytest
 from toolkit.scripts import SCRIPTS, Script, condensed, lay_out, outcome
 
 from tuner.packaging import make_bundle
-from tuner.spec_space import toolkit_argument
+from tuner.spec.space import toolkit_argument
 
 TOOLKIT = json.loads((Path(__file__).parent / "toolkit.json").read_text())["outcomes"]
 

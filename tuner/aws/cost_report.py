@@ -26,7 +26,7 @@ from typing import IO
 
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Attempt, Study
-from tuner.spec_records import MICROUSD
+from tuner.spec.records import MICROUSD
 from tuner.verbs import UserError
 
 # What one attempt, or all together, may be off: the report rounds each of its hours.

@@ -23,7 +23,7 @@ from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
 from tuner.core.prices import PriceUnknown, RateCard
 from tuner.objects import Objects, ObjectsError, S3Objects
-from tuner.spec import StudySpec
+from tuner.spec.study_file import StudySpec
 from tuner.verbs import Finding
 
 # AWS refuses signatures that are five minutes off.

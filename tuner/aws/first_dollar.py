@@ -49,10 +49,10 @@ from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.core.records import AttemptEnd, Fact, Json
 from tuner.engine.liveness import SYNC_FACT
 from tuner.objects import ObjectInfo, Objects, ObjectsError
-from tuner.spec import StudySpec
-from tuner.spec_records import MICROUSD
+from tuner.spec.records import MICROUSD
+from tuner.spec.study_file import StudySpec
+from tuner.spec.workload import ENTRYPOINT, STUDY_TAG, root
 from tuner.verbs import Exit, UserError
-from tuner.workload import ENTRYPOINT, STUDY_TAG, root
 
 INSTANCE_TYPE = "ml.m5.large"  # the cheapest of those that accounts may use on spot without asking
 CEILING_USD = Decimal("0.05")

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from tuner.aws import events_setup
 from tuner.aws.connections import Identity
 from tuner.core.records import Json
-from tuner.spec import StudySpec
+from tuner.spec.study_file import StudySpec
 
 PROBE_PREFIX = "tuner-first-dollar-"  # of the names of jobs that `doctor --first-dollar` makes
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"

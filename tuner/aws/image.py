@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from tuner.spec_records import Framework
+from tuner.spec.records import Framework
 
 INSTALL = "pip install 'spot-tuner[sagemaker]'"
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import ListedPrice
-from tuner.spec import StudySpec
+from tuner.spec.study_file import StudySpec
 
 MAX_AGE = timedelta(days=7)
 BASIS = "price list"

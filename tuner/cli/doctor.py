@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tuner import doctor as examiner
-from tuner import spec as spec_file
 from tuner import worlds
 from tuner.aws import cost_report, first_dollar
 from tuner.aws import prepare as preparing
@@ -26,6 +25,7 @@ from tuner.core.clock import SystemClock
 from tuner.core.text import counted, dollars, safe
 from tuner.opening import operating_errors
 from tuner.reports.views import iso, simulated
+from tuner.spec import study_file as spec_file
 from tuner.verbs import Exit, UserError
 
 _PACE = first_dollar.Pace()

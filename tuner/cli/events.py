@@ -5,13 +5,14 @@ Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; onl
 
 import argparse
 
-from tuner import opening, spec
+from tuner import opening
 from tuner.aws import events_setup
 from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
 from tuner.core.text import safe
+from tuner.spec import study_file
 from tuner.verbs import Exit
 
 _HOW = f"""\
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         out_json(events_setup.template())
         return Exit.DONE
     with opening.operating_errors(), reading(args.store) as store:
-        settings = None if args.file is None else spec.load(args.file).sagemaker
+        settings = None if args.file is None else study_file.load(args.file).sagemaker
         aws = Aws() if settings is None else Aws(region=settings.region, profile=settings.profile)
         where = scope(aws.identity.account, aws.region)
         if args.events == "remove":

@@ -32,8 +32,8 @@ from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, Rehearsal
 from tuner.rehearse.rehearse import rehearse
 from tuner.rehearse.runs import Wish
 from tuner.rehearse.verdict import save_text, short
-from tuner.spec import SpecError
-from tuner.spec_values import duration
+from tuner.spec.study_file import SpecError
+from tuner.spec.values import duration
 from tuner.store import StoreError
 from tuner.store_schema import SCHEMA, current
 from tuner.verbs import Exit, UserError

@@ -13,11 +13,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tuner import workload
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
 from tuner.engine.memory import Memory, Work
 from tuner.engine.unit_of_work import UnitOfWork
+from tuner.spec import workload
 
 # SageMaker keeps metrics in single precision, which has seven digits.
 _SINGLE_PRECISION = 1e-6

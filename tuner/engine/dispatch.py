@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner import workload
 from tuner.core import decide
 from tuner.core.calls import UNMETERED, Call, Calls, OutOfCalls
 from tuner.core.capacity import Kind, kind_of, listed
@@ -32,6 +31,7 @@ from tuner.engine import alarms
 from tuner.engine.memory import Memory, Work
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposal, ProposalError
+from tuner.spec import workload
 
 # A stop that has not shown after so many polls is sent again.
 _RESEND_POLLS = 10

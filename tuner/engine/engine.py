@@ -17,7 +17,6 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Protocol, cast
 
-from tuner import workload
 from tuner.core import decide
 from tuner.core.calls import UNMETERED, Calls
 from tuner.core.capacity import PATIENCE_S
@@ -48,7 +47,8 @@ from tuner.engine.unit_of_work import UnitOfWork
 from tuner.progress import Progress
 from tuner.search.proposer import Proposer
 from tuner.search.recorded import earlier_rows, view_rows
-from tuner.spec import StudySpec, from_json
+from tuner.spec import workload
+from tuner.spec.study_file import StudySpec, from_json
 from tuner.store import Store, StoreConflict, StoreUnreachable
 
 LEASE_S = 60.0

@@ -35,7 +35,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.polling import Rounds
-from tuner.spec import StudySpec
+from tuner.spec.study_file import StudySpec
 
 if TYPE_CHECKING:
     from tuner.search.proposer import Proposer  # Optuna is slow to import, and `status` passes here

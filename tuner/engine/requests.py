@@ -11,11 +11,11 @@ silence nor crash the engine at every start. A cancellation stays: no later stop
 from dataclasses import replace
 from typing import cast
 
-from tuner import workload
 from tuner.core.prices import PriceUnknown, usd
 from tuner.core.records import SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.spec import SpecError, apply_set, from_json, live_settings, to_json
+from tuner.spec import workload
+from tuner.spec.study_file import SpecError, apply_set, from_json, live_settings, to_json
 
 
 def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Study:

@@ -25,7 +25,7 @@ from itertools import pairwise
 from tuner.core.prices import PriceUnknown, RateCard
 from tuner.rehearse.compare import resumed_from
 from tuner.rehearse.records import Advice, Evidence, Measures, RunSeen
-from tuner.spec import StudySpec
+from tuner.spec.study_file import StudySpec
 
 _WORST_PER_HOUR = 1 / 3.4
 # The middle of each class of the Spot Advisor, as a share of its highest one.

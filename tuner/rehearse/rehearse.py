@@ -21,8 +21,8 @@ from tuner.rehearse.records import Rehearsal, RehearsalRefused
 from tuner.rehearse.runs import Runs, Watcher, Wish
 from tuner.rehearse.stage import ROOT, Stage
 from tuner.rehearse.verdict import checks
-from tuner.spec import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
-from tuner.spec_records import Input
+from tuner.spec.records import Input
+from tuner.spec.study_file import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
 
 
 def rehearse(file: Path, wish: Wish, watcher: Watcher, clock: Clock, learned: Mapping[str, float]) -> Rehearsal:

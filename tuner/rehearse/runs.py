@@ -23,7 +23,7 @@ from tuner.rehearse.compare import departures
 from tuner.rehearse.records import Ending, Evidence, RunSeen, SavesSeen, TornSeen
 from tuner.rehearse.saves import own_files, save_seconds
 from tuner.rehearse.stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear, written_since
-from tuner.spec import COST_METRIC
+from tuner.spec.study_file import COST_METRIC
 
 _LEAST_STEPS = 4  # fewer cannot be interrupted between a save and the end
 _LEASHES_MAX = 10  # a first step that takes longer than so many leashes is not waited for

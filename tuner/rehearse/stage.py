@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from tuner import packaging, workload
+from tuner import packaging
 from tuner.checkpoints import MetricsReader
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobError, job_name
@@ -44,7 +44,8 @@ from tuner.objects import DirectoryObjects, ObjectsError
 from tuner.rehearse.records import Ending, RehearsalBroken, RunSeen
 from tuner.rehearse.saves import OWN_FOLDERS, SaveWatch, own_files
 from tuner.sagemaker.service import SageMakerJobs
-from tuner.spec import StudySpec
+from tuner.spec import workload
+from tuner.spec.study_file import StudySpec
 
 BUCKET = "tuner-rehearsal"
 ROOT = f"s3://{BUCKET}/"

@@ -16,8 +16,8 @@ from tuner.core import decide
 from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.core.records import Attempt, AttemptEnd, Study
-from tuner.spec import StudySpec
-from tuner.spec_records import MICROUSD
+from tuner.spec.records import MICROUSD
+from tuner.spec.study_file import StudySpec
 from tuner.store import Store
 from tuner.store_check import check
 from tuner.verbs import Audit, AuditRow, Orphan

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.core.records import Json, ParamValue, Study, TrialState
 from tuner.reports.views import TrialRecord, View, finite, iso, simulated, total, trial_records, usd
-from tuner.spec import Objective, from_json
+from tuner.spec.study_file import Objective, from_json
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.memory import kept_limits
-from tuner.spec import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from optuna.samplers import BaseSampler
 
 from tuner.core.records import Json, ParamValue
 from tuner.search.view import is_inside
-from tuner.spec import SpecError
-from tuner.spec_records import CategoricalParam, Component, FloatParam, IntParam, Param, Space, SpaceFunction
+from tuner.spec.records import CategoricalParam, Component, FloatParam, IntParam, Param, Space, SpaceFunction
+from tuner.spec.study_file import SpecError
 
 
 class ProposalError(SpecError):

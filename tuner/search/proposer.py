@@ -42,7 +42,7 @@ from tuner.search.parts import (
     require_inside,
 )
 from tuner.search.view import ViewStorage, ViewStudy, earlier_trial, new_view, running_trial
-from tuner.spec_records import Component, Objective, Space, SpaceFunction
+from tuner.spec.records import Component, Objective, Space, SpaceFunction
 
 __all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "Verdict", "ViewTrial"]
 

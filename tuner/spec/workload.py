@@ -26,7 +26,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.spec import (
+from tuner.spec.study_file import (
     CategoricalParam,
     FloatParam,
     Input,

@@ -9,9 +9,9 @@ import re
 import warnings
 from pathlib import Path
 
-from tuner.spec_records import Framework, Input, Json, Metric, RetryRule, Training
-from tuner.spec_space import PARAM_NAME
-from tuner.spec_values import (
+from tuner.spec.records import Framework, Input, Json, Metric, RetryRule, Training
+from tuner.spec.space import PARAM_NAME
+from tuner.spec.values import (
     INSTANCE_TYPE,
     METRIC_NAME,
     Reader,

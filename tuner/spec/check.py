@@ -10,12 +10,12 @@ from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 
-from tuner import traces
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
-from tuner.spec_records import COST_METRIC, DEFAULT_REGION, MICROUSD, CategoricalParam, SpaceFunction, StudySpec
-from tuner.spec_space import check_value, encoded, toolkit_argument
-from tuner.spec_training import ALGORITHM_WAIT_S
-from tuner.spec_values import SpecError, duration_text, shown
+from tuner.spec import traces
+from tuner.spec.records import COST_METRIC, DEFAULT_REGION, MICROUSD, CategoricalParam, SpaceFunction, StudySpec
+from tuner.spec.space import check_value, encoded, toolkit_argument
+from tuner.spec.training import ALGORITHM_WAIT_S
+from tuner.spec.values import SpecError, duration_text, shown
 
 # SageMaker's limit of a job is 100 for each; the rest of the environment's is ours, see `workload`.
 _MAX_HYPERPARAMETERS = 100

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from tuner.spec_records import (
+from tuner.spec.records import (
     DEFAULT_REGION,
     Backend,
     Budget,
@@ -23,9 +23,9 @@ from tuner.spec_records import (
     Settings,
     StudySpec,
 )
-from tuner.spec_space import parse_space
-from tuner.spec_training import parse_training
-from tuner.spec_values import (
+from tuner.spec.space import parse_space
+from tuner.spec.training import parse_training
+from tuner.spec.values import (
     INSTANCE_TYPE,
     METRIC_NAME,
     Reader,

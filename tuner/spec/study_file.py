@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from tuner.spec_check import check, check_files, refuse_missing_secrets
-from tuner.spec_document import flatten, setting_text, to_document
-from tuner.spec_parse import parse
-from tuner.spec_records import (
+from tuner.spec.check import check, check_files, refuse_missing_secrets
+from tuner.spec.document import flatten, setting_text, to_document
+from tuner.spec.parse import parse
+from tuner.spec.records import (
     COST_METRIC,
     Backend,
     Budget,
@@ -46,9 +46,9 @@ from tuner.spec_records import (
     StudySpec,
     Training,
 )
-from tuner.spec_space import encoded
-from tuner.spec_values import SpecError, suggestion
-from tuner.spec_yaml import assign, read_document
+from tuner.spec.space import encoded
+from tuner.spec.values import SpecError, suggestion
+from tuner.spec.yaml_text import assign, read_document
 
 __all__ = [
     "COST_METRIC",

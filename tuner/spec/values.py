@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from tuner.spec_records import Json
+from tuner.spec.records import Json
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=str)

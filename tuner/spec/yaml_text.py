@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from tuner.spec_records import Json
-from tuner.spec_values import SpecError, inside, shown
+from tuner.spec.records import Json
+from tuner.spec.values import SpecError, inside, shown
 
 _MAX_BYTES = 256_000
 _MAX_VALUES = 20_000

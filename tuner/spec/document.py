@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
-from tuner.spec_records import (
+from tuner.spec.records import (
     CategoricalParam,
     Component,
     Input,
@@ -22,7 +22,7 @@ from tuner.spec_records import (
     StudySpec,
     Training,
 )
-from tuner.spec_values import duration_text
+from tuner.spec.values import duration_text
 
 
 def to_document(spec: StudySpec) -> dict[str, Json]:

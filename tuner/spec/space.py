@@ -11,8 +11,8 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from tuner.spec_records import CategoricalParam, FloatParam, IntParam, Json, Param, Scalar, Space, SpaceFunction
-from tuner.spec_values import (
+from tuner.spec.records import CategoricalParam, FloatParam, IntParam, Json, Param, Scalar, Space, SpaceFunction
+from tuner.spec.values import (
     Reader,
     Section,
     SpecError,

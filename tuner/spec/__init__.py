@@ -1,0 +1,1 @@
+"""The study file, and the way from a study to a job."""
