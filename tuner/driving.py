@@ -88,7 +88,7 @@ def _apply_retention(study: Study, lease: Lease, store: Store, display: Display,
 
     Raises LeaseLost.
     """
-    from tuner.objects import ObjectsError  # noqa: PLC0415 - small
+    from tuner.storage.objects import ObjectsError  # noqa: PLC0415 - small
 
     if study.state.active:
         return

@@ -25,8 +25,8 @@ DEFAULT_STORE = "sqlite:///tuner.db"
 @contextmanager
 def operating_errors() -> Iterator[None]:
     """Every error that is not a bug, as one line with its exit code."""
-    from tuner.objects import ObjectsError  # noqa: PLC0415 - small
-    from tuner.packaging import BundleRefused  # noqa: PLC0415
+    from tuner.storage.bundle import BundleRefused  # noqa: PLC0415
+    from tuner.storage.objects import ObjectsError  # noqa: PLC0415 - small
 
     try:
         yield

@@ -22,7 +22,6 @@ from typing import cast
 
 from tuner import worlds
 from tuner.aws import prepare
-from tuner.checkpoints import copy_own_files
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobError, JobService
 from tuner.core.prices import usd
@@ -42,7 +41,6 @@ from tuner.core.records import (
 from tuner.engine import requests
 from tuner.engine.memory import Work, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.packaging import BundleRefused
 from tuner.reports import audit
 from tuner.spec import workload
 from tuner.spec.document import setting_text
@@ -58,6 +56,8 @@ from tuner.spec.study_file import (
     refuse_unbuilt,
     to_json,
 )
+from tuner.storage.bundle import BundleRefused
+from tuner.storage.checkpoints import copy_own_files
 from tuner.store import LONG_STEP_S, Store
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
 

@@ -20,13 +20,13 @@ from functools import partial
 from itertools import chain
 from typing import Literal
 
-from tuner.checkpoints import METRICS, RUNS, Renew, delete_prefix, newest_whole, no_lease, scan
 from tuner.core.prices import S3_STANDARD_USD_PER_GB_MONTH
 from tuner.core.records import Json, Study, Trial, TrialState
-from tuner.objects import ObjectInfo, Objects
 from tuner.reports import views
 from tuner.spec import workload
 from tuner.spec.study_file import StudySpec, from_json
+from tuner.storage.checkpoints import METRICS, RUNS, Renew, delete_prefix, newest_whole, no_lease, scan
+from tuner.storage.objects import ObjectInfo, Objects
 from tuner.store import Store
 
 _GB = 1 << 30

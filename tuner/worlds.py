@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from tuner.aws.rates import SharedCalls
     from tuner.core.jobs import JobService
     from tuner.engine.engine import Watcher, World
-    from tuner.objects import Objects
-    from tuner.packaging import Bundle
     from tuner.sagemaker.service import SageMakerJobs
     from tuner.search.proposer import Proposer
+    from tuner.storage.bundle import Bundle
+    from tuner.storage.objects import Objects
     from tuner.store import Store
 
 LOCAL_DIR_VARIABLE = "TUNER_LOCAL"
@@ -78,7 +78,7 @@ class LocalPlace:
         return SageMakerJobs(make_client(self.directory, region=self.region))
 
     def objects(self) -> "Objects":
-        from tuner.objects import DirectoryObjects  # noqa: PLC0415 - keeps `status` lean
+        from tuner.storage.objects import DirectoryObjects  # noqa: PLC0415 - keeps `status` lean
 
         return DirectoryObjects(self.directory / "s3")
 
@@ -106,7 +106,7 @@ class AwsPlace:
 
     def objects(self, *, patient: bool = True) -> "Objects":
         """`patient` tries again by itself: for verbs. An engine has a next tick, and a lease that runs out."""
-        from tuner.objects import S3Objects  # noqa: PLC0415 - as above
+        from tuner.storage.objects import S3Objects  # noqa: PLC0415 - as above
 
         return S3Objects(self.aws.lasting("s3", patient=patient))
 
@@ -161,7 +161,7 @@ def _shared_calls(store: "Store", scope: str, clock: Clock, facts: Iterable[Fact
 
 def make_bundle(spec: StudySpec) -> "Bundle":
     """The code of a study as it lies on disk now. Raises BundleRefused."""
-    from tuner import packaging  # noqa: PLC0415 - keeps `status` lean
+    from tuner.storage import bundle as packaging  # noqa: PLC0415 - keeps `status` lean
 
     training = spec.training
     assert training.source_dir is not None, "an algorithm runs no code of ours"
@@ -186,7 +186,7 @@ def check_code(spec: StudySpec) -> None:
 
 def upload_bundle(spec: StudySpec, objects: "Objects") -> str:
     """Store that code, unless it is stored already; its address. Empty for an algorithm, which runs none of ours."""
-    from tuner import packaging  # noqa: PLC0415
+    from tuner.storage import bundle as packaging  # noqa: PLC0415
 
     if spec.training.algorithm is not None:
         return ""
@@ -197,7 +197,7 @@ def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, w
     """Everything that the engine of a recorded study is given; a local market starts at the study's launch."""
     from tuner.engine.engine import World  # noqa: PLC0415 - imports Optuna
     from tuner.local.market import write_market  # noqa: PLC0415
-    from tuner.progress import PrefixProgress  # noqa: PLC0415
+    from tuner.storage.progress import PrefixProgress  # noqa: PLC0415
 
     where = place_of(study)
     if isinstance(where, LocalPlace):
@@ -225,7 +225,7 @@ def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
     from tuner.aws.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
     from tuner.aws.rates import RateLimited  # noqa: PLC0415
     from tuner.engine.liveness import sync_delay_s  # noqa: PLC0415
-    from tuner.progress import ReadAhead  # noqa: PLC0415
+    from tuner.storage.progress import ReadAhead  # noqa: PLC0415
 
     known = world.store.facts(where.scope)
     calls = _shared_calls(world.store, where.scope, world.clock, known)

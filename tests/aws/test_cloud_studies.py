@@ -18,8 +18,8 @@ from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
 from tuner.core.clock import SystemClock
 from tuner.engine.engine import Unwatched
-from tuner.progress import ReadAhead
 from tuner.spec.study_file import StudySpec, from_json
+from tuner.storage.progress import ReadAhead
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsE
 
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.jobs import CredentialsRefused
-from tuner.objects import S3Objects, StorageRefused
 from tuner.sagemaker.service import SageMakerJobs
+from tuner.storage.objects import S3Objects, StorageRefused
 
 EXPIRED = ("ExpiredTokenException", "The security token included in the request is expired")
 _SINCE = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,8 +16,8 @@ from tuner.aws.connections import Aws
 from tuner.aws.price_list import Listed
 from tuner.cli import main
 from tuner.core.prices import Rate
-from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 from tuner.spec.study_file import load
+from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 
 QUOTA = "ml.m5.large for spot training job usage"
 NOW = datetime.now(UTC)

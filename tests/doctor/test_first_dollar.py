@@ -35,10 +35,10 @@ from tuner.core.jobs import (
 )
 from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
-from tuner.objects import DirectoryObjects
 from tuner.sagemaker.request import request_parameters
 from tuner.spec.study_file import load
 from tuner.spec.workload import ENTRYPOINT
+from tuner.storage.objects import DirectoryObjects
 from tuner.store import Store
 from tuner.verbs import UserError
 

@@ -15,12 +15,12 @@ from tuner.core.jobs import job_name
 from tuner.core.prices import RateCard
 from tuner.core.records import Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S
-from tuner.objects import DirectoryObjects, StorageUnavailable
 from tuner.reconcile import Reconciler, Resumption
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script
 from tuner.spec.study_file import SpecError, from_json
+from tuner.storage.objects import DirectoryObjects, StorageUnavailable
 from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError
 

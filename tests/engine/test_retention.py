@@ -7,11 +7,11 @@ from simulated import script_of
 from sweeps import holder
 
 from tuner import driving, retention, worlds
-from tuner.checkpoints import delete_prefix, scan
 from tuner.core.records import TrialState
 from tuner.engine.engine import LEASE_S
-from tuner.objects import DirectoryObjects
 from tuner.simulator.parts import Script
+from tuner.storage.checkpoints import delete_prefix, scan
+from tuner.storage.objects import DirectoryObjects
 from tuner.store import LeaseLost
 from tuner.training import Checkpoints
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.training_container import PREFIX, Container
-from tuner.checkpoints import MetricsReader
+from tuner.storage.checkpoints import MetricsReader
 
 LINE = "epoch {:07d} " + "x" * 85
 

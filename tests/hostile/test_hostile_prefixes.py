@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tuner.checkpoints import MAX_DOCUMENT_BYTES, MAX_POLL_BYTES
-from tuner.objects import DirectoryObjects
-from tuner.progress import PrefixProgress
+from tuner.storage.checkpoints import MAX_DOCUMENT_BYTES, MAX_POLL_BYTES
+from tuner.storage.objects import DirectoryObjects
+from tuner.storage.progress import PrefixProgress
 
 PREFIX = "s3://bucket/study/trial/"
 FILE = "metrics/001-0a-algo-1.jsonl"

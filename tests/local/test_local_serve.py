@@ -20,7 +20,7 @@ from tuner.local import serve
 from tuner.local.serve import LocalServer
 from tuner.local.service import LocalSageMaker
 from tuner.local.signature import KeyUnsafe, key_pair
-from tuner.objects import STATE_MARK
+from tuner.storage.objects import STATE_MARK
 
 
 class Shifted:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.objects import ObjectNotFound, Objects, StorageRefused
+from tuner.storage.objects import ObjectNotFound, Objects, StorageRefused
 
 ROOT = "s3://a-bucket/root/"
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.checkpoints import (
+from tuner.core.records import MetricPoint, RunRecord
+from tuner.storage.checkpoints import (
     MetricsReader,
     StepInfo,
     copy_own_files,
@@ -19,8 +20,7 @@ from tuner.checkpoints import (
     scan,
     wanted_files,
 )
-from tuner.core.records import MetricPoint, RunRecord
-from tuner.objects import DirectoryObjects, ObjectInfo
+from tuner.storage.objects import DirectoryObjects, ObjectInfo
 from tuner.training import Checkpoints
 
 PREFIX = "s3://bucket/study/00001/"

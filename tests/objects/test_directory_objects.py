@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from object_store import ROOT, ObjectsContract, names
 
-from tuner.objects import DirectoryObjects, ObjectNotFound, StorageRefused, StorageUnavailable
+from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageRefused, StorageUnavailable
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fake_account import pretend
 from moto import mock_aws
 from object_store import ObjectsContract
 
-from tuner.objects import ObjectNotFound, ObjectsError, S3Objects, StorageRefused, StorageUnavailable
+from tuner.storage.objects import ObjectNotFound, ObjectsError, S3Objects, StorageRefused, StorageUnavailable
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from toolkit.scripts import SCRIPTS, Script, condensed, lay_out, outcome
 
-from tuner.packaging import make_bundle
 from tuner.spec.space import toolkit_argument
+from tuner.storage.bundle import make_bundle
 
 TOOLKIT = json.loads((Path(__file__).parent / "toolkit.json").read_text())["outcomes"]
 

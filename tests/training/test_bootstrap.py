@@ -11,7 +11,7 @@ import pytest
 from training_container import PREFIX, Container, all_gone, gone, kill
 
 from tuner import bootstrap
-from tuner.checkpoints import MetricsReader
+from tuner.storage.checkpoints import MetricsReader
 
 
 def lines(container: Container) -> list[dict[str, object]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tuner import packaging
 from tuner.local.service import LocalSageMaker
-from tuner.objects import DirectoryObjects, StorageUnavailable
-from tuner.packaging import Bundle, BundleRefused, make_bundle, refuse_downloads, upload
+from tuner.storage import bundle as packaging
+from tuner.storage.bundle import Bundle, BundleRefused, make_bundle, refuse_downloads, upload
+from tuner.storage.objects import DirectoryObjects, StorageUnavailable
 
 OURS = {"tuner_bundle.json", "tuner/__init__.py", "tuner/bootstrap.py", "tuner/training.py"}
 

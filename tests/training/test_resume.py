@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from training_container import PREFIX, Container
 
-from tuner.checkpoints import MetricsReader, scan
-from tuner.objects import DirectoryObjects
+from tuner.storage.checkpoints import MetricsReader, scan
+from tuner.storage.objects import DirectoryObjects
 
 STUDIES = Path(__file__).parents[2] / "studies"
 PATTERN = ("val_accuracy", "val_accuracy=([-+0-9.eEnaif]+)", "epoch=([0-9]+)")

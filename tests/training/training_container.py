@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tuner.objects import DirectoryObjects
-from tuner.packaging import make_bundle
+from tuner.storage.bundle import make_bundle
+from tuner.storage.objects import DirectoryObjects
 
 PREFIX = "s3://bucket/study/trial/"
 

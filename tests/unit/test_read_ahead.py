@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.core.records import MetricPoint, ProgressReport
-from tuner.progress import ReadAhead
+from tuner.storage.progress import ReadAhead
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 

@@ -26,7 +26,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from tuner import packaging
 from tuner.aws import hints, preflight
 from tuner.aws.connections import Aws, AwsError, ask, cli_options
 from tuner.aws.iam_policy import LOG_GROUP, PROBE_PREFIX
@@ -48,10 +47,11 @@ from tuner.core.jobs import (
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.core.records import AttemptEnd, Fact, Json
 from tuner.engine.liveness import SYNC_FACT
-from tuner.objects import ObjectInfo, Objects, ObjectsError
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import ENTRYPOINT, STUDY_TAG, root
+from tuner.storage import bundle as packaging
+from tuner.storage.objects import ObjectInfo, Objects, ObjectsError
 from tuner.verbs import Exit, UserError
 
 INSTANCE_TYPE = "ml.m5.large"  # the cheapest of those that accounts may use on spot without asking

@@ -24,7 +24,7 @@ from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobError, JobNotFound, JobService
 from tuner.core.records import Attempt, MetricPoint, ProgressReport, Trial
-from tuner.progress import Progress
+from tuner.storage.progress import Progress
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
 # Stands for the runs of a job, which cannot be told apart; it sorts before them, so that what they report wins.

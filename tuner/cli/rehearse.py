@@ -27,13 +27,13 @@ from tuner.core.capacity import Standing
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
-from tuner.packaging import BundleRefused
 from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
 from tuner.rehearse.rehearse import rehearse
 from tuner.rehearse.runs import Wish
 from tuner.rehearse.verdict import save_text, short
 from tuner.spec.study_file import SpecError
 from tuner.spec.values import duration
+from tuner.storage.bundle import BundleRefused
 from tuner.store import StoreError
 from tuner.store_schema import SCHEMA, current
 from tuner.verbs import Exit, UserError

@@ -44,11 +44,11 @@ from tuner.engine.memory import Memory, Work, kept_limits
 from tuner.engine.observe import Observer, tell
 from tuner.engine.polling import Hints, stale_s
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.progress import Progress
 from tuner.search.proposer import Proposer
 from tuner.search.recorded import earlier_rows, view_rows
 from tuner.spec import workload
 from tuner.spec.study_file import StudySpec, from_json
+from tuner.storage.progress import Progress
 from tuner.store import Store, StoreConflict, StoreUnreachable
 
 LEASE_S = 60.0

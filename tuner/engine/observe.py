@@ -33,8 +33,8 @@ from tuner.engine import alarms, liveness
 from tuner.engine.memory import Memory, Work, is_training
 from tuner.engine.polling import STALE_POLLS, Hints
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.progress import Progress
 from tuner.spec.records import COST_METRIC, MICROUSD
+from tuner.storage.progress import Progress
 
 # Lists may lag, and our clock may differ from the service's by as much as signatures allow: each looks this far back.
 _LIST_OVERLAP = timedelta(minutes=7)

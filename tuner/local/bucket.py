@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner import objects
 from tuner.aws.connections import Aws, AwsError
 from tuner.local.jobdir import new_temporary
 from tuner.local.tree import BadAddress, open_regular, split_uri
+from tuner.storage import objects
 
 
 class Bucket:

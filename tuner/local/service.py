@@ -32,7 +32,7 @@ from tuner.local.processes import end_all_of, start_supervisor
 from tuner.local.search import matches
 from tuner.local.settings import Settings, read_settings
 from tuner.local.validate import Refused, check_create, check_shape, invalid
-from tuner.objects import STATE_MARK
+from tuner.storage.objects import STATE_MARK
 
 ACCOUNT = "000000000000"
 STUDY_TAG = "tuner:study"

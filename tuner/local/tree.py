@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tuner.local.jobdir import new_temporary
-from tuner.objects import put_in_place, remove_empty_folders
+from tuner.storage.objects import put_in_place, remove_empty_folders
 
 _BLOCK_BYTES = 1 << 20
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/?(.*)", re.DOTALL)

@@ -20,8 +20,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from tuner import packaging
-from tuner.checkpoints import MetricsReader
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobError, job_name
 from tuner.core.records import (
@@ -40,12 +38,14 @@ from tuner.local.jobdir import ENDS, JobDir, Row, job_names, open_job
 from tuner.local.market import write_market
 from tuner.local.processes import end_all_of
 from tuner.local.transport import make_client
-from tuner.objects import DirectoryObjects, ObjectsError
 from tuner.rehearse.records import Ending, RehearsalBroken, RunSeen
 from tuner.rehearse.saves import OWN_FOLDERS, SaveWatch, own_files
 from tuner.sagemaker.service import SageMakerJobs
 from tuner.spec import workload
 from tuner.spec.study_file import StudySpec
+from tuner.storage import bundle as packaging
+from tuner.storage.checkpoints import MetricsReader
+from tuner.storage.objects import DirectoryObjects, ObjectsError
 
 BUCKET = "tuner-rehearsal"
 ROOT = f"s3://{BUCKET}/"

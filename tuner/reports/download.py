@@ -7,9 +7,9 @@ the same name are replaced, nothing else is touched.
 
 from pathlib import Path, PurePosixPath
 
-from tuner.checkpoints import wanted_files
-from tuner.objects import ObjectNotFound, Objects, ObjectsError
 from tuner.reports.views import View
+from tuner.storage.checkpoints import wanted_files
+from tuner.storage.objects import ObjectNotFound, Objects, ObjectsError
 from tuner.verbs import Exit, UserError
 
 

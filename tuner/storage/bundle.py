@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from tuner.objects import STATE_MARK, ObjectNotFound, Objects
+from tuner.storage.objects import STATE_MARK, ObjectNotFound, Objects
 
 FORMAT = 1
 CONFIG_NAME = "tuner_bundle.json"

@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from tuner.core.records import MetricPoint, RunRecord
-from tuner.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
+from tuner.storage.objects import ObjectInfo, ObjectNotFound, Objects, ReadableObjects
 from tuner.training import AGENT_SUFFIXES, MANIFEST
 
 METRICS, RUNS = "metrics/", "runs/"

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Protocol
 
-from tuner.checkpoints import MetricsReader, scan
 from tuner.core.records import ProgressReport
-from tuner.objects import ObjectInfo, Objects, ObjectsError, StorageRefused
+from tuner.storage.checkpoints import MetricsReader, scan
+from tuner.storage.objects import ObjectInfo, Objects, ObjectsError, StorageRefused
 
 AT_ONCE = 10  # as many as botocore keeps connections
 

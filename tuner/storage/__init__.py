@@ -1,0 +1,1 @@
+"""Objects, checkpoints and code bundles."""
