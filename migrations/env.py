@@ -11,7 +11,7 @@ and then read: Alembic sees neither CHECKs nor the conditions of partial indexes
 
 from alembic import context
 
-from tuner.tables import PREFIX, VERSION_TABLE, metadata
+from tuner.store.tables import PREFIX, VERSION_TABLE, metadata
 
 
 def ours(name: str | None, kind: str, _parents: object) -> bool:

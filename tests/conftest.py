@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import machine, postgres_server
-from tuner.store import Store
+from tuner.store.store import Store
 
 machine.forget(os.environ)
 machine.draw_alike()

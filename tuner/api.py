@@ -20,7 +20,7 @@ from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.views import View
 from tuner.spec.study_file import from_json
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.verbs import Display, Outcome, Signals
 
 if TYPE_CHECKING:

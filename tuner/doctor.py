@@ -27,8 +27,8 @@ from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
 from tuner.opening import DEFAULT_STORE, operating_errors
 from tuner.spec.study_file import StudySpec, load
-from tuner.store import Store, StoreError, current, masked
-from tuner.store_schema import SCHEMA, forgets
+from tuner.store.schema import SCHEMA, forgets
+from tuner.store.store import Store, StoreError, current, masked
 from tuner.verbs import Finding, UserError
 
 _FREE_MIN_BYTES = 1 << 30

@@ -17,7 +17,7 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Lease, Study, StudyState, TrialState
 from tuner.reports import views
 from tuner.spec.study_file import from_json
-from tuner.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
+from tuner.store.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from tuner.opening import operating_errors
 from tuner.reports import local_jobs
 from tuner.retention import Survey
 from tuner.spec.study_file import from_json
-from tuner.store import Store
-from tuner.store_check import check as check_store
+from tuner.store.check import check as check_store
+from tuner.store.store import Store
 from tuner.verbs import Audit, Exit, UserError, how_to_go_on
 
 # A running engine that has not ticked for so many polls is not well.

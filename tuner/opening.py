@@ -14,8 +14,8 @@ from tuner.core.jobs import JobError
 from tuner.core.prices import PriceUnknown
 from tuner.core.records import Study
 from tuner.spec.study_file import SpecError
-from tuner.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
-from tuner.store_schema import forgets
+from tuner.store.schema import forgets
+from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
 from tuner.verbs import Exit, UserError
 
 STORE_VARIABLE = "TUNER_STORE"

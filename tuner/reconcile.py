@@ -58,7 +58,7 @@ from tuner.spec.study_file import (
 )
 from tuner.storage.bundle import BundleRefused
 from tuner.storage.checkpoints import copy_own_files
-from tuner.store import LONG_STEP_S, Store
+from tuner.store.store import LONG_STEP_S, Store
 from tuner.verbs import Display, EventLine, Exit, Level, UserError
 
 _COPIED = "copied"  # the event of a copy that was done

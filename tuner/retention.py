@@ -27,7 +27,7 @@ from tuner.spec import workload
 from tuner.spec.study_file import StudySpec, from_json
 from tuner.storage.checkpoints import METRICS, RUNS, Renew, delete_prefix, newest_whole, no_lease, scan
 from tuner.storage.objects import ObjectInfo, Objects
-from tuner.store import Store
+from tuner.store.store import Store
 
 _GB = 1 << 30
 _OUTPUTS = "outputs"  # as jobs are told

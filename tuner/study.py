@@ -36,7 +36,7 @@ from tuner.spec.study_file import (
     refuse_unbuilt,
     to_json,
 )
-from tuner.store import Store, StudyExists
+from tuner.store.store import Store, StudyExists
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
 
 # No vowels, digits or `e`: keys stay clear of words and of numbers in disguise (12e4).

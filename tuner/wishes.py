@@ -17,7 +17,7 @@ from tuner.engine.unit_of_work import UnitOfWork
 from tuner.opening import operating_errors, user_name
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec, apply_set, from_json
-from tuner.store import LeaseHeld, Store
+from tuner.store.store import LeaseHeld, Store
 from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, how_to_go_on, left_behind
 
 _WAIT_POLL_S = 0.5

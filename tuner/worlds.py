@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tuner.search.proposer import Proposer
     from tuner.storage.bundle import Bundle
     from tuner.storage.objects import Objects
-    from tuner.store import Store
+    from tuner.store.store import Store
 
 LOCAL_DIR_VARIABLE = "TUNER_LOCAL"
 

@@ -18,7 +18,7 @@ from below import contents
 from tests.endtoend.conftest import Desk
 from tuner.core.prices import RateCard, cost_microusd
 from tuner.local.billing import bill
-from tuner.store import Store
+from tuner.store.store import Store
 
 EPOCHS = 8
 ENGINES_SHARE, POOL_SHARE, TORN_SHARE = 0.4, 0.1, 0.3

@@ -22,7 +22,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.spec.study_file import load, to_json
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ESCAPE = "\x1b[31mred\x1b[0m [bold]x[/bold]"

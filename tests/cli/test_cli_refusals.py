@@ -8,7 +8,7 @@ import pytest
 
 from tuner import study
 from tuner.cli import main
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.verbs import UserError
 
 DIGITS = Path(__file__).parents[2] / "studies" / "digits" / "study.yaml"

@@ -17,7 +17,7 @@ from tuner.core.records import StudyState, TrialState
 from tuner.reports import views
 from tuner.retention import Survey, Waste
 from tuner.spec.study_file import load
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.verbs import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
 
 

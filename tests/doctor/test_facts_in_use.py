@@ -17,7 +17,7 @@ from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
 from tuner.engine.memory import Work
 from tuner.spec.study_file import load
 from tuner.spec.workload import policy
-from tuner.store import Store
+from tuner.store.store import Store
 
 SCOPE = f"{ACCOUNT}/{REGION}"
 

@@ -9,7 +9,7 @@ from tests.aws.aws_account import ACCOUNT, REGION, ROLE, study_file
 from tests.store import store_records as records
 from tuner.cli import main
 from tuner.core.records import Fact
-from tuner.store import Store
+from tuner.store.store import Store
 
 SCOPE = f"{ACCOUNT}/{REGION}"
 SOURCE = "doctor --first-dollar (tuner-first-dollar-bcdfgh)"

@@ -39,7 +39,7 @@ from tuner.sagemaker.request import request_parameters
 from tuner.spec.study_file import load
 from tuner.spec.workload import ENTRYPOINT
 from tuner.storage.objects import DirectoryObjects
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.verbs import UserError
 
 QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}

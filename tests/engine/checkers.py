@@ -5,7 +5,7 @@ from sweeps import Sweep
 from tuner.core.prices import cost_microusd
 from tuner.core.records import AttemptState, TrialState
 from tuner.search.recorded import earlier_rows, view_rows
-from tuner.store_check import check as check_store
+from tuner.store.check import check as check_store
 from tuner.worlds import make_proposer
 
 

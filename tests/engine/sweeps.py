@@ -15,7 +15,7 @@ from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Faults, Outage, Script, Settings
 from tuner.spec.study_file import StudySpec, load, to_json
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.worlds import make_proposer
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

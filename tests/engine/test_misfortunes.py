@@ -13,7 +13,7 @@ from tuner.core.jobs import RequestRejected, ServiceUnavailable
 from tuner.core.records import AttemptEnd, Holder, Intent, StudyState
 from tuner.engine.engine import LEASE_S
 from tuner.simulator.parts import Script
-from tuner.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
+from tuner.store.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
 
 POLL = timedelta(seconds=30)
 

@@ -21,7 +21,7 @@ from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script
 from tuner.spec.study_file import SpecError, from_json
 from tuner.storage.objects import DirectoryObjects, StorageUnavailable
-from tuner.store import LeaseHeld, LeaseLost, StudyNotFound
+from tuner.store.store import LeaseHeld, LeaseLost, StudyNotFound
 from tuner.verbs import UserError
 
 ME = Resumption("me")

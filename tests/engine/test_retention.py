@@ -12,7 +12,7 @@ from tuner.engine.engine import LEASE_S
 from tuner.simulator.parts import Script
 from tuner.storage.checkpoints import delete_prefix, scan
 from tuner.storage.objects import DirectoryObjects
-from tuner.store import LeaseLost
+from tuner.store.store import LeaseLost
 from tuner.training import Checkpoints
 
 ENDED = ["metrics/001-a-algo-1.jsonl", "runs/001-a-algo-1.json"]

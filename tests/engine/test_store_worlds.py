@@ -17,7 +17,7 @@ from tuner.cli.live import QuietDisplay
 from tuner.core.records import StudyState
 from tuner.engine.engine import LEASE_S
 from tuner.reports.narrate import DisplayWatcher
-from tuner.store import LeaseHeld, LeaseLost, StoreUnreachable
+from tuner.store.store import LeaseHeld, LeaseLost, StoreUnreachable
 from tuner.verbs import EventLine
 
 STORY = {

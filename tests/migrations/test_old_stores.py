@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tuner import store_schema
 from tuner.core.clock import VirtualClock
 from tuner.core.records import Holder, RunEnd, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.reports import views
 from tuner.reports.compare import compare, document
 from tuner.simulator.cloud import SimulatedCloud
-from tuner.store import Store, current
-from tuner.store_check import check
+from tuner.store import schema as store_schema
+from tuner.store.check import check
+from tuner.store.store import Store, current
 from tuner.worlds import make_proposer
 
 FIXTURES = Path(__file__).parent / "fixtures"

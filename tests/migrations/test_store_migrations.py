@@ -13,16 +13,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from tuner import store_schema
-from tuner.store import Store
-from tuner.tables import VERSION_TABLE, metadata
+from tuner.store import schema
+from tuner.store.store import Store
+from tuner.store.tables import VERSION_TABLE, metadata
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def migrated(store_url: str) -> Iterator[sa.Engine]:
-    engine = store_schema.connect(store_url)
+    engine = schema.connect(store_url)
     yield engine
     engine.dispose()
 
@@ -63,9 +63,9 @@ def test_alembic_finds_nothing_to_do(migrated: sa.Engine) -> None:
 
 def test_there_is_one_head_and_the_code_knows_it(migrated: sa.Engine) -> None:
     with migrated.connect() as connection:
-        scripts = ScriptDirectory.from_config(store_schema.config(connection))
-        assert scripts.get_heads() == [store_schema.SCHEMA]
-        assert store_schema.version(connection) == store_schema.SCHEMA
+        scripts = ScriptDirectory.from_config(schema.config(connection))
+        assert scripts.get_heads() == [schema.SCHEMA]
+        assert schema.version(connection) == schema.SCHEMA
 
 
 def test_what_is_not_ours_is_neither_needed_nor_touched(blank_url: str) -> None:
@@ -88,7 +88,7 @@ def test_a_migration_that_fails_leaves_nothing(blank_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE theirs (study_id INTEGER)"))
         connection.execute(sa.text("CREATE INDEX ix_tuner_requests_pending ON theirs (study_id)"))
-    with pytest.raises((store_schema.StoreUnreachable, sa.exc.ProgrammingError), match="ix_tuner_requests_pending"):
+    with pytest.raises((schema.StoreUnreachable, sa.exc.ProgrammingError), match="ix_tuner_requests_pending"):
         Store.open(blank_url)
     with engine.connect() as connection:
         assert sa.inspect(connection).get_table_names() == ["theirs"]
@@ -101,4 +101,4 @@ def test_an_installed_package_carries_its_revisions(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "migrations", tmp_path / "tuner" / "_migrations")
     program = "from tuner import store; print(store.__file__, store.upgrade('sqlite:///new.db'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [str(tmp_path / "tuner" / "store.py"), store_schema.SCHEMA], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "tuner" / "store.py"), schema.SCHEMA], done.stderr

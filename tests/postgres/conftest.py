@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.store import Store
+from tuner.store.store import Store
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuner.core.records import StudyState
-from tuner.store import Store
+from tuner.store.store import Store
 
 SCRIPT = """
 import argparse, json

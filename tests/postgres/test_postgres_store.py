@@ -14,7 +14,7 @@ from store_records import ME, NOW, OTHER, bench, event, later, study, trial
 
 from tests.postgres_server import Server
 from tuner.core.records import Change
-from tuner.store import LeaseLost, Store, StoreUnreachable, masked
+from tuner.store.store import LeaseLost, Store, StoreUnreachable, masked
 
 ROOT = Path(__file__).parents[2]
 

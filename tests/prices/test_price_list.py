@@ -18,7 +18,7 @@ from tuner.aws.connections import Aws, AwsError
 from tuner.aws.price_list import fetch, listed, pinned
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import ListedPrice
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REGION = "eu-central-1"

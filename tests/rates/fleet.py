@@ -20,7 +20,7 @@ from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.engine.polling import Hint
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.worlds import make_proposer
 
 SCOPE = "123456789012/us-east-1"

@@ -20,7 +20,7 @@ from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.jobs import ServiceUnavailable, job_name
 from tuner.engine.polling import Hint
 from tuner.simulator.parts import Script
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOW_MS = 1767225600000

@@ -17,7 +17,7 @@ from tuner.core.jobs import JobNotFound, ServiceUnavailable, Throttled
 from tuner.core.records import CallRate, Fact
 from tuner.sagemaker.service import SageMakerJobs
 from tuner.simulator.cloud import SimulatedCloud
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCOPE = scope("123456789012", "us-east-1")

@@ -11,7 +11,7 @@ import pytest
 
 from tuner.core.clock import SystemClock
 from tuner.core.records import CallRate, Draw, Fact, ListedPrice
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCOPE, OTHER = "123456789012/us-east-1", "123456789012/eu-west-1"

@@ -7,7 +7,7 @@ import pytest
 
 from tuner.cli import rehearse
 from tuner.core.records import Intent, Pool, PoolTotals, Study, StudyState
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LOCAL = Study(

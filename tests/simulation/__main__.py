@@ -11,7 +11,7 @@ from tests import postgres_server
 from tests.simulation import coverage
 from tests.simulation.soak import Outcome, run
 from tests.simulation.world import new_store, postgres_stores
-from tuner.store import Store
+from tuner.store.store import Store
 
 # One seed in so many is told twice: the second telling must be the first, to the last event.
 TWICE_EVERY = 10

@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import reconcile, store_rows, tables
+from tuner import reconcile
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, liveness, memory, observe, unit_of_work
@@ -24,7 +24,8 @@ from tuner.engine.engine import Engine
 from tuner.search import proposer
 from tuner.search.proposer import Delta
 from tuner.spec import workload
-from tuner.store import Store
+from tuner.store import rows, tables
+from tuner.store.store import Store
 
 SEEDS_MAX = 200
 
@@ -48,7 +49,7 @@ def _both(*patches: mock._patch) -> Iterator[None]:
 def _without_guard():
     table, key = tables.attempts, ("study_id", "trial", "number")
     statement = sa.update(table).where(*(table.c[name] == sa.bindparam(f"was_{name}") for name in key))
-    return mock.patch.object(store_rows, "UPDATE_ATTEMPT", statement)
+    return mock.patch.object(rows, "UPDATE_ATTEMPT", statement)
 
 
 # --- budget

@@ -29,7 +29,7 @@ from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import SimulatedJob
 from tuner.spec.parse import parse
 from tuner.spec.study_file import SpecError, StudySpec, apply_set, to_json
-from tuner.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
+from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
 from tuner.verbs import EventLine
 from tuner.worlds import make_proposer
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from tests.postgres_server import Server
 from tests.simulation.broken import Broken
-from tuner import store_schema
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobError, JobRequest, ServiceUnavailable
 from tuner.simulator.cloud import SimulatedCloud
-from tuner.store import Store, StoreConflict, StoreUnreachable
+from tuner.store import schema
+from tuner.store.store import Store, StoreConflict, StoreUnreachable
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak
@@ -201,7 +201,7 @@ def answer_lost(call: str) -> JobError:
 
 def new_store() -> Store:
     """A store in memory, from a copy of a migrated one: migrating takes longer than a whole story."""
-    engine = store_schema.connect("sqlite://")
+    engine = schema.connect("sqlite://")
     raw = engine.raw_connection()
     _template()._reader.raw_connection().driver_connection.backup(raw.driver_connection)
     raw.close()

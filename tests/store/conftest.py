@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from store_records import Bench, bench
 
-from tuner.store import Store
+from tuner.store.store import Store
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.store import Store
+from tuner.store.store import Store
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ME = Holder(host="here", boot_id="b1", pid=11, started="100")

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.schema import DropConstraint
 from store_records import NOW, Bench, attempt, bump, ended, event, later, succeeded, trial
 
-from tuner import tables
 from tuner.core.records import AttemptState, Event, TrialState
-from tuner.store_check import check
+from tuner.store import tables
+from tuner.store.check import check
 
 LIVE_AGAIN = (
     "UPDATE tuner_attempts SET state = 'training', \"end\" = NULL, ended_at = NULL,"

@@ -23,7 +23,7 @@ from store_records import (
 )
 
 from tuner.core.records import AttemptEnd, AttemptState, Change, Request, StudyState, TrialState
-from tuner.store import LeaseLost, Store, StoreConflict
+from tuner.store.store import LeaseLost, Store, StoreConflict
 
 
 def everything(store: Store, study_id: int) -> list[Any]:

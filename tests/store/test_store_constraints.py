@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from store_records import NOW, Bench, attempt, ended, event, point, run, study, succeeded, trial
 
-from tuner import tables
 from tuner.core.records import TrialState
+from tuner.store import tables
 
 STUDY: dict[str, dict[str, Any]] = {
     "state": {"state": "napping"},

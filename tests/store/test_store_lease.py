@@ -7,7 +7,7 @@ import pytest
 from store_records import ME, NOW, OTHER, later, study
 
 from tuner.core.records import Holder, Lease
-from tuner.store import LeaseHeld, LeaseLost, Store, StudyNotFound
+from tuner.store.store import LeaseHeld, LeaseLost, Store, StudyNotFound
 
 
 def alive(_: Holder) -> bool:

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from store_records import bench, trial
 
-from tuner import store_schema
-from tuner.store import Store, StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
-from tuner.store_schema import SCHEMA
+from tuner.store import schema
+from tuner.store.schema import SCHEMA
+from tuner.store.store import Store, StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
 
 
 def test_a_new_file_belongs_to_its_owner_alone(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_file_that_somebody_reads_for_long_is_no_endless_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy that is not in WAL mode, and is being looked at: its readers keep it from that mode, but not writers."""
-    monkeypatch.setattr(store_schema, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(schema, "BUSY_TIMEOUT_S", 0.05)
     path = tmp_path / "copy.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("CREATE TABLE t AS SELECT 1")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from store_records import NOW, Bench, bump, event, trial
 
-from tuner.store import Store
+from tuner.store.store import Store
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from store_records import NOW, Bench, attempt, bench, bump, ended, event, point, run, study, succeeded, trial
 
 from tuner.core.records import AttemptEnd, Pool, PoolTotals, RunEnd, Summary, TrialState
-from tuner.store import Store, StudyExists, StudyNotFound
+from tuner.store.store import Store, StudyExists, StudyNotFound
 
 
 def test_a_name_is_taken_once(store: Store) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import StatementError
 from store_records import ME, NOW, Bench, attempt, ended, event, later, point, run, study, succeeded, trial
 
 from tuner.core.records import NO_STEP, AttemptEnd, AttemptState, Change, RunEnd, StopReason, StudyState, TrialState
-from tuner.store import Store
+from tuner.store.store import Store
 
 
 def test_a_study_round_trips(store: Store) -> None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.hints import QUEUE_FACT, VISIBILITY_S
 from tuner.core.records import Fact, Json
-from tuner.store import Store
+from tuner.store.store import Store
 
 NAME = "spot-tuner-events"
 PATTERN: dict[str, Json] = {

@@ -19,7 +19,7 @@ from tuner.core.clock import Clock
 from tuner.core.jobs import ServiceUnavailable, trial_and_attempt
 from tuner.core.records import Fact
 from tuner.engine.polling import Hint
-from tuner.store import Store
+from tuner.store.store import Store
 
 QUEUE_FACT = "events.queue"
 # So long a message stays hidden from others once somebody saw it; SQS wants whole seconds.

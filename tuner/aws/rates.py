@@ -23,7 +23,7 @@ from tuner.core.calls import Call, OutOfCalls
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobRequest, JobService, JobSummary, Observation, ServiceUnavailable, Throttled
 from tuner.core.records import CallRate, Draw, Fact
-from tuner.store import Store
+from tuner.store.store import Store
 
 _T = TypeVar("_T")
 

@@ -110,7 +110,7 @@ def _store_option(url: str | None) -> str:
     """A password is masked: the user knows it."""
     if not url:
         return ""
-    from tuner.store_schema import StoreError, masked  # noqa: PLC0415 - SQLAlchemy, as whatever opens this store will
+    from tuner.store.schema import StoreError, masked  # noqa: PLC0415 - SQLAlchemy, as whatever opens this store will
 
     try:
         return f" --store {shlex.quote(masked(url))}"

@@ -31,8 +31,8 @@ from tuner.reports import views
 from tuner.reports.compare import compare as compare_studies
 from tuner.reports.compare import document, to_csv, write_png
 from tuner.reports.download import download
-from tuner.store import Store, StoreError, StudyNotFound
-from tuner.store_schema import SCHEMA, current, masked, upgrade
+from tuner.store.schema import SCHEMA, current, masked, upgrade
+from tuner.store.store import Store, StoreError, StudyNotFound
 from tuner.verbs import Exit, UserError
 
 _WATCH_S = 2.0

@@ -34,8 +34,8 @@ from tuner.rehearse.verdict import save_text, short
 from tuner.spec.study_file import SpecError
 from tuner.spec.values import duration
 from tuner.storage.bundle import BundleRefused
-from tuner.store import StoreError
-from tuner.store_schema import SCHEMA, current
+from tuner.store.schema import SCHEMA, current
+from tuner.store.store import StoreError
 from tuner.verbs import Exit, UserError
 
 _STYLES = {Result.PASSED: "green", Result.WARNING: "yellow", Result.FAILED: "bold red", Result.UNCLEAR: "yellow"}

@@ -19,7 +19,7 @@ from tuner.core.clock import SystemClock
 from tuner.core.records import Intent
 from tuner.core.text import dollars, pasteable, safe
 from tuner.reports import views
-from tuner.store import Store
+from tuner.store.store import Store
 from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 
 

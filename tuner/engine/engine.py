@@ -49,7 +49,7 @@ from tuner.search.recorded import earlier_rows, view_rows
 from tuner.spec import workload
 from tuner.spec.study_file import StudySpec, from_json
 from tuner.storage.progress import Progress
-from tuner.store import Store, StoreConflict, StoreUnreachable
+from tuner.store.store import Store, StoreConflict, StoreUnreachable
 
 LEASE_S = 60.0
 # A create or stop is not sent when less than this is left of the lease: another engine might already be at work.

@@ -28,7 +28,7 @@ from tuner.core.records import (
 )
 from tuner.core.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
 from tuner.engine.memory import Work
-from tuner.store import Store
+from tuner.store.store import Store
 
 
 class UnitOfWork:

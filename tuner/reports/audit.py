@@ -18,8 +18,8 @@ from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.core.records import Attempt, AttemptEnd, Study
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
-from tuner.store import Store
-from tuner.store_check import check
+from tuner.store.check import check
+from tuner.store.store import Store
 from tuner.verbs import Audit, AuditRow, Orphan
 
 # A job may be older than its row by clocks that differ; nothing of ours is older than this before its study.

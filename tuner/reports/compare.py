@@ -23,7 +23,7 @@ from tuner.spec.study_file import Objective, from_json
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
-    from tuner.store import Store
+    from tuner.store.store import Store
 
 # In a picture, a value is far worse than others when it lies so many interquartile ranges beyond them, of so many.
 _FAR = 3.0

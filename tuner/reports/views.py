@@ -36,7 +36,7 @@ from tuner.spec.study_file import StudySpec, from_json
 from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
-    from tuner.store import Store
+    from tuner.store.store import Store
 
 View: TypeAlias = dict[str, Json]
 

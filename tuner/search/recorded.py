@@ -9,7 +9,7 @@ import math
 from tuner.core.records import NO_STEP, Json, Study, Trial, TrialState
 from tuner.search.proposer import Proposer, ViewTrial
 from tuner.spec.study_file import SpecError, StudySpec, from_json
-from tuner.store import Store
+from tuner.store.store import Store
 
 # Attribute of a study: the earlier ones it started from.
 _EARLIER = "tuner:warm_start"

@@ -20,7 +20,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import StaticPool
 
-from tuner.tables import VERSION_TABLE
+from tuner.store.tables import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config

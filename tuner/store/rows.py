@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from tuner.core.records import Attempt, Event, Holder, Point, Request, Run, RunEnd, Study, Trial
-from tuner.tables import attempts, events, points, requests, runs, studies, trials
+from tuner.store.tables import attempts, events, points, requests, runs, studies, trials
 
 _Plain = TypeVar("_Plain", Attempt, Run, Point, Event, Request)
 

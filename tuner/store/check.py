@@ -15,7 +15,7 @@ from itertools import pairwise
 from tuner.core.prices import cost_microusd
 from tuner.core.records import Attempt, AttemptState, Event, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
-from tuner.store import Store
+from tuner.store.store import Store
 
 # A living engine may write between two reads; each state change leaves an event, so equal ends mean equal rows.
 _TRIES = 5

@@ -20,10 +20,10 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from tuner.core.records import CallRate, Draw, Fact, ListedPrice
-from tuner.store_rows import upsert
-from tuner.tables import buckets
-from tuner.tables import facts as _facts
-from tuner.tables import prices as _prices
+from tuner.store.rows import upsert
+from tuner.store.tables import buckets
+from tuner.store.tables import facts as _facts
+from tuner.store.tables import prices as _prices
 
 _B, _F, _P = buckets.c, _facts.c, _prices.c
 

@@ -20,8 +20,6 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from tuner import store_account, store_schema, tables
-from tuner import store_rows as rows
 from tuner.core.records import (
     Attempt,
     AttemptEnd,
@@ -44,7 +42,8 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.store_schema import StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
+from tuner.store import account, rows, schema, tables
+from tuner.store.schema import StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
 
 __all__ = [
     "LONG_STEP_S",
@@ -102,15 +101,15 @@ class Store:
         self.url = url
         self.masked = masked(url)
         self._engine = engine
-        self._reader = store_schema.for_reading(engine)
-        self._writer = store_schema.for_writing(engine)
+        self._reader = schema.for_reading(engine)
+        self._writer = schema.for_writing(engine)
 
     @classmethod
     def open(cls, url: str) -> Self:
         """The store at `url`, created and migrated if need be. Errors: StoreUnreachable, StoreTooNew."""
-        engine = store_schema.connect(url)
+        engine = schema.connect(url)
         try:
-            store_schema.migrate(engine, masked(url))
+            schema.migrate(engine, masked(url))
         except BaseException:
             engine.dispose()
             raise
@@ -135,7 +134,7 @@ class Store:
             row = connection.execute(rows.SELECT_STUDY.where(_S.name == name)).one_or_none()
             if row is None:
                 known = list(connection.scalars(sa.select(_S.name)))
-                raise StudyNotFound(f"no study {name!r} in {self.masked}{store_schema.near(name, known)}")
+                raise StudyNotFound(f"no study {name!r} in {self.masked}{schema.near(name, known)}")
             return rows.load_study(row)
 
     def study_by_id(self, study_id: int) -> Study:
@@ -378,7 +377,7 @@ class Store:
     def take_calls(self, scope: str, operation: str, rate: CallRate, draw: Draw, *, now: datetime) -> int:
         """Take calls out of a bucket before they are made; returns how many it gave."""
         with self._writing() as connection:
-            return store_account.Bucket(connection, scope, operation, rate).take(draw, now)
+            return account.Bucket(connection, scope, operation, rate).take(draw, now)
 
     def engines(self, backend: str, now: datetime) -> int:
         """How many studies of this backend have an engine."""
@@ -388,27 +387,27 @@ class Store:
     def facts(self, scope: str) -> list[Fact]:
         """What is known of an account, by name."""
         with self._reading() as connection:
-            return store_account.facts(connection, scope)
+            return account.facts(connection, scope)
 
     def put_fact(self, fact: Fact) -> None:
         """Record what was found out, in the place of what was known before."""
         with self._writing() as connection:
-            store_account.put_fact(connection, fact)
+            account.put_fact(connection, fact)
 
     def forget_fact(self, scope: str, name: str) -> None:
         """Does nothing where it is not known."""
         with self._writing() as connection:
-            store_account.forget_fact(connection, scope, name)
+            account.forget_fact(connection, scope, name)
 
     def prices(self, region: str) -> list[ListedPrice]:
         """The kept prices of a region, by instance type."""
         with self._reading() as connection:
-            return store_account.prices(connection, region)
+            return account.prices(connection, region)
 
     def put_prices(self, prices: Sequence[ListedPrice]) -> None:
         """Keep prices, in the place of earlier ones of the same type and region."""
         with self._writing() as connection:
-            store_account.put_prices(connection, prices)
+            account.put_prices(connection, prices)
 
     def pool_totals(self, study_ids: Collection[int], *, ended: bool = False) -> dict[Pool, PoolTotals]:
         """What attempts of these studies met in their pools, in one sum by the database; `ended`: of those alone."""
@@ -445,12 +444,12 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with store_schema.translated(self.masked), self._reader.begin() as connection:
+        with schema.translated(self.masked), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with store_schema.translated(self.masked), self._writer.begin() as connection:
+        with schema.translated(self.masked), self._writer.begin() as connection:
             yield connection
 
     def _read(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
