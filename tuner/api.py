@@ -12,16 +12,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import opening, study, worlds
 from tuner.cli.live import PlainDisplay, QuietDisplay
 from tuner.core import records as model
 from tuner.core.clock import SystemClock
+from tuner.operations import backend, context
+from tuner.operations import launch as study
+from tuner.operations.records import Display, Outcome, Signals
 from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.views import View
 from tuner.spec.study_file import from_json
 from tuner.store.store import Store
-from tuner.verbs import Display, Outcome, Signals
 
 if TYPE_CHECKING:
     import optuna
@@ -147,7 +148,7 @@ class Study:
 
         with self._opened() as (store, found):
             spec = from_json(found.spec)
-            proposer = worlds.make_proposer(spec)
+            proposer = backend.make_proposer(spec)
             rows = view_rows(store, found, spec, every_step=True)
             proposer.rebuild(rows, found.attrs, earlier_rows(store, found))
         return proposer.study
@@ -176,9 +177,9 @@ class Study:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Store, model.Study]]:
-        store = opening.open_store(self._url)
+        store = context.open_store(self._url)
         try:
-            yield store, opening.find(self.name, store)
+            yield store, context.find(self.name, store)
         finally:
             store.close()
 
@@ -217,7 +218,7 @@ def _frame(
 
 
 def _run(name: str, url: str | None, verb: Callable[[Store, Display], Outcome], *, quiet: bool) -> Study:
-    store = opening.open_store(url)
+    store = context.open_store(url)
     display: Display = QuietDisplay() if quiet else PlainDisplay(SystemClock())
     try:
         verb(store, display)

@@ -15,8 +15,8 @@ from botocore.awsrequest import AWSResponse
 from tuner.aws.connections import Aws
 from tuner.local.service import LocalSageMaker
 from tuner.local.transport import attach
+from tuner.operations.backend import AwsPlace
 from tuner.storage.objects import DirectoryObjects
-from tuner.worlds import AwsPlace
 
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"

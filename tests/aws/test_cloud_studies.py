@@ -11,13 +11,13 @@ import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, Account, study_file
 
-from tuner import opening, worlds
 from tuner.aws import metrics as cloud_metrics
 from tuner.aws.logs import GROUP
 from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
 from tuner.core.clock import SystemClock
 from tuner.engine.engine import Unwatched
+from tuner.operations import backend, context
 from tuner.spec.study_file import StudySpec, from_json
 from tuner.storage.progress import ReadAhead
 
@@ -51,7 +51,7 @@ def tuner(capsys: pytest.CaptureFixture[str]) -> Shell:
 
 
 def recorded(name: str = "cloud") -> StudySpec:
-    store = opening.open_store(None)
+    store = context.open_store(None)
     try:
         return from_json(store.study(name).spec)
     finally:
@@ -59,7 +59,7 @@ def recorded(name: str = "cloud") -> StudySpec:
 
 
 def nothing_recorded() -> bool:
-    store = opening.open_store(None)
+    store = context.open_store(None)
     try:
         return not store.studies()
     finally:
@@ -205,7 +205,7 @@ def test_expired_credentials_are_one_line_and_change_nothing(account: Account, f
     launch_and_leave(account, tuner)
     assert tuner("set", "cloud", "budget.deadline=1d") == 0, "a cycle passes over what rests"
     account.refuse["GetCallerIdentity"] = ("ExpiredToken", "The security token included in the request is expired")
-    store = opening.open_store(None)
+    store = context.open_store(None)
     before = store.study("cloud")
     assert tuner("resume", "cloud", "--once") == 4
     assert "expired" in tuner.err
@@ -385,10 +385,10 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     launch_and_leave(account, tuner)
     assert recorded().training.image_uri is None
     assert tuner("resume", "cloud", "--once") == 3
-    store = opening.open_store(None)
+    store = context.open_store(None)
     study = store.study("cloud")
     assert study.bundle_uri == ""
-    world = worlds.make_world(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
+    world = backend.make_world(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
     reader = world.progress()
     assert isinstance(reader, CloudMetrics)
     assert isinstance(reader._inner, ReadAhead)

@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 from aws_account import ACCOUNT, REGION, Account, study_file
 
-from tuner import opening
 from tuner.aws.rates import RATES, scope
 from tuner.cli import main
+from tuner.operations import context
 
 SCOPE = scope(ACCOUNT, REGION)
 
@@ -35,7 +35,7 @@ def test_calls_come_out_of_the_buckets_of_the_account(
     assert main.main(["launch", "study.yaml", "-y"]) == 0
     made = Counter(account.calls)
     assert made["CreateTrainingJob"] == 2
-    with closing(opening.open_store(None)) as store, store._reading() as connection:
+    with closing(context.open_store(None)) as store, store._reading() as connection:
         rows = connection.execute(sa.text("SELECT scope, operation, tokens FROM tuner_buckets")).all()
     assert {row.scope for row in rows} == {SCOPE}
     missing = {row.operation: 1000 - row.tokens for row in rows}

@@ -16,9 +16,9 @@ from pathlib import Path
 import yaml
 
 from tests.benchmarks.measures import Measure, api_calls, measured
-from tuner import opening, study
 from tuner.cli.live import QuietDisplay
-from tuner.verbs import Signals
+from tuner.operations import context, launch
+from tuner.operations.records import Signals
 
 SCRIPT = """
 import argparse, time
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--sleep", type=float, default=2.0, help="seconds of the script itself")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[opening.STORE_VARIABLE] = f"sqlite:///{folder}/tuner.db"
+        os.environ[context.STORE_VARIABLE] = f"sqlite:///{folder}/tuner.db"
         os.environ["TUNER_LOCAL"] = f"{folder}/local"
         sweep(Path(folder), "warm", 1, args.sleep)  # imports, botocore's models
         one = sweep(Path(folder), "one", 1, args.sleep)
@@ -55,9 +55,9 @@ def sweep(folder: Path, name: str, trials: int, sleep_s: float) -> Cost:
     (folder / "train.py").write_text(SCRIPT)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(described(name, trials, sleep_s)))
-    store = opening.open_store(None)
+    store = context.open_store(None)
     with api_calls() as calls, measured() as found:
-        outcome = study.launch(study.plan(file), store, display=QuietDisplay(), signals=Signals())
+        outcome = launch.launch(launch.plan(file), store, display=QuietDisplay(), signals=Signals())
     store.close()
     assert outcome.exit_code == 0, outcome
     return Cost(found, calls)

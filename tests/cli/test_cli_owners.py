@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from cli_calls import Call
 
-from tuner import study, wishes
 from tuner.core.records import StudyState
-from tuner.verbs import Exit, Outcome
+from tuner.operations import change as wishes
+from tuner.operations import launch
+from tuner.operations.records import Exit, Outcome
 
 VERBS = [("resume", "digits"), ("stop", "digits"), ("cancel", "digits"), ("set", "digits", "trials=40")]
 
@@ -25,7 +26,7 @@ def done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return ["changed"]
 
-    monkeypatch.setattr(study, "resume", drive)
+    monkeypatch.setattr(launch, "resume", drive)
     for verb in ("request_stop", "request_cancel"):
         monkeypatch.setattr(wishes, verb, drive)
     monkeypatch.setattr(wishes, "request_set", change)

@@ -14,11 +14,11 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import looking
 from tuner.cli import printing, read
 from tuner.core import text as cli_text
 from tuner.core.clock import VirtualClock
 from tuner.core.records import RunEnd, StudyState
+from tuner.operations import look
 from tuner.reports import views
 
 # the contract: at least these
@@ -221,12 +221,12 @@ def test_commands_in_a_text_get_the_option(text: str, pasted: str) -> None:
 
 
 def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "check", lambda name, store, **_: [f"{name}: engine dead"])
+    monkeypatch.setattr(look, "check", lambda name, store, **_: [f"{name}: engine dead"])
     code, out, _ = call("status", "digits", "--check")
     assert code == 1
     assert "digits: problem: digits: engine dead" in out
     assert load(call("status", "digits", "--check", "--json").out)["problems"] == ["digits: engine dead"]
-    monkeypatch.setattr(looking, "check", lambda name, store, **_: [])
+    monkeypatch.setattr(look, "check", lambda name, store, **_: [])
     assert call("status", "--check").code == 0
 
 
@@ -316,7 +316,7 @@ def test_watch_on_paper_prints_changes_and_ends_with_the_study(
 
 
 def test_logs_show_control_characters(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
+    monkeypatch.setattr(look, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
     assert call("logs", "digits", 0).out == "epoch=1\t0.5\nbad \\x1b[2J\n"
     doc = load(call("logs", "digits", 0, "--json").out)
     assert doc["text"] == "epoch=1\t0.5\r\nbad \x1b[2J\n"

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
-from tuner import study
 from tuner.cli import main
+from tuner.operations import launch
+from tuner.operations.records import UserError
 from tuner.store.store import Store
-from tuner.verbs import UserError
 
 DIGITS = Path(__file__).parents[2] / "studies" / "digits" / "study.yaml"
 
@@ -31,4 +31,4 @@ def test_a_store_in_memory_is_refused(
 def test_a_name_that_is_taken_is_refused_before_the_plan_is_shown() -> None:
     store = cast("Store", SimpleNamespace(studies=lambda: [SimpleNamespace(name="digits")]))
     with pytest.raises(UserError, match="a study named digits exists; go on with it: tuner resume digits"):
-        study.prepare(study.plan(DIGITS), store)
+        launch.prepare(launch.plan(DIGITS), store)

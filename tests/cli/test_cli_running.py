@@ -12,13 +12,13 @@ import cli_store
 import pytest
 from cli_calls import Call
 
-from tuner import doctor, looking, study, wishes
 from tuner.core.records import StudyState, TrialState
+from tuner.operations import change, doctor, launch, look
+from tuner.operations.records import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
+from tuner.operations.retention import Survey, Waste
 from tuner.reports import views
-from tuner.retention import Survey, Waste
 from tuner.spec.study_file import load
 from tuner.store.store import Store
-from tuner.verbs import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
 
 
 @dataclass
@@ -58,9 +58,9 @@ class Fake:
 @pytest.fixture
 def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(cli_store.spec_file(folder))
-    monkeypatch.setattr(study, "plan", made.plan)
-    monkeypatch.setattr(study, "prepare", lambda plan, store: plan)
-    for module, verb in ((study, "launch"), (study, "resume"), (wishes, "request_stop"), (wishes, "request_cancel")):
+    monkeypatch.setattr(launch, "plan", made.plan)
+    monkeypatch.setattr(launch, "prepare", lambda plan, store: plan)
+    for module, verb in ((launch, "launch"), (launch, "resume"), (change, "request_stop"), (change, "request_cancel")):
         monkeypatch.setattr(module, verb, made.drive)
     return made
 
@@ -159,7 +159,7 @@ def test_a_refusal_is_one_line_with_its_code(call: Call, fake: Fake, monkeypatch
     def held(*_: Any, **__: Any) -> Outcome:
         raise UserError("study digits is driven by pid 3 on \x1b]0;here", Exit.NOT_FINISHED)
 
-    monkeypatch.setattr(study, "resume", held)
+    monkeypatch.setattr(launch, "resume", held)
     code, out, err = call("resume", "digits")
     assert (code, out) == (3, "")
     assert err == "tuner: study digits is driven by pid 3 on \\x1b]0;here\n"
@@ -168,14 +168,14 @@ def test_a_refusal_is_one_line_with_its_code(call: Call, fake: Fake, monkeypatch
 def test_all_once(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = Outcome(study_state=StudyState.RUNNING, exit_code=3)
     held = Outcome(study_state=StudyState.RUNNING, exit_code=3, summary={"error": "held by pid 3"})
-    monkeypatch.setattr(study, "resume_all_once", lambda *a, **k: [("digits", done), ("plain", held)])
+    monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [("digits", done), ("plain", held)])
     assert call("resume", "--all", "--once")[:2] == (3, "digits is running\nplain: held by pid 3\n")
-    monkeypatch.setattr(study, "resume_all_once", lambda *a, **k: [])
+    monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [])
     assert call("resume", "--all", "--once").code == 0
 
 
 def test_set_prints_what_was_changed(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wishes, "request_set", lambda name, store, given: [f"{name}: {each}" for each in given])
+    monkeypatch.setattr(change, "request_set", lambda name, store, given: [f"{name}: {each}" for each in given])
     assert call("set", "digits", "trials=3", "parallel=1").out == "digits: trials=3\ndigits: parallel=1\n"
 
 
@@ -184,14 +184,14 @@ def test_audit(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         job="k-1", trial=1, attempt=1, status="Completed", billed_usd=0.2, ledger_usd=0.1, difference="ledger differs"
     )
     wrong = Audit(lines=("k-1: ledger differs: run tuner resume",), rows=(row,))
-    monkeypatch.setattr(looking, "audit", lambda name, store, stop_orphans: wrong)
+    monkeypatch.setattr(look, "audit", lambda name, store, stop_orphans: wrong)
     code, out, _ = call("audit", "digits")
     assert code == 1
     assert "k-1: ledger differs: run tuner resume" in out
     doc = json.loads(call("audit", "digits", "--json").out)
     assert (doc["ok"], doc["attempts"][0]["ledger_usd"]) == (False, 0.1)
     stopped = Audit(lines=(), rows=(), stopped=(Orphan(job="k-\x1b9", text="ORPHAN"),))
-    monkeypatch.setattr(looking, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
+    monkeypatch.setattr(look, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
     code, _, err = call("audit", "digits", "--stop-orphans", "--force")
     assert (code, err) == (0, "stopping k-\\x1b9\n")
 
@@ -202,7 +202,7 @@ def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch
     )
     found = Survey(keep="best", waste=(waste,), total_bytes=6 << 30)
     asked = []
-    monkeypatch.setattr(looking, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
+    monkeypatch.setattr(look, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
     out = call("gc", "digits", "--dry-run").out
     assert "would delete 5.0 GiB ($0.1150 a month at S3's list price, simulated), since checkpoints.keep is best" in out
     assert "1.0 GiB stay" in out
@@ -210,7 +210,7 @@ def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch
     assert (doc["dry_run"], doc["size_bytes"], doc["trials"][0]["objects"]) == (False, 5 << 30, 7)
     assert doc["left_usd_per_month"] == pytest.approx(0.023)
     assert asked == [True, False]
-    monkeypatch.setattr(looking, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
+    monkeypatch.setattr(look, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
     assert call("gc", "digits", "--force").out.startswith(
         "digits: nothing to delete, checkpoints.keep is all; 10 B stay"
     )

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tuner.cli import main
-from tuner.verbs import Signals
+from tuner.operations.records import Signals
 
 _PROGRAM = """
 import os, signal, sys

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import tuner
-from tuner import study
 from tuner.cli import live
-from tuner.verbs import UserError
+from tuner.operations import launch
+from tuner.operations.records import UserError
 
 
 @pytest.fixture
@@ -79,9 +79,11 @@ def test_launch_and_resume(
 ) -> None:
     told: list[Any] = []
     file = cli_store.spec_file(folder)
-    monkeypatch.setattr(study, "prepare", lambda plan, store: plan)  # the name is taken here
-    monkeypatch.setattr(study, "launch", lambda plan, store, **given: told.append((plan.spec.trials, given["display"])))
-    monkeypatch.setattr(study, "resume", lambda name, store, **given: told.append((name, given["display"])))
+    monkeypatch.setattr(launch, "prepare", lambda plan, store: plan)  # the name is taken here
+    monkeypatch.setattr(
+        launch, "launch", lambda plan, store, **given: told.append((plan.spec.trials, given["display"]))
+    )
+    monkeypatch.setattr(launch, "resume", lambda name, store, **given: told.append((name, given["display"])))
     assert tuner.launch(file, overrides=["trials=3"], **options).name == "digits"
     assert tuner.resume("digits", **options).name == "digits"
     assert [what for what, _ in told] == [3, "digits"]

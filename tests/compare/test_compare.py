@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.core.records import Intent, Study, StudyState, TrialState
+from tuner.operations.records import UserError
 from tuner.reports.compare import Comparison, Cost, compare, document, figure, frontier, incumbent, to_csv, write_png
 from tuner.spec.study_file import Objective, load, to_json
 from tuner.store.store import Store
-from tuner.verbs import UserError
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.engine.sweeps import Sweep
-from tuner import wishes as verbs
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Intent
+from tuner.operations import change as verbs
 from tuner.reports import views
 from tuner.simulator.parts import Script
 

@@ -17,8 +17,8 @@ from tuner.aws.cost_report import audit_bill, read
 from tuner.cli import main
 from tuner.cli.doctor import _bill_text
 from tuner.core.records import AttemptEnd, AttemptState, Change
+from tuner.operations.records import UserError
 from tuner.store.store import Store
-from tuner.verbs import UserError
 
 LEGACY = {
     "id": "identity/LineItemId",

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tuner import doctor
 from tuner.core.clock import SystemClock
+from tuner.operations import doctor
 
 STUDY = """
 name: small

@@ -6,7 +6,6 @@ import pytest
 
 from tests.aws.aws_account import ACCOUNT, REGION, study_file
 from tests.store import store_records as records
-from tuner import worlds
 from tuner.aws import first_dollar, prepare
 from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.core.calls import Call
@@ -15,6 +14,7 @@ from tuner.core.records import AttemptState, Fact
 from tuner.engine.engine import World
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
 from tuner.engine.memory import Work
+from tuner.operations import backend
 from tuner.spec.study_file import load
 from tuner.spec.workload import policy
 from tuner.store.store import Store
@@ -66,7 +66,7 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
     store.put_fact(fact(SYNC_FACT, {"max": 42.0}))
     store.put_fact(fact(RATES_FACT, {"CreateTrainingJob": 0.25}))
     found = prepare.prepare(load(study_file(tmp_path)), account.aws(), store, SystemClock().now())
-    place = worlds.place(found.spec, None)
+    place = backend.place(found.spec, None)
     world = World(
         store=store,
         clock=VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)),
@@ -75,7 +75,7 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
         proposer=lambda _: None,
         watcher=None,
     )
-    given = worlds._counted(world, place, records.study())
+    given = backend._counted(world, place, records.study())
     assert given.sync_delay_s == 42
     assert given.calls._rates[Call.CREATE].per_s == 0.25
     store.close()

@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 
 from tests.endtoend.conftest import SCRIPT, Desk
+from tuner.operations.backend import place_of
 from tuner.spec import workload
 from tuner.spec.study_file import from_json
 from tuner.store.store import Store
-from tuner.worlds import place_of
 
 QUICK = {"trials": 3, "training": {"hyperparameters": {"epochs": 4, "step-s": 0.05}}}
 

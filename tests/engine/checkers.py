@@ -4,9 +4,9 @@ from sweeps import Sweep
 
 from tuner.core.prices import cost_microusd
 from tuner.core.records import AttemptState, TrialState
+from tuner.operations.backend import make_proposer
 from tuner.search.recorded import earlier_rows, view_rows
 from tuner.store.check import check as check_store
-from tuner.worlds import make_proposer
 
 
 def store_holds(sweep: Sweep) -> list[str]:

@@ -12,11 +12,11 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Faults, Outage, Script, Settings
 from tuner.spec.study_file import StudySpec, load, to_json
 from tuner.store.store import Store
-from tuner.worlds import make_proposer
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STUDY = {

@@ -23,7 +23,7 @@ from tuner.core.jobs import (
     ServiceUnavailable,
 )
 from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
-from tuner.reconcile import Reconciler, Resumption
+from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.reports.narrate import narrate
 from tuner.reports.views import status_view
 from tuner.search.proposer import ProposalError

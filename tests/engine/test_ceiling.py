@@ -5,10 +5,10 @@ import re
 import pytest
 from simulated import script_of
 
-from tuner import study
 from tuner.cli import printing
 from tuner.core.decide import allowance_microusd
 from tuner.core.prices import RateCard
+from tuner.operations import launch
 from tuner.simulator.parts import Settings
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
@@ -18,7 +18,7 @@ CHEAP, DEAR = "ml.m5.large", "ml.g5.xlarge"
 
 def shown(spec):
     """The dollars of each printed line, by its label."""
-    lines = printing.plan(study._planned(spec, {})).splitlines()
+    lines = printing.plan(launch._planned(spec, {})).splitlines()
     found = (re.fullmatch(r"(.*?)  +.*?\$([0-9.]+)[^0-9].*", f"{line} ") for line in lines)
     return {match[1]: float(match[2]) for match in found if match}
 
@@ -32,15 +32,15 @@ def test_without_a_budget_it_is_what_the_engine_reserves_on_the_dearest_type(mak
     rules = workload.policy(sweep.spec, sweep.study)
     dear = RateCard({}).rate(DEAR, "us-east-1").microusd_per_hour
     at_most = 4 * allowance_microusd(3600, dear, rules) / MICROUSD
-    assert study._planned(sweep.spec, {}).ceiling_usd == at_most
+    assert launch._planned(sweep.spec, {}).ceiling_usd == at_most
     assert shown(sweep.spec)["at most, with one job a trial"] == pytest.approx(at_most, abs=0.01)
-    assert study._planned(sweep.spec, {}).estimated_usd < at_most
+    assert launch._planned(sweep.spec, {}).estimated_usd < at_most
 
 
 def test_with_a_budget_it_is_the_budget(make_sweep):
     sweep = make_sweep(changes={"budget": {"usd": 7.5}})
     lines = shown(sweep.spec)
-    assert lines["at most"] == study._planned(sweep.spec, {}).ceiling_usd == 7.5
+    assert lines["at most"] == launch._planned(sweep.spec, {}).ceiling_usd == 7.5
     assert not any("further" in label for label in lines)
 
 
@@ -61,7 +61,7 @@ def test_a_study_that_a_quota_sends_to_the_dearer_type_stays_below(make_sweep):
     )
     sweep.run()
     assert {attempt.instance_type for attempt in sweep.attempts() if attempt.arn} == {DEAR}
-    assert 4 * 300 * 1.4 / 3600 < spent(sweep) <= study._planned(sweep.spec, {}).ceiling_usd
+    assert 4 * 300 * 1.4 / 3600 < spent(sweep) <= launch._planned(sweep.spec, {}).ceiling_usd
 
 
 def test_further_jobs_add_no_more_than_is_printed(make_sweep):

@@ -15,14 +15,15 @@ from simulated import script_of
 from sweeps import Sweep
 from test_alarms import describing
 
-from tuner import looking, study, wishes, worlds
 from tuner.cli.printing import next_commands
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import RequestRejected
 from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, World
-from tuner.reconcile import Reconciler, Resumption
-from tuner.verbs import Exit, Outcome, Signals, UserError
+from tuner.operations import backend, change, launch
+from tuner.operations import look as looking
+from tuner.operations.reconcile import Reconciler, Resumption
+from tuner.operations.records import Exit, Outcome, Signals, UserError
 
 CRON_S = 120
 
@@ -63,19 +64,19 @@ class User:
             self.said, self.last_words = screen.lines, signals.last_words
 
     def resume(self, **options) -> Outcome:
-        return self.does(study.resume, "sweep", **options)
+        return self.does(launch.resume, "sweep", **options)
 
     def stop(self, **options) -> Outcome:
-        return self.does(wishes.request_stop, "sweep", **options)
+        return self.does(change.request_stop, "sweep", **options)
 
     def cancel(self, **options) -> Outcome:
-        return self.does(wishes.request_cancel, "sweep", **options)
+        return self.does(change.request_cancel, "sweep", **options)
 
     def cron(self, cycles: int) -> list[list[tuple[str, Outcome]]]:
         """What so many cycles say."""
         told = []
         for _ in range(cycles):
-            told.append(self.does(study.resume_all_once, others_too=True))
+            told.append(self.does(launch.resume_all_once, others_too=True))
             now = self.sweep.clock.now()
             self.sweep.clock.wait(now + timedelta(seconds=CRON_S), due=now)
         return told
@@ -98,15 +99,15 @@ def user(make_sweep, tmp_path, monkeypatch):
                 clock=clock,
                 jobs=sweep.cloud,
                 progress=lambda: sweep.cloud.progress(batch=batch),
-                proposer=worlds.make_proposer,
+                proposer=backend.make_proposer,
                 watcher=watcher,
             )
 
         monkeypatch.setattr(VirtualClock, "wake", lambda _clock: None, raising=False)
-        monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
-        monkeypatch.setattr(worlds, "moved_to", lambda _study: None)
-        monkeypatch.setattr(worlds, "jobs_in_turn", lambda *_: sweep.cloud)
-        monkeypatch.setattr(worlds, "make_world", world)
+        monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
+        monkeypatch.setattr(backend, "moved_to", lambda _study: None)
+        monkeypatch.setattr(backend, "jobs_in_turn", lambda *_: sweep.cloud)
+        monkeypatch.setattr(backend, "make_world", world)
         return User(sweep)
 
     return begin
@@ -194,7 +195,7 @@ def test_a_cancellation_is_not_made_a_stop(user):
 def test_a_change_under_a_clock_that_was_set_back_is_no_step_back_in_the_story(user):
     someone = at_work(user)
     someone.sweep.clock.jump(timedelta(minutes=-10))
-    wishes.request_set("sweep", someone.sweep.store, ["trials=9"], clock=someone.sweep.clock)
+    change.request_set("sweep", someone.sweep.store, ["trials=9"], clock=someone.sweep.clock)
     assert broken(someone.sweep) == []
 
 
@@ -222,7 +223,7 @@ def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user, monke
     someone = at_work(user, script=UNSAVED)
     someone.stop(now_=True)
     assert someone.study.state is StudyState.STOPPED
-    monkeypatch.setattr(study, "drive", lambda taken_up, lease, store, **_: store.release(lease))
+    monkeypatch.setattr(launch, "drive", lambda taken_up, lease, store, **_: store.release(lease))
     someone.resume()
     assert (someone.study.state, someone.study.intent) == (StudyState.RUNNING, Intent.RUN)
 
@@ -290,11 +291,11 @@ def resting(user, **budget) -> User:
 def test_cycles_go_on_once_a_limit_was_raised_and_only_then(user, budget, too_little, enough):
     someone = resting(user, **budget)
     rest = someone.study.state
-    wishes.request_set("sweep", someone.sweep.store, [too_little], clock=someone.sweep.clock)
+    change.request_set("sweep", someone.sweep.store, [too_little], clock=someone.sweep.clock)
     looked = someone.cron(4)
     assert (someone.study.state, len(someone.sweep.trials()) < 4) == (rest, True)
     assert [len(each) for each in looked] == [1, 0, 0, 0], "one look is enough to see that it is too little"
-    wishes.request_set("sweep", someone.sweep.store, [enough], clock=someone.sweep.clock)
+    change.request_set("sweep", someone.sweep.store, [enough], clock=someone.sweep.clock)
     someone.cron(40)
     assert someone.study.state is StudyState.FINISHED
     assert broken(someone.sweep) == []
@@ -312,7 +313,7 @@ def test_a_limit_raised_while_a_cycle_leaves_is_heard_of_by_the_next(user):
 def test_a_limit_raised_for_a_study_that_was_stopped_starts_nothing(user):
     someone = at_work(user, script=UNSAVED)
     someone.stop(now_=True)
-    wishes.request_set("sweep", someone.sweep.store, ["budget.usd=100"], clock=someone.sweep.clock)
+    change.request_set("sweep", someone.sweep.store, ["budget.usd=100"], clock=someone.sweep.clock)
     assert someone.cron(2) == [[], []]
 
 

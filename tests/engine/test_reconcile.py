@@ -10,19 +10,19 @@ from simulated import script_of
 from sweeps import Sweep, holder, merged
 from test_sweeps import foreign_request
 
-from tuner import worlds
 from tuner.core.jobs import job_name
 from tuner.core.prices import RateCard
 from tuner.core.records import Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S
-from tuner.reconcile import Reconciler, Resumption
+from tuner.operations import backend
+from tuner.operations.reconcile import Reconciler, Resumption
+from tuner.operations.records import UserError
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script
 from tuner.spec.study_file import SpecError, from_json
 from tuner.storage.objects import DirectoryObjects, StorageUnavailable
 from tuner.store.store import LeaseHeld, LeaseLost, StudyNotFound
-from tuner.verbs import UserError
 
 ME = Resumption("me")
 RETRY = Resumption("me", retry_failed=True)
@@ -45,7 +45,7 @@ class Told:
 @pytest.fixture
 def objects(tmp_path, monkeypatch):
     """The object store of the studies of this test."""
-    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
+    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
     return DirectoryObjects(tmp_path / "s3")
 
 
@@ -145,7 +145,7 @@ def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, object
     with pytest.raises(StorageUnavailable):
         take_up(sweep, RETRY)
     monkeypatch.undo()
-    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(objects._root.parent, "us-east-1"))
+    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(objects._root.parent, "us-east-1"))
     take_up(sweep)  # without asking for it again
     new = sweep.trials()[4]
     assert len(list(objects.list(new.prefix))) == 2
@@ -223,7 +223,7 @@ def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objec
 
 def test_an_unchanged_study_is_taken_up_in_silence_but_for_its_code(make_sweep):
     sweep = make_sweep()
-    digest = worlds.make_bundle(sweep.spec).digest
+    digest = backend.make_bundle(sweep.spec).digest
     study = sweep.store.study_by_id(sweep.study.id)
     lease = sweep.store.acquire(study.id, holder(9), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
     told = Told()
@@ -467,7 +467,7 @@ class Taught(Sweep):
 
     def _new_study(self):
         study = super()._new_study()
-        return replace(study, attrs=choose_earlier(self.store, self.spec, worlds.make_proposer(self.spec)))
+        return replace(study, attrs=choose_earlier(self.store, self.spec, backend.make_proposer(self.spec)))
 
 
 def taught(first, folder, **search):
@@ -514,11 +514,11 @@ def test_an_earlier_study_that_does_not_fit_is_refused(make_sweep, changes, said
     first.run()
     other = make_sweep(changes=merged({"name": "other", "search": {"warm_start": ["sweep"]}}, changes))
     with pytest.raises((SpecError, StudyNotFound), match=said):
-        choose_earlier(first.store, other.spec, worlds.make_proposer(other.spec))
+        choose_earlier(first.store, other.spec, backend.make_proposer(other.spec))
 
 
 def test_an_earlier_study_without_a_finished_trial_is_refused(make_sweep):
     first = make_sweep()
     spec = make_sweep(changes={"name": "other", "search": {"warm_start": ["sweep"]}}).spec
     with pytest.raises(SpecError, match="no finished trial"):
-        choose_earlier(first.store, spec, worlds.make_proposer(spec))
+        choose_earlier(first.store, spec, backend.make_proposer(spec))

@@ -6,9 +6,9 @@ import pytest
 from simulated import script_of
 from sweeps import holder
 
-from tuner import driving, retention, worlds
 from tuner.core.records import TrialState
 from tuner.engine.engine import LEASE_S
+from tuner.operations import backend, drive, retention
 from tuner.simulator.parts import Script
 from tuner.storage.checkpoints import delete_prefix, scan
 from tuner.storage.objects import DirectoryObjects
@@ -203,12 +203,12 @@ def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path, monkeypa
     """The next engine may have been told to keep more, or may be copying for `--retry-failed`."""
     sweep, objects = swept(make_sweep, tmp_path, "none")
     before = {info.uri for info in objects.list("s3://tuner-local/")}
-    monkeypatch.setattr(worlds, "place_of", lambda _study: worlds.LocalPlace(tmp_path, "us-east-1"))
+    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
     study = sweep.store.study_by_id(sweep.study.id)
     lease = acquired(sweep, 50)
     acquired(sweep, 51)
     with pytest.raises(LeaseLost):
-        driving._apply_retention(study, lease, sweep.store, Quiet(), sweep.clock)
+        drive._apply_retention(study, lease, sweep.store, Quiet(), sweep.clock)
     assert {info.uri for info in objects.list("s3://tuner-local/")} == before
 
     class TakenOver(DirectoryObjects):
@@ -216,9 +216,9 @@ def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path, monkeypa
             super().delete(uris)
             acquired(sweep, 53)
 
-    monkeypatch.setattr(worlds.LocalPlace, "objects", lambda _place: TakenOver(tmp_path / "s3"))
+    monkeypatch.setattr(backend.LocalPlace, "objects", lambda _place: TakenOver(tmp_path / "s3"))
     with pytest.raises(LeaseLost):
-        driving._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock)
+        drive._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock)
     assert [steps(objects, trial) for trial in sweep.trials()] == [(), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
 
 

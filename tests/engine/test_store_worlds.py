@@ -16,9 +16,9 @@ from tests.postgres_server import OwnServer, Server
 from tuner.cli.live import QuietDisplay
 from tuner.core.records import StudyState
 from tuner.engine.engine import LEASE_S
+from tuner.operations.records import EventLine
 from tuner.reports.narrate import DisplayWatcher
 from tuner.store.store import LeaseHeld, LeaseLost, StoreUnreachable
-from tuner.verbs import EventLine
 
 STORY = {
     "outages": [(400.0, 500.0), (1300.0, 9000.0)],

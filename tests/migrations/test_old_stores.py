@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from tuner.core.clock import VirtualClock
 from tuner.core.records import Holder, RunEnd, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.operations.backend import make_proposer
 from tuner.reports import views
 from tuner.reports.compare import compare, document
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.store import schema as store_schema
 from tuner.store.check import check
 from tuner.store.store import Store, current
-from tuner.worlds import make_proposer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parents[2]

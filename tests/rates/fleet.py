@@ -18,10 +18,10 @@ from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.engine.polling import Hint
+from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script
 from tuner.store.store import Store
-from tuner.worlds import make_proposer
 
 SCOPE = "123456789012/us-east-1"
 POLL = timedelta(seconds=30)

@@ -7,11 +7,11 @@ import re
 import pytest
 from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
-from tuner import verbs
 from tuner.cli import main
 from tuner.core import states
 from tuner.core.records import AttemptEnd, StudyState
 from tuner.local.settings import Settings
+from tuner.operations import records
 from tuner.spec import study_file
 
 
@@ -63,7 +63,7 @@ def test_the_row_of_a_verb_names_its_options_and_no_others(verb):
 
 def test_the_table_of_exit_codes_is_the_contract():
     named = [int(number) for row in table("exit code") for number in row[0].split(",")]
-    assert named == [*(int(code) for code in verbs.Exit), 130, 143]
+    assert named == [*(int(code) for code in records.Exit), 130, 143]
 
 
 def test_what_is_not_built_is_what_is_refused():

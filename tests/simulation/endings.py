@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from tests.simulation.broken import Broken
 from tests.simulation.invariants import parsed
 from tuner.core.records import NO_STEP, Attempt, Study, StudyState, Trial, TrialState
+from tuner.operations.backend import make_proposer
 from tuner.search.recorded import view_rows
 from tuner.store.check import check as check_store
-from tuner.worlds import make_proposer
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Soak

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState as Seen
 
 from tests.simulation.broken import Broken
-from tuner import study as launching
 from tuner.core.decide import read_rows
 from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
 from tuner.core.prices import cost_microusd
 from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 from tuner.engine.memory import RUNS_FOR_NOTHING_MAX
+from tuner.operations import launch as launching
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec, from_json

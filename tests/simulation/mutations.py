@@ -15,12 +15,12 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner import reconcile
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, liveness, memory, observe, unit_of_work
 from tuner.engine.dispatch import Dispatcher
 from tuner.engine.engine import Engine
+from tuner.operations import reconcile
 from tuner.search import proposer
 from tuner.search.proposer import Delta
 from tuner.spec import workload

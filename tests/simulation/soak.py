@@ -24,14 +24,14 @@ from tuner.core.jobs import HistoryRow
 from tuner.core.prices import RateCard
 from tuner.core.records import Event, Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, World
-from tuner.reconcile import Reconciler, Resumption
+from tuner.operations.backend import make_proposer
+from tuner.operations.reconcile import Reconciler, Resumption
+from tuner.operations.records import EventLine
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import SimulatedJob
 from tuner.spec.parse import parse
 from tuner.spec.study_file import SpecError, StudySpec, apply_set, to_json
 from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
-from tuner.verbs import EventLine
-from tuner.worlds import make_proposer
 
 # The liveness phase: all of it takes at most this long in virtual time, and so many ticks.
 _CALM_DAYS = 20

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.store import store_records as records
-from tuner import worlds
 from tuner.core.jobs import job_name, trial_and_attempt
+from tuner.operations import backend
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True)
 KEYS = st.builds("{}-{}".format, NAMES, st.from_regex(r"[a-z]{6}", fullmatch=True))
@@ -50,6 +50,6 @@ def test_a_state_directory_is_found_by_jobs_of_the_study_alone(tmp_path, monkeyp
     study = replace(records.study(), local_dir=str(tmp_path / "gone"))
     monkeypatch.setenv("TUNER_LOCAL", str(tmp_path / "here"))
     (tmp_path / "here" / "jobs" / job_name(f"{study.key}-bcdfgh", 0, 1)).mkdir(parents=True)
-    assert worlds.moved_to(study) is None
+    assert backend.moved_to(study) is None
     (tmp_path / "here" / "jobs" / job_name(study.key, 0, 1)).mkdir()
-    assert worlds.moved_to(study) == tmp_path / "here"
+    assert backend.moved_to(study) == tmp_path / "here"

@@ -26,8 +26,8 @@ from typing import IO
 
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Attempt, Study
+from tuner.operations.records import UserError
 from tuner.spec.records import MICROUSD
-from tuner.verbs import UserError
 
 # What one attempt, or all together, may be off: the report rounds each of its hours.
 TOLERANCE = Decimal("0.01")

@@ -22,9 +22,9 @@ from tuner.aws.iam_policy import Place, Right
 from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
 from tuner.core.prices import PriceUnknown, RateCard
+from tuner.operations.records import Finding
 from tuner.spec.study_file import StudySpec
 from tuner.storage.objects import Objects, ObjectsError, S3Objects
-from tuner.verbs import Finding
 
 # AWS refuses signatures that are five minutes off.
 _SKEW_FATAL_S, _SKEW_ODD_S = 300.0, 30.0

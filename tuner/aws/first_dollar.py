@@ -47,12 +47,12 @@ from tuner.core.jobs import (
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.core.records import AttemptEnd, Fact, Json
 from tuner.engine.liveness import SYNC_FACT
+from tuner.operations.records import Exit, UserError
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import ENTRYPOINT, STUDY_TAG, root
 from tuner.storage import bundle as packaging
 from tuner.storage.objects import ObjectInfo, Objects, ObjectsError
-from tuner.verbs import Exit, UserError
 
 INSTANCE_TYPE = "ml.m5.large"  # the cheapest of those that accounts may use on spot without asking
 CEILING_USD = Decimal("0.05")

@@ -19,9 +19,9 @@ from typing import Any
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.capacity import Kind
 from tuner.core.prices import PriceUnknown, RateCard
+from tuner.operations.records import Finding
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import request_violations
-from tuner.verbs import Finding
 
 _QUOTAS_URL = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 _QUOTA_PAGES_MAX = 200  # of 100 quotas: several times what there is

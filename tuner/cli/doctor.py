@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tuner import doctor as examiner
-from tuner import worlds
 from tuner.aws import cost_report, first_dollar
 from tuner.aws import prepare as preparing
 from tuner.aws.cost_report import CurAudit
@@ -23,10 +21,12 @@ from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import render, table
 from tuner.core.clock import SystemClock
 from tuner.core.text import counted, dollars, safe
-from tuner.opening import operating_errors
+from tuner.operations import backend
+from tuner.operations import doctor as examiner
+from tuner.operations.context import operating_errors
+from tuner.operations.records import Exit, UserError
 from tuner.reports.views import iso, simulated
 from tuner.spec import study_file as spec_file
-from tuner.verbs import Exit, UserError
 
 _PACE = first_dollar.Pace()
 
@@ -69,8 +69,8 @@ def _first_dollar(args: argparse.Namespace) -> int:
         small = first_dollar.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
         planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
-        place = worlds.place(ready.spec, None)
-        assert isinstance(place, worlds.AwsPlace), "a completed study of AWS"
+        place = backend.place(ready.spec, None)
+        assert isinstance(place, backend.AwsPlace), "a completed study of AWS"
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         if queue_of(store.facts(place.scope)) is None:

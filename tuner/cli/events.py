@@ -5,15 +5,15 @@ Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; onl
 
 import argparse
 
-from tuner import opening
 from tuner.aws import events_setup
 from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
 from tuner.core.text import safe
+from tuner.operations import context
+from tuner.operations.records import Exit
 from tuner.spec import study_file
-from tuner.verbs import Exit
 
 _HOW = f"""\
 This template makes a queue and a rule named {events_setup.NAME}, for all studies of an account in a region. Either
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         say(_HOW)
         out_json(events_setup.template())
         return Exit.DONE
-    with opening.operating_errors(), reading(args.store) as store:
+    with context.operating_errors(), reading(args.store) as store:
         settings = None if args.file is None else study_file.load(args.file).sagemaker
         aws = Aws() if settings is None else Aws(region=settings.region, profile=settings.profile)
         where = scope(aws.identity.account, aws.region)

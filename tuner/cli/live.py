@@ -21,7 +21,7 @@ from tuner.cli.table import can_redraw, state, table, wants_color
 from tuner.core.clock import Clock
 from tuner.core.records import TrialState
 from tuner.core.text import counted, dollars, lost_work, number, pasteable, safe
-from tuner.verbs import Display, EngineView, EventLine, LiveRow
+from tuner.operations.records import Display, EngineView, EventLine, LiveRow
 
 _SUMMARY_EVERY = timedelta(seconds=10)
 _STYLES = {"info": "", "good": "green", "warn": "yellow", "error": "bold red"}

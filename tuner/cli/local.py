@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuner.cli.read import out, say
 from tuner.core.text import safe
-from tuner.verbs import Exit, UserError
+from tuner.operations.records import Exit, UserError
 
 _EVENTS_VARIABLE = "AWS_ENDPOINT_URL_EVENTBRIDGE"
 _LOGS_VARIABLE = "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"
@@ -29,7 +29,7 @@ def serve(args: argparse.Namespace) -> int:
     from tuner.local.service import LocalSageMaker  # noqa: PLC0415
     from tuner.local.settings import BadSettings, read_settings  # noqa: PLC0415
     from tuner.local.signature import KeyUnsafe  # noqa: PLC0415
-    from tuner.worlds import default_local_dir  # noqa: PLC0415
+    from tuner.operations.backend import default_local_dir  # noqa: PLC0415
 
     directory = (args.dir or default_local_dir()).absolute()
     try:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn, TypeAlias
 
 from tuner.core.text import name_store, pasteable, safe
-from tuner.verbs import Exit, UserError
+from tuner.operations.records import Exit, UserError
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 

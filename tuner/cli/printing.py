@@ -30,7 +30,7 @@ from tuner.core.text import (
     size,
     steps_text,
 )
-from tuner.verbs import Audit, Finding, LocalJobRow, Plan, gist, how_to_go_on
+from tuner.operations.records import Audit, Finding, LocalJobRow, Plan, gist, how_to_go_on
 
 _STEPS_SHOWN = 12  # as many as `steps_text` lists
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tuner import holders, looking, opening, worlds
 from tuner.cli import printing
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
@@ -26,6 +25,8 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Json
 from tuner.core.text import pasteable, safe, safe_log
+from tuner.operations import backend, context, lease_holder, look
+from tuner.operations.records import Exit, UserError
 from tuner.reports import local_jobs as local_view
 from tuner.reports import views
 from tuner.reports.compare import compare as compare_studies
@@ -33,7 +34,6 @@ from tuner.reports.compare import document, to_csv, write_png
 from tuner.reports.download import download
 from tuner.store.schema import SCHEMA, current, masked, upgrade
 from tuner.store.store import Store, StoreError, StudyNotFound
-from tuner.verbs import Exit, UserError
 
 _WATCH_S = 2.0
 
@@ -48,7 +48,7 @@ def status(args: argparse.Namespace) -> int:
         docs = _status_docs(store, args.study, SystemClock().now())
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](looking.check(str(doc["study"]), store))
+                doc["problems"] = list[Json](look.check(str(doc["study"]), store))
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
@@ -102,7 +102,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.follow and args.json:
         raise UserError("logs: --follow never ends and --json is one document: choose one", Exit.USAGE)
     with reading(args.store) as store:
-        chunks = looking.log_chunks(
+        chunks = look.log_chunks(
             args.study, store, args.trial, attempt=args.attempt, tail=args.tail, follow=args.follow
         )
         if args.json:
@@ -119,7 +119,7 @@ def best(args: argparse.Namespace) -> int:
         found = store.study(args.study)
         docs = views.best_view(store, found, args.count)
     if args.download is not None:
-        objects = worlds.place_of(found).objects()
+        objects = backend.place_of(found).objects()
         for doc in docs:
             say(f"trial {doc['number']}: {len(download(doc, objects, args.download))} files to {safe(args.download)}")
     if args.json:
@@ -181,7 +181,7 @@ def local_jobs(args: argparse.Namespace) -> int:
 @contextmanager
 def reading(url: str | None) -> Iterator[Store]:
     """The store, closed at the end, its refusals as UserError."""
-    store = opening.open_store(url)
+    store = context.open_store(url)
     try:
         with store_errors():
             yield store
@@ -202,7 +202,7 @@ def store_errors() -> Iterator[None]:
 
 def store_url(url: str | None) -> str:
     """Where the store is, for what must not open it."""
-    return url or os.environ.get(opening.STORE_VARIABLE) or opening.DEFAULT_STORE
+    return url or os.environ.get(context.STORE_VARIABLE) or context.DEFAULT_STORE
 
 
 def out(text: str) -> None:
@@ -231,7 +231,7 @@ def as_json(doc: object) -> str:
 
 def _status_docs(store: Store, name: str | None, now: datetime) -> list[views.View]:
     found = [store.study(name)] if name else store.studies()
-    return [views.status_view(store, each, now, gone=holders.gone) for each in found]
+    return [views.status_view(store, each, now, gone=lease_holder.gone) for each in found]
 
 
 def _status_text(docs: list[views.View], name: str | None, store: Store, now: datetime) -> str:
@@ -258,7 +258,7 @@ def _local_directory(args: argparse.Namespace) -> tuple[Path, str | None]:
     As recorded with the study; without one, all of them where a launch here would put them.
     """
     if args.study is None:
-        return worlds.default_local_dir(), None
+        return backend.default_local_dir(), None
     with reading(args.store) as store:
         found = store.study(args.study)
     if found.local_dir is None:

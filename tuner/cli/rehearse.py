@@ -27,6 +27,7 @@ from tuner.core.capacity import Standing
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
+from tuner.operations.records import Exit, UserError
 from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
 from tuner.rehearse.rehearse import rehearse
 from tuner.rehearse.runs import Wish
@@ -36,7 +37,6 @@ from tuner.spec.values import duration
 from tuner.storage.bundle import BundleRefused
 from tuner.store.schema import SCHEMA, current
 from tuner.store.store import StoreError
-from tuner.verbs import Exit, UserError
 
 _STYLES = {Result.PASSED: "green", Result.WARNING: "yellow", Result.FAILED: "bold red", Result.UNCLEAR: "yellow"}
 _PLAIN_EVERY = timedelta(seconds=10)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tuner import looking, opening, retention, study, wishes
 from tuner.cli import printing
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
@@ -18,9 +17,12 @@ from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
 from tuner.core.records import Intent
 from tuner.core.text import dollars, pasteable, safe
+from tuner.operations import change as wishes
+from tuner.operations import context, look, retention
+from tuner.operations import launch as study
+from tuner.operations.records import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 from tuner.reports import views
 from tuner.store.store import Store
-from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -94,7 +96,7 @@ def audit(args: argparse.Namespace) -> int:
     if args.cur:
         return bill(args)
     with _changing(args, "audit") if args.stop_orphans else reading(args.store) as store:
-        found = looking.audit(args.study, store, stop_orphans=args.stop_orphans)
+        found = look.audit(args.study, store, stop_orphans=args.stop_orphans)
     for orphan in found.stopped:
         say(f"stopping {safe(orphan.job)}")
     if args.json:
@@ -107,7 +109,7 @@ def audit(args: argparse.Namespace) -> int:
 
 def gc(args: argparse.Namespace) -> int:
     with reading(args.store) if args.dry_run else _changing(args, "gc") as store:
-        found = looking.gc(args.study, store, dry_run=args.dry_run)
+        found = look.gc(args.study, store, dry_run=args.dry_run)
         simulated = views.simulated(store.study(args.study))
     doc = retention.gc_view(found, args.study, simulated=simulated, dry_run=args.dry_run)
     if args.json:
@@ -160,7 +162,7 @@ def _resume_all(args: argparse.Namespace) -> int:
 def _changing(args: argparse.Namespace, verb: str) -> Iterator[Store]:
     """The store, once it is certain that the study may be touched: another user's is asked about."""
     with reading(args.store) as store:
-        owner = None if args.force else opening.owner_to_ask(args.study, store)
+        owner = None if args.force else context.owner_to_ask(args.study, store)
         if owner is not None:
             belongs = f"study {safe(args.study)} belongs to {safe(owner)}"
             if not sys.stdin.isatty():

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tuner import worlds
 from tuner.core.clock import Clock
 from tuner.local.namespace import find_isolation
+from tuner.operations import backend
 from tuner.rehearse.advice import advise, measures
 from tuner.rehearse.records import Rehearsal, RehearsalRefused
 from tuner.rehearse.runs import Runs, Watcher, Wish
@@ -33,9 +33,9 @@ def rehearse(file: Path, wish: Wish, watcher: Watcher, clock: Clock, learned: Ma
     """
     written = load(file, wish.overrides)
     spec, notes = prepared(written, wish.inputs or {})
-    proposal = worlds.make_proposer(spec).ask(0)
+    proposal = backend.make_proposer(spec).ask(0)
     params = {} if proposal is None else proposal.params
-    bundle = worlds.make_bundle(spec)
+    bundle = backend.make_bundle(spec)
     with _folder(wish.keep) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as probe:
             isolated = find_isolation(Path(probe)).is_private

@@ -16,11 +16,11 @@ from tuner.core import decide
 from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.core.records import Attempt, AttemptEnd, Study
+from tuner.operations.records import Audit, AuditRow, Orphan
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
 from tuner.store.check import check
 from tuner.store.store import Store
-from tuner.verbs import Audit, AuditRow, Orphan
 
 # A job may be older than its row by clocks that differ; nothing of ours is older than this before its study.
 _CLOCKS_DIFFER = timedelta(hours=1)

@@ -18,9 +18,9 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from tuner.core.records import Json, ParamValue, Study, TrialState
+from tuner.operations.records import Exit, UserError
 from tuner.reports.views import TrialRecord, View, finite, iso, simulated, total, trial_records, usd
 from tuner.spec.study_file import Objective, from_json
-from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
     from tuner.store.store import Store

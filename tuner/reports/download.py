@@ -7,10 +7,10 @@ the same name are replaced, nothing else is touched.
 
 from pathlib import Path, PurePosixPath
 
+from tuner.operations.records import Exit, UserError
 from tuner.reports.views import View
 from tuner.storage.checkpoints import wanted_files
 from tuner.storage.objects import ObjectNotFound, Objects, ObjectsError
-from tuner.verbs import Exit, UserError
 
 
 def download(trial: View, objects: Objects, directory: Path) -> list[Path]:

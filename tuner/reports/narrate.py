@@ -10,9 +10,9 @@ from datetime import datetime
 from tuner.core.jobs import OUT_OF_MEMORY
 from tuner.core.records import Event, Json, Study, Summary
 from tuner.engine.memory import Memory, Work
+from tuner.operations.records import Display, EngineView, EventLine, Level, LiveRow, gist
 from tuner.spec.records import MICROUSD, Objective
 from tuner.store.store import Store, StoreUnreachable
-from tuner.verbs import Display, EngineView, EventLine, Level, LiveRow, gist
 
 
 class DisplayWatcher:

@@ -32,8 +32,8 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.memory import kept_limits
+from tuner.operations.records import Exit, UserError
 from tuner.spec.study_file import StudySpec, from_json
-from tuner.verbs import Exit, UserError
 
 if TYPE_CHECKING:
     from tuner.store.store import Store

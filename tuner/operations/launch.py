@@ -16,14 +16,15 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from tuner import worlds
 from tuner.aws import prepare as preparing
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
-from tuner.driving import acquire, drive, outcome_of
 from tuner.engine.memory import limits_to_keep
-from tuner.opening import operating_errors, user_name
+from tuner.operations import backend
+from tuner.operations.context import operating_errors, user_name
+from tuner.operations.drive import acquire, drive, outcome_of
+from tuner.operations.records import Display, Exit, Outcome, Plan, Signals, UserError
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import (
@@ -37,7 +38,6 @@ from tuner.spec.study_file import (
     to_json,
 )
 from tuner.store.store import Store, StudyExists
-from tuner.verbs import Display, Exit, Outcome, Plan, Signals, UserError
 
 # No vowels, digits or `e`: keys stay clear of words and of numbers in disguise (12e4).
 _KEY_LETTERS = "bcdfghjklmnpqrstvwxz"
@@ -55,8 +55,8 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
         spec = load(file, overrides)
         refuse_unbuilt(spec)
         refuse_missing_secrets(spec, os.environ)
-        worlds.make_proposer(spec)
-        worlds.check_code(spec)
+        backend.make_proposer(spec)
+        backend.check_code(spec)
         if spec.backend == "local" and (faults := workload.request_violations(spec)):
             raise SpecError("; ".join(faults))  # on AWS they are found with everything else that it is asked
         try:
@@ -175,11 +175,11 @@ def launch(
     clock = clock or SystemClock()
     spec = planned.spec
     with operating_errors():
-        directory = worlds.default_local_dir() if spec.backend == "local" else None
+        directory = backend.default_local_dir() if spec.backend == "local" else None
         study = _new_study(spec, directory, clock.now(), rng or secrets.SystemRandom())
         _refuse_taken(spec.name, store)
-        attrs = choose_earlier(store, spec, worlds.make_proposer(spec)) if spec.search.warm_start else {}
-        bundle_uri = worlds.upload_bundle(spec, worlds.place(spec, directory).objects())
+        attrs = choose_earlier(store, spec, backend.make_proposer(spec)) if spec.search.warm_start else {}
+        bundle_uri = backend.upload_bundle(spec, backend.place(spec, directory).objects())
         attrs |= limits_to_keep(planned.quotas, clock.now())
         study = replace(study, attrs=attrs, bundle_uri=bundle_uri, warnings=spec.warnings)
         try:
@@ -235,7 +235,7 @@ def resume(
     `retry_failed` gives the parameters of failed trials to new ones, outside the total. `once`: one cycle, which leaves
     a study that rests as it is. A study that is being cancelled is brought to its end.
     """
-    from tuner.reconcile import Reconciler, Resumption, may_go_on  # noqa: PLC0415 - with it comes boto3
+    from tuner.operations.reconcile import Reconciler, Resumption, may_go_on  # noqa: PLC0415 - with it comes boto3
 
     clock = clock or SystemClock()
     with operating_errors():
@@ -248,16 +248,16 @@ def resume(
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):
             refuse_missing_secrets(from_json(study.spec), os.environ)
-        moved = worlds.moved_to(study)
+        moved = backend.moved_to(study)
         if moved is None:
-            worlds.place_of(study).verify()
+            backend.place_of(study).verify()
         lease = acquire(store, study, clock, wait=not no_wait)
         try:
             wish = Resumption(user_name(), accept_changes, retry_failed, moved, once)
             reconciler = Reconciler(store, lease, display, clock)
             study = reconciler.take_up(store.study_by_id(study.id), wish)
             if not once:  # a cycle of cron's is short
-                reconciler.report_orphans(study, worlds.jobs_in_turn(study, store, clock))
+                reconciler.report_orphans(study, backend.jobs_in_turn(study, store, clock))
         except BaseException:
             store.release(lease)
             raise

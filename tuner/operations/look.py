@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from tuner import holders, retention, worlds
 from tuner.aws.logs import CloudLogs
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Study
-from tuner.opening import operating_errors
+from tuner.operations import backend, lease_holder, retention
+from tuner.operations.context import operating_errors
+from tuner.operations.records import Audit, Exit, UserError, how_to_go_on
+from tuner.operations.retention import Survey
 from tuner.reports import local_jobs
-from tuner.retention import Survey
 from tuner.spec.study_file import from_json
 from tuner.store.check import check as check_store
 from tuner.store.store import Store
-from tuner.verbs import Audit, Exit, UserError, how_to_go_on
 
 # A running engine that has not ticked for so many polls is not well.
 _TICKS_MISSED_MAX = 5
@@ -30,7 +30,7 @@ def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
     """Delete the checkpoints of ended trials that the study file does not keep; `dry_run` only says which."""
     with operating_errors():
         study = store.study(name)
-        return retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=dry_run)
+        return retention.sweep(store, study, backend.place_of(study).objects(), dry_run=dry_run)
 
 
 def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
@@ -61,7 +61,7 @@ def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[str]:
             return []
         ago = f"{quiet_s / 60:.0f} min ago: see to what calls for them, or: {remedy}"
         return [f"study {study.name} is {study.state}, but its last cycle (resume --once) was {ago}"]
-    if study.holder is None or holders.gone(study.holder):
+    if study.holder is None or lease_holder.gone(study.holder):
         return [f"study {study.name} is {study.state}, but no engine is alive: {remedy}"]
     if quiet_s > _TICKS_MISSED_MAX * poll_s:
         return [f"the engine of study {study.name} ({study.holder}) has not ticked for {quiet_s:.0f} s: {remedy}"]
@@ -92,9 +92,9 @@ def log_chunks(
         names = [each.job_name for each in store.attempts(study.id, trial=trial) if attempt in (None, each.number)]
         return names, not store.trials(study.id, numbers=[trial])[0].state.terminal
 
-    where = worlds.place_of(study)
+    where = backend.place_of(study)
     with operating_errors():
-        if isinstance(where, worlds.LocalPlace):
+        if isinstance(where, backend.LocalPlace):
             yield from local_jobs.read_logs(where.directory, jobs, tail=tail, follow=follow, clock=clock)
         else:
             hosts = from_json(study.spec).training.instance_count
@@ -108,8 +108,8 @@ def audit(name: str, store: Store, *, stop_orphans: bool = False, clock: Clock |
 
     with operating_errors():
         study = store.study(name)
-        worlds.place_of(study).verify()
-        spec, jobs = from_json(study.spec), worlds.jobs_in_turn(study, store, clock or SystemClock())
+        backend.place_of(study).verify()
+        spec, jobs = from_json(study.spec), backend.jobs_in_turn(study, store, clock or SystemClock())
         stopped = tuple(auditor.orphans(study, spec, store, jobs)) if stop_orphans else ()
         for orphan in stopped:
             jobs.stop(orphan.job)

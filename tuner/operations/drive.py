@@ -12,13 +12,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tuner import holders, retention, worlds
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.records import Lease, Study, StudyState, TrialState
+from tuner.operations import backend, lease_holder, retention
+from tuner.operations.records import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
 from tuner.reports import views
 from tuner.spec.study_file import from_json
 from tuner.store.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
-from tuner.verbs import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
 
 if TYPE_CHECKING:
     from tuner.engine.engine import Engine  # imports Optuna
@@ -28,14 +28,14 @@ def acquire(store: Store, study: Study, clock: Clock, *, wait: bool = True) -> L
     """Become the writer of a study, or say who is. A holder on another host is given one lease period to renew."""
     from tuner.engine.engine import LEASE_S  # noqa: PLC0415 - imports Optuna
 
-    holder = holders.this_process()
+    holder = lease_holder.this_process()
     try:
-        return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=holders.gone)
+        return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=lease_holder.gone)
     except LeaseHeld as error:
         if error.holder.host == holder.host or not wait:
             raise
         clock.wait(error.expires_at + timedelta(seconds=1))
-    return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=holders.gone)
+    return store.acquire(study.id, holder, now=clock.now(), period_s=LEASE_S, gone=lease_holder.gone)
 
 
 def drive(
@@ -55,9 +55,9 @@ def drive(
     signals.attach(clock.wake)
     engine: Engine | None = None
     try:
-        worlds.place_of(study).verify()
+        backend.place_of(study).verify()
         watcher = DisplayWatcher(display, store)
-        world = worlds.make_world(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
+        world = backend.make_world(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
         engine = Engine(study, lease, world)
         if once:
             engine.cycle(lambda: signals.stop_requested)
@@ -97,7 +97,7 @@ def _apply_retention(study: Study, lease: Lease, store: Store, display: Display,
         store.renew(lease, now=clock.now(), period_s=LONG_STEP_S)
 
     try:
-        found = retention.sweep(store, study, worlds.place_of(study).objects(), dry_run=False, renew=renew)
+        found = retention.sweep(store, study, backend.place_of(study).objects(), dry_run=False, renew=renew)
     except ObjectsError as error:
         text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
         display.event(EventLine(at=clock.now(), level="warn", text=text))

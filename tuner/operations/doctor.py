@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from tuner import worlds
 from tuner.aws import doctor as doctor_aws
 from tuner.aws import iam_policy
 from tuner.aws.connections import AwsError
@@ -25,11 +24,12 @@ from tuner.aws.rates import scope
 from tuner.core.clock import Clock
 from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
-from tuner.opening import DEFAULT_STORE, operating_errors
+from tuner.operations import backend
+from tuner.operations.context import DEFAULT_STORE, operating_errors
+from tuner.operations.records import Finding, UserError
 from tuner.spec.study_file import StudySpec, load
 from tuner.store.schema import SCHEMA, forgets
 from tuner.store.store import Store, StoreError, current, masked
-from tuner.verbs import Finding, UserError
 
 _FREE_MIN_BYTES = 1 << 30
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
@@ -109,13 +109,13 @@ def _store(url: str) -> Iterator[Finding]:
 
 
 def _state_directory() -> Iterator[Finding]:
-    directory = worlds.default_local_dir()
+    directory = backend.default_local_dir()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(
             level="error",
             what=f"state directory {directory}: {existing} cannot be written",
-            remedy=f"set {worlds.LOCAL_DIR_VARIABLE} to a directory that can",
+            remedy=f"set {backend.LOCAL_DIR_VARIABLE} to a directory that can",
         )
         return
     free = shutil.disk_usage(existing).free
@@ -146,7 +146,7 @@ def _mounts() -> Iterator[Finding]:
 
 def _study_file(file: Path) -> tuple[StudySpec | None, list[Finding]]:
     """What it says, where it can be read."""
-    from tuner.study import plan  # noqa: PLC0415 - imports Optuna
+    from tuner.operations.launch import plan  # noqa: PLC0415 - imports Optuna
 
     try:
         planned = plan(file)

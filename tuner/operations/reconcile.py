@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from tuner import worlds
 from tuner.aws import prepare
 from tuner.core.clock import Clock
 from tuner.core.jobs import JobError, JobService
@@ -41,6 +40,8 @@ from tuner.core.records import (
 from tuner.engine import requests
 from tuner.engine.memory import Work, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
+from tuner.operations import backend
+from tuner.operations.records import Display, EventLine, Exit, Level, UserError
 from tuner.reports import audit
 from tuner.spec import workload
 from tuner.spec.document import setting_text
@@ -59,7 +60,6 @@ from tuner.spec.study_file import (
 from tuner.storage.bundle import BundleRefused
 from tuner.storage.checkpoints import copy_own_files
 from tuner.store.store import LONG_STEP_S, Store
-from tuner.verbs import Display, EventLine, Exit, Level, UserError
 
 _COPIED = "copied"  # the event of a copy that was done
 _KINDS = {
@@ -229,15 +229,15 @@ class Reconciler:
     def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
         refuse_unbuilt(current)
         self._check_budget(unit.study, current)
-        worlds.make_proposer(current)
-        where = worlds.place_of(unit.study)
-        if isinstance(where, worlds.AwsPlace):
+        backend.make_proposer(current)
+        where = backend.place_of(unit.study)
+        if isinstance(where, backend.AwsPlace):
             ready = prepare.prepare(current, where.aws, self._store, self._now)
             current = ready.spec
             for line in ready.warnings:
                 self._tell("warn", line)
             unit.remember(limits_to_keep(ready.quotas, self._now))
-        bundle_uri = worlds.upload_bundle(current, where.objects())
+        bundle_uri = backend.upload_bundle(current, where.objects())
         self._keep_what_began(unit, current)
         in_file = cast("dict[str, Json]", unit.study.attrs.get(SET_LIVE, {}))
         changed = {change.key for change in found}
@@ -251,7 +251,7 @@ class Reconciler:
         if current.training.algorithm is not None:
             return
         try:
-            digest = worlds.make_bundle(current).digest
+            digest = backend.make_bundle(current).digest
         except BundleRefused as error:
             self._tell("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
             return
@@ -283,7 +283,7 @@ class Reconciler:
         waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED and not self._copied(study, trial)]
         if not waiting:
             return
-        objects = worlds.place_of(study).objects()
+        objects = backend.place_of(study).objects()
         sources = self._store.trials(study.id, numbers=[number for t in waiting if (number := t.retry_of) is not None])
         prefixes = {trial.number: trial.prefix for trial in sources}
         for trial in waiting:

@@ -1,0 +1,1 @@
+"""The use cases: launch, resume, change, stop, inspect, clean up and examine; they connect the other rooms."""
