@@ -1,4 +1,4 @@
-"""Alembic's environment. It runs on the connection and in the transaction that `tuner.store_schema` hands over.
+"""Alembic's environment. It runs on the connection and in the transaction that `tuner.store.schema` hands over.
 
 Rule: only tables of ours are looked at, since the database may be shared with Optuna's. A new revision is begun with
 

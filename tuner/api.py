@@ -17,9 +17,10 @@ from tuner.core import records as model
 from tuner.core.clock import SystemClock
 from tuner.operations import backend, context
 from tuner.operations import launch as study
-from tuner.operations.records import Display, Outcome, Signals
+from tuner.operations.records import Outcome, Signals
 from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
+from tuner.reports.records import Display
 from tuner.reports.views import View
 from tuner.spec.study_file import from_json
 from tuner.store.store import Store
@@ -131,7 +132,7 @@ class Study:
         return _frame(rows, index="trial", columns=None if rows else ("trial", "value", "spend_usd"))
 
     def comparison(self) -> Comparison:
-        """Cost against quality, for `tuner.compare.figure`."""
+        """Cost against quality, for `tuner.reports.compare.figure`."""
         with self._opened() as (store, found):
             return compare(store, [found])
 

@@ -10,7 +10,7 @@ from aws_account import ACCOUNT, BUCKET, IMAGE, ROLE, Account, study_file
 
 from tuner.aws import preflight
 from tuner.aws.connections import Aws
-from tuner.operations.records import Finding
+from tuner.core.errors import Finding
 from tuner.spec.study_file import load
 
 QUOTA = "ml.m5.large for spot training job usage"

@@ -16,8 +16,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from tuner import cli, study
-from tuner.clock import SystemClock
+from tuner.cli import main as cli
+from tuner.operations import launch
+from tuner.core.clock import SystemClock
 
 
 class SetClock(SystemClock):
@@ -25,7 +26,7 @@ class SetClock(SystemClock):
         return super().now() + timedelta(hours=float(Path("hours").read_text()))
 
 
-study.SystemClock = SetClock
+launch.SystemClock = SetClock
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -13,7 +13,7 @@ from tuner.cli import live
 from tuner.core import text as cli_text
 from tuner.core.clock import VirtualClock
 from tuner.core.records import AttemptState, StudyState, TrialState
-from tuner.operations.records import EngineView, EventLine, LiveRow
+from tuner.reports.records import EngineView, EventLine, LiveRow
 
 VIEW = EngineView(
     name="digits",

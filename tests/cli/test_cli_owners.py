@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from cli_calls import Call
 
+from tuner.core.errors import Exit
 from tuner.core.records import StudyState
 from tuner.operations import change as wishes
 from tuner.operations import launch
-from tuner.operations.records import Exit, Outcome
+from tuner.operations.records import Outcome
 
 VERBS = [("resume", "digits"), ("stop", "digits"), ("cancel", "digits"), ("set", "digits", "trials=40")]
 

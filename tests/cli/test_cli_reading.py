@@ -367,21 +367,21 @@ def test_db(call: Call, folder: Path) -> None:
 
 
 def test_a_closed_pipe_is_quiet(folder: Path) -> None:
-    line = f"{shlex.quote(sys.executable)} -m tuner.cli trials digits --json | head -c 1"
+    line = f"{shlex.quote(sys.executable)} -m tuner trials digits --json | head -c 1"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, env=_environment())
     assert (done.stdout, done.stderr) == ("[", "")
 
 
 def test_status_loads_no_cloud_library(folder: Path) -> None:
     heavy = ["botocore", "boto3", "optuna", "pandas", "matplotlib", "numpy", "alembic"]
-    code = f"import sys, tuner.cli as c\nc.main(['status'])\nprint([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, tuner.cli.main as c\nc.main(['status'])\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def _environment() -> dict[str, str]:
     """With what a Python may need to start, such as LD_LIBRARY_PATH."""
-    return {**os.environ, "PYTHONPATH": str(Path(read.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(read.__file__).parents[2])}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 
 from tuner.cli import main
+from tuner.core.errors import UserError
 from tuner.operations import launch
-from tuner.operations.records import UserError
 from tuner.store.store import Store
 
 DIGITS = Path(__file__).parents[2] / "studies" / "digits" / "study.yaml"

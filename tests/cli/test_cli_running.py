@@ -12,11 +12,13 @@ import cli_store
 import pytest
 from cli_calls import Call
 
+from tuner.core.errors import Exit, Finding, UserError
 from tuner.core.records import StudyState, TrialState
 from tuner.operations import change, doctor, launch, look
-from tuner.operations.records import Audit, AuditRow, Exit, Finding, Orphan, Outcome, Plan, UserError
+from tuner.operations.records import Outcome, Plan
 from tuner.operations.retention import Survey, Waste
 from tuner.reports import views
+from tuner.reports.records import Audit, AuditRow, Orphan
 from tuner.spec.study_file import load
 from tuner.store.store import Store
 

@@ -12,8 +12,8 @@ from tuner.operations.records import Signals
 
 _PROGRAM = """
 import os, signal, sys
-from tuner import cli
-from tuner.verbs import Signals
+from tuner.cli import main as cli
+from tuner.operations.records import Signals
 woken = []
 with Signals(last_words="resume with: tuner resume digits") as signals:
     signals.attach(lambda: woken.append(1))
@@ -58,7 +58,7 @@ def test_a_clock_attached_after_the_signal_is_woken_at_once() -> None:
 
 _VERB = """
 import os, signal, sys
-from tuner import cli
+from tuner.cli import main as cli
 def verb(args):
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -9,8 +9,8 @@ import pytest
 
 import tuner
 from tuner.cli import live
+from tuner.core.errors import UserError
 from tuner.operations import launch
-from tuner.operations.records import UserError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.core.errors import UserError
 from tuner.core.records import Intent, Study, StudyState, TrialState
-from tuner.operations.records import UserError
 from tuner.reports.compare import Comparison, Cost, compare, document, figure, frontier, incumbent, to_csv, write_png
 from tuner.spec.study_file import Objective, load, to_json
 from tuner.store.store import Store

@@ -16,8 +16,8 @@ from tests.store import store_records as records
 from tuner.aws.cost_report import audit_bill, read
 from tuner.cli import main
 from tuner.cli.doctor import _bill_text
+from tuner.core.errors import UserError
 from tuner.core.records import AttemptEnd, AttemptState, Change
-from tuner.operations.records import UserError
 from tuner.store.store import Store
 
 LEGACY = {

@@ -21,6 +21,7 @@ from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
 from tuner.aws.iam_policy import Place, caller_rights
 from tuner.cli import doctor, main
 from tuner.core.clock import SystemClock, VirtualClock
+from tuner.core.errors import UserError
 from tuner.core.jobs import (
     CredentialsRefused,
     HistoryRow,
@@ -35,7 +36,6 @@ from tuner.core.jobs import (
 from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
 from tuner.operations import backend
-from tuner.operations.records import UserError
 from tuner.sagemaker.request import request_parameters
 from tuner.spec.study_file import load
 from tuner.spec.workload import ENTRYPOINT

@@ -17,13 +17,14 @@ from test_alarms import describing
 
 from tuner.cli.printing import next_commands
 from tuner.core.clock import VirtualClock
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import RequestRejected
 from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S, World
 from tuner.operations import backend, change, launch
 from tuner.operations import look as looking
 from tuner.operations.reconcile import Reconciler, Resumption
-from tuner.operations.records import Exit, Outcome, Signals, UserError
+from tuner.operations.records import Outcome, Signals
 
 CRON_S = 120
 

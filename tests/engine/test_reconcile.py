@@ -10,13 +10,13 @@ from simulated import script_of
 from sweeps import Sweep, holder, merged
 from test_sweeps import foreign_request
 
+from tuner.core.errors import UserError
 from tuner.core.jobs import job_name
 from tuner.core.prices import RateCard
 from tuner.core.records import Intent, StudyState, TrialState
 from tuner.engine.engine import LEASE_S
 from tuner.operations import backend
 from tuner.operations.reconcile import Reconciler, Resumption
-from tuner.operations.records import UserError
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script

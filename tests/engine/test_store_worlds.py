@@ -16,8 +16,8 @@ from tests.postgres_server import OwnServer, Server
 from tuner.cli.live import QuietDisplay
 from tuner.core.records import StudyState
 from tuner.engine.engine import LEASE_S
-from tuner.operations.records import EventLine
 from tuner.reports.narrate import DisplayWatcher
+from tuner.reports.records import EventLine
 from tuner.store.store import LeaseHeld, LeaseLost, StoreUnreachable
 
 STORY = {

@@ -99,6 +99,6 @@ def test_an_installed_package_carries_its_revisions(tmp_path: Path) -> None:
     """As in the wheel: `migrations/` inside the package, and no source tree beside it."""
     shutil.copytree(ROOT / "tuner", tmp_path / "tuner", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "migrations", tmp_path / "tuner" / "_migrations")
-    program = "from tuner import store; print(store.__file__, store.upgrade('sqlite:///new.db'))"
+    program = "from tuner.store import store; print(store.__file__, store.upgrade('sqlite:///new.db'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [str(tmp_path / "tuner" / "store.py"), schema.SCHEMA], done.stderr

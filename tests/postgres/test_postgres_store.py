@@ -120,8 +120,8 @@ SLEEPER = """
 import sys
 import sqlalchemy as sa
 from store_records import NOW, event, trial
-from tuner.model import Change, Lease
-from tuner.store import LeaseLost, Store, StoreUnreachable
+from tuner.core.records import Change, Lease
+from tuner.store.store import LeaseLost, Store, StoreUnreachable
 store = Store.open(sys.argv[1])
 lease = Lease(study_id=1, fence=1, expires_at=NOW)
 

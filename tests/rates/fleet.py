@@ -14,10 +14,10 @@ from tests.engine.sweeps import START, Sweep, holder
 from tuner.aws.rates import BACKEND, RATES, RateLimited, SharedCalls
 from tuner.core.calls import UNMETERED, Call
 from tuner.core.clock import VirtualClock
+from tuner.core.hints import Hint
 from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
-from tuner.engine.polling import Hint
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script

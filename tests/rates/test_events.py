@@ -17,8 +17,8 @@ from tuner.aws.rates import scope
 from tuner.cli import main
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
+from tuner.core.hints import Hint
 from tuner.core.jobs import ServiceUnavailable, job_name
-from tuner.engine.polling import Hint
 from tuner.simulator.parts import Script
 from tuner.store.store import Store
 

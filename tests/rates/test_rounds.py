@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.rates.records import attempt, summary
-from tuner.engine.polling import STALE_POLLS, Hint, Rounds, stale_s
+from tuner.core.hints import Hint
+from tuner.engine.polling import STALE_POLLS, Rounds, stale_s
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLL_S = 30.0

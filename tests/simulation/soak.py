@@ -26,7 +26,7 @@ from tuner.core.records import Event, Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, World
 from tuner.operations.backend import make_proposer
 from tuner.operations.reconcile import Reconciler, Resumption
-from tuner.operations.records import EventLine
+from tuner.reports.records import EventLine
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import SimulatedJob
 from tuner.spec.parse import parse

@@ -158,7 +158,7 @@ def test_a_database_that_goes_away_is_unreachable_and_may_come_back(sqlite_url: 
 def test_opening_a_current_store_loads_no_alembic(store: Store) -> None:
     program = f"""if 1:
         import sys
-        from tuner.store import Store
+        from tuner.store.store import Store
         Store.open({store.url!r}).studies()
         heavy = {{"alembic", "mako", "optuna", "botocore", "pandas"}} & sys.modules.keys()
         sys.exit(", ".join(heavy) or None)

@@ -46,7 +46,7 @@ RACER = """
 import sys
 from dataclasses import replace
 from store_records import ME, NOW
-from tuner.store import LeaseHeld, Store
+from tuner.store.store import LeaseHeld, Store
 store = Store.open(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.read()
@@ -69,7 +69,7 @@ def test_one_of_many_processes_gets_the_lease(desk: Bench) -> None:
 OPENER = """
 import sys
 import alembic.command
-from tuner.store import Store
+from tuner.store.store import Store
 print("ready", flush=True)
 sys.stdin.read()
 print(Store.open(sys.argv[1]).studies())
@@ -83,7 +83,7 @@ def test_many_processes_may_create_the_same_store(blank_url: str) -> None:
 CREATOR = """
 import sys
 from store_records import study
-from tuner.store import Store, StudyExists
+from tuner.store.store import Store, StudyExists
 store = Store.open(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.read()
@@ -122,8 +122,8 @@ WRITER = """
 import itertools, os, signal, sys
 import sqlalchemy as sa
 from store_records import NOW, Bench, bump, event, point, trial
-from tuner.model import Lease
-from tuner.store import Store
+from tuner.core.records import Lease
+from tuner.store.store import Store
 store = Store.open(sys.argv[1])
 desk = Bench(store, store.study("digits"), Lease(study_id=1, fence=1, expires_at=NOW))
 die_in = sys.argv[2]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tuner import training
 from tuner.local.service import LocalSageMaker
 from tuner.storage import bundle as packaging
 from tuner.storage.bundle import Bundle, BundleRefused, make_bundle, refuse_downloads, upload
@@ -42,7 +43,7 @@ def test_the_bundle_holds_the_tree_and_what_travels(source: Path) -> None:
     assert names(packed) == {"train.py", "lib/net.py", "lib/data/table.csv"}
     assert files.keys() >= OURS
     assert files["tuner/__init__.py"] == b""
-    assert files["tuner/training.py"] == Path(packaging.__file__).with_name("training.py").read_bytes()
+    assert files["tuner/training.py"] == Path(training.__file__).read_bytes()
     assert json.loads(files["tuner_bundle.json"]) == {
         "format": 1,
         "entry_point": "train.py",

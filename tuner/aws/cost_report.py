@@ -24,9 +24,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO
 
+from tuner.core.errors import UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Attempt, Study
-from tuner.operations.records import UserError
 from tuner.spec.records import MICROUSD
 
 # What one attempt, or all together, may be off: the report rounds each of its hours.

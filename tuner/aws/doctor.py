@@ -21,8 +21,8 @@ from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.iam_policy import Place, Right
 from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
+from tuner.core.errors import Finding
 from tuner.core.prices import PriceUnknown, RateCard
-from tuner.operations.records import Finding
 from tuner.spec.study_file import StudySpec
 from tuner.storage.objects import Objects, ObjectsError, S3Objects
 

@@ -31,6 +31,7 @@ from tuner.aws.connections import Aws, AwsError, ask, cli_options
 from tuner.aws.iam_policy import LOG_GROUP, PROBE_PREFIX
 from tuner.aws.rates import RATES_FACT
 from tuner.core.clock import Clock
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import (
     Channel,
     JobError,
@@ -47,7 +48,6 @@ from tuner.core.jobs import (
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd, usd
 from tuner.core.records import AttemptEnd, Fact, Json
 from tuner.engine.liveness import SYNC_FACT
-from tuner.operations.records import Exit, UserError
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import ENTRYPOINT, STUDY_TAG, root

@@ -16,9 +16,9 @@ from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.clock import Clock
+from tuner.core.hints import Hint
 from tuner.core.jobs import ServiceUnavailable, trial_and_attempt
 from tuner.core.records import Fact
-from tuner.engine.polling import Hint
 from tuner.store.store import Store
 
 QUEUE_FACT = "events.queue"

@@ -18,8 +18,8 @@ from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.core.capacity import Kind
+from tuner.core.errors import Finding
 from tuner.core.prices import PriceUnknown, RateCard
-from tuner.operations.records import Finding
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import request_violations
 

@@ -98,7 +98,7 @@ def _wished(text: str) -> dict[Call, CallRate]:
 
 
 class SharedCalls:
-    """The calls of one engine, or of another user of the job service; see `tuner.calls.Calls`."""
+    """The calls of one engine, or of another user of the job service; see `tuner.core.calls.Calls`."""
 
     def __init__(self, store: Store, scope: str, clock: Clock, rates: Mapping[Call, CallRate] = RATES) -> None:
         self._store, self._scope, self._clock, self._rates = store, scope, clock, rates

@@ -20,11 +20,11 @@ from tuner.cli import events, printing
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import render, table
 from tuner.core.clock import SystemClock
+from tuner.core.errors import Exit, UserError
 from tuner.core.text import counted, dollars, safe
 from tuner.operations import backend
 from tuner.operations import doctor as examiner
 from tuner.operations.context import operating_errors
-from tuner.operations.records import Exit, UserError
 from tuner.reports.views import iso, simulated
 from tuner.spec import study_file as spec_file
 

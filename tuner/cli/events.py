@@ -10,9 +10,9 @@ from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
+from tuner.core.errors import Exit
 from tuner.core.text import safe
 from tuner.operations import context
-from tuner.operations.records import Exit
 from tuner.spec import study_file
 
 _HOW = f"""\

@@ -16,12 +16,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tuner.cli.pasteable import pasteable
 from tuner.cli.printing import simulated_note
 from tuner.cli.table import can_redraw, state, table, wants_color
 from tuner.core.clock import Clock
 from tuner.core.records import TrialState
-from tuner.core.text import counted, dollars, lost_work, number, pasteable, safe
-from tuner.operations.records import Display, EngineView, EventLine, LiveRow
+from tuner.core.text import counted, dollars, lost_work, number, safe
+from tuner.reports.records import Display, EngineView, EventLine, LiveRow
 
 _SUMMARY_EVERY = timedelta(seconds=10)
 _STYLES = {"info": "", "good": "green", "warn": "yellow", "error": "bold red"}

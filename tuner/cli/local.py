@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from tuner.cli.read import out, say
+from tuner.core.errors import Exit, UserError
 from tuner.core.text import safe
-from tuner.operations.records import Exit, UserError
 
 _EVENTS_VARIABLE = "AWS_ENDPOINT_URL_EVENTBRIDGE"
 _LOGS_VARIABLE = "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"

@@ -1,6 +1,6 @@
 """The command line: which verbs and options there are, and how a call ends.
 
-Parsing stands here, printing in the `cli_*` modules, and what a verb does in `study`. The module of a verb is imported
+Parsing stands here, printing in its siblings, and what a verb does in `operations`. The module of a verb is imported
 when the verb is called, so that `tuner --help` loads no library.
 
 Rules: results go to standard output, progress and errors to standard error. A refusal is one line and an exit code of
@@ -21,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeAlias
 
-from tuner.core.text import name_store, pasteable, safe
-from tuner.operations.records import Exit, UserError
+from tuner.cli.pasteable import name_store, pasteable
+from tuner.core.errors import Exit, UserError
+from tuner.core.text import safe
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 
@@ -120,7 +121,7 @@ def _store_option(url: str | None) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     module, name = args.run
-    verb: Callable[[argparse.Namespace], int] = getattr(import_module(f"tuner.{module}"), name)
+    verb: Callable[[argparse.Namespace], int] = getattr(import_module(f"tuner.cli.{module}"), name)
     return int(verb(args))
 
 
@@ -167,12 +168,12 @@ def _verb(verbs: _Verbs, name: str, run: tuple[str, str], about: str, *, json: b
 
 
 def _add_driving_verbs(verbs: _Verbs) -> None:
-    launch = _verb(verbs, "launch", ("cli_run", "launch"), "check a study file, show its plan, and run the study")
+    launch = _verb(verbs, "launch", ("run", "launch"), "check a study file, show its plan, and run the study")
     launch.add_argument("file", metavar="FILE", type=Path, help="the study file")
     launch.add_argument("-y", "--yes", action="store_true", help="do not ask before money is spent")
     launch.add_argument("--dry-run", "--dryrun", action="store_true", help="show the plan and do nothing")
     launch.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. trials=4")
-    resume = _verb(verbs, "resume", ("cli_run", "resume"), "reconcile a study with its jobs and carry on; idempotent")
+    resume = _verb(verbs, "resume", ("run", "resume"), "reconcile a study with its jobs and carry on; idempotent")
     resume.add_argument("study", metavar="STUDY", nargs="?")
     resume.add_argument("--accept-changes", action="store_true", help="give edited code and settings to new trials")
     resume.add_argument("--retry-failed", action="store_true", help="failed trials' parameters again, as new trials")
@@ -183,42 +184,42 @@ def _add_driving_verbs(verbs: _Verbs) -> None:
 
 
 def _add_reading_verbs(verbs: _Verbs) -> None:
-    status = _verb(verbs, "status", ("cli_read", "status"), "counts, best, spend, interruptions, engine", json=True)
+    status = _verb(verbs, "status", ("read", "status"), "counts, best, spend, interruptions, engine", json=True)
     status.add_argument("study", metavar="STUDY", nargs="?", help="default: all studies of the store")
     status.add_argument("-w", "--watch", action="store_true", help="show it again and again until the study rests")
     status.add_argument("--check", action="store_true", help="verify the records and the engine; exit 1 on a problem")
-    trials = _verb(verbs, "trials", ("cli_read", "trials"), "one row a trial", json=True)
+    trials = _verb(verbs, "trials", ("read", "trials"), "one row a trial", json=True)
     trials.add_argument("study", metavar="STUDY")
-    show = _verb(verbs, "show", ("cli_read", "show"), "the story of a trial: attempts, runs, resumes, cost", json=True)
+    show = _verb(verbs, "show", ("read", "show"), "the story of a trial: attempts, runs, resumes, cost", json=True)
     show.add_argument("study", metavar="STUDY")
     show.add_argument("trial", metavar="TRIAL", type=_count)
-    logs = _verb(verbs, "logs", ("cli_read", "logs"), "what the script of a trial printed", json=True)
+    logs = _verb(verbs, "logs", ("read", "logs"), "what the script of a trial printed", json=True)
     logs.add_argument("study", metavar="STUDY")
     logs.add_argument("trial", metavar="TRIAL", type=_count)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more")
     logs.add_argument("--attempt", metavar="N", type=_count, help="default: all of them, in order")
     logs.add_argument("--tail", metavar="N", type=_count, help="only the last N lines")
-    best = _verb(verbs, "best", ("cli_read", "best"), "the best trials: parameters, value, cost, model", json=True)
+    best = _verb(verbs, "best", ("read", "best"), "the best trials: parameters, value, cost, model", json=True)
     best.add_argument("study", metavar="STUDY")
     best.add_argument("-n", metavar="K", type=_positive, default=1, dest="count", help="how many (1)")
     best.add_argument("--download", metavar="DIR", type=Path, help="copy their model and checkpoints there")
-    compare = _verb(verbs, "compare", ("cli_read", "compare"), "what trials cost and what they were worth", json=True)
+    compare = _verb(verbs, "compare", ("read", "compare"), "what trials cost and what they were worth", json=True)
     compare.add_argument("studies", metavar="STUDY", nargs="+")
     compare.add_argument("--format", choices=["table", "csv", "png"], default="table")
     compare.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there instead of standard output")
 
 
 def _add_changing_verbs(verbs: _Verbs) -> None:
-    stop = _verb(verbs, "stop", ("cli_run", "stop"), "stop a study at the next checkpoints of its jobs, resumable")
+    stop = _verb(verbs, "stop", ("run", "stop"), "stop a study at the next checkpoints of its jobs, resumable")
     stop.add_argument("study", metavar="STUDY")
     how = stop.add_mutually_exclusive_group()
     how.add_argument("--now", action="store_true", help="do not wait for checkpoints")
     how.add_argument("--drain", action="store_true", help="let the running jobs finish")
     _force(stop)
-    cancel = _verb(verbs, "cancel", ("cli_run", "cancel"), "end a study: jobs stopped, unfinished trials cancelled")
+    cancel = _verb(verbs, "cancel", ("run", "cancel"), "end a study: jobs stopped, unfinished trials cancelled")
     cancel.add_argument("study", metavar="STUDY")
     _force(cancel)
-    change = _verb(verbs, "set", ("cli_run", "change"), "change trials, parallel, budget or deadline of a live study")
+    change = _verb(verbs, "set", ("run", "change"), "change trials, parallel, budget or deadline of a live study")
     change.add_argument("study", metavar="STUDY")
     change.add_argument("assignments", metavar="KEY=VALUE", nargs="+", help="e.g. trials=40 budget.usd=80")
     _force(change)
@@ -230,7 +231,7 @@ def _force(verb: _Parser) -> None:
 
 def _add_checking_verbs(verbs: _Verbs) -> None:
     audit = _verb(
-        verbs, "audit", ("cli_run", "audit"), "the store against the job service; exit 1 if they differ", json=True
+        verbs, "audit", ("run", "audit"), "the store against the job service; exit 1 if they differ", json=True
     )
     audit.add_argument("study", metavar="STUDY")
     audit.add_argument(
@@ -242,20 +243,20 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
     )
     audit.add_argument("--stop-orphans", action="store_true", help="stop jobs of this study that nobody asked for")
     _force(audit)
-    gc = _verb(verbs, "gc", ("cli_run", "gc"), "delete checkpoints that the study file does not keep", json=True)
+    gc = _verb(verbs, "gc", ("run", "gc"), "delete checkpoints that the study file does not keep", json=True)
     gc.add_argument("study", metavar="STUDY")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted, and its size")
     _force(gc)
     _add_doctor(verbs)
     database = verbs.add_parser("db", help="the schema of the store", description="The schema of the store.")
     kinds = database.add_subparsers(metavar="upgrade|current", required=True)
-    _verb(kinds, "upgrade", ("cli_read", "db_upgrade"), "bring the store to the schema of this version")
-    _verb(kinds, "current", ("cli_read", "db_current"), "show the schema version of the store", json=True)
+    _verb(kinds, "upgrade", ("read", "db_upgrade"), "bring the store to the schema of this version")
+    _verb(kinds, "current", ("read", "db_current"), "show the schema version of the store", json=True)
     local = verbs.add_parser("local", help="the local job service", description="The local job service.")
     kinds = local.add_subparsers(metavar="jobs|serve", required=True)
-    jobs = _verb(kinds, "jobs", ("cli_read", "local_jobs"), "the jobs of the local service", json=True)
+    jobs = _verb(kinds, "jobs", ("read", "local_jobs"), "the jobs of the local service", json=True)
     jobs.add_argument("study", metavar="STUDY", nargs="?", help="default: of the state directory TUNER_LOCAL, .tuner")
-    serve = _verb(kinds, "serve", ("cli_local", "serve"), "the local service on a port, for aws and other SDKs")
+    serve = _verb(kinds, "serve", ("local", "serve"), "the local service on a port, for aws and other SDKs")
     serve.add_argument("--port", metavar="N", type=_count, default=0, help="default: a free one")
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (127.0.0.1)")
     serve.add_argument("--dir", metavar="DIR", type=Path, help="the state directory (TUNER_LOCAL, .tuner)")
@@ -266,7 +267,7 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
 
 
 def _add_doctor(verbs: _Verbs) -> None:
-    doctor = _verb(verbs, "doctor", ("cli_doctor", "doctor"), "is everything there that a study needs?", json=True)
+    doctor = _verb(verbs, "doctor", ("doctor", "doctor"), "is everything there that a study needs?", json=True)
     doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
     forms = doctor.add_mutually_exclusive_group()
     forms.add_argument(
@@ -290,7 +291,7 @@ def _add_rehearse(verbs: _Verbs) -> None:
     verb = _verb(
         verbs,
         "rehearse",
-        ("cli_rehearse", "run"),
+        ("rehearse", "run"),
         "interrupt a script on this machine: is it fit for spot?",
         json=True,
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.cli.table import cell, render, state, table
+from tuner.core.errors import Finding, gist, how_to_go_on
 from tuner.core.records import Intent
 from tuner.core.text import (
     UNKNOWN,
@@ -30,7 +31,8 @@ from tuner.core.text import (
     size,
     steps_text,
 )
-from tuner.operations.records import Audit, Finding, LocalJobRow, Plan, gist, how_to_go_on
+from tuner.operations.records import Plan
+from tuner.reports.records import Audit, LocalJobRow
 
 _STEPS_SHOWN = 12  # as many as `steps_text` lists
 

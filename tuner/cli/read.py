@@ -19,14 +19,15 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner.cli import printing
+from tuner.cli.pasteable import pasteable
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Json
-from tuner.core.text import pasteable, safe, safe_log
+from tuner.core.text import safe, safe_log
 from tuner.operations import backend, context, lease_holder, look
-from tuner.operations.records import Exit, UserError
 from tuner.reports import local_jobs as local_view
 from tuner.reports import views
 from tuner.reports.compare import compare as compare_studies

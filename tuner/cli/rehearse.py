@@ -25,9 +25,9 @@ from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
 from tuner.core.capacity import Standing
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError
 from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
-from tuner.operations.records import Exit, UserError
 from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
 from tuner.rehearse.rehearse import rehearse
 from tuner.rehearse.runs import Wish

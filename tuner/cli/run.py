@@ -13,15 +13,18 @@ from dataclasses import asdict
 from tuner.cli import printing
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
+from tuner.cli.pasteable import pasteable
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
+from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Intent
-from tuner.core.text import dollars, pasteable, safe
+from tuner.core.text import dollars, safe
 from tuner.operations import change as wishes
 from tuner.operations import context, look, retention
 from tuner.operations import launch as study
-from tuner.operations.records import Display, Exit, Outcome, Plan, Signals, UserError, left_behind
+from tuner.operations.records import Outcome, Plan, Signals
 from tuner.reports import views
+from tuner.reports.records import Display
 from tuner.store.store import Store
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tuner.cli.printing import Doc, lost_text, params_text, simulated_line, trial_cost, values_text
 from tuner.cli.table import render, state, table
+from tuner.core.errors import gist
 from tuner.core.text import UNKNOWN, clock_time, counted, dollars, number, safe, seconds
-from tuner.operations.records import gist
 
 _LAST_EVENTS = 12
 

@@ -1,7 +1,7 @@
 """The rate card: on-demand dollars per hour of SageMaker training instances.
 
 `prices.csv` is a table of facts with a date on each row, not a live feed. Prices of the study file stand before it,
-and after those what the Price List API gave lately (`tuner.price_list`); every figure carries its basis. A basis is
+and after those what the Price List API gave lately (`tuner.aws.price_list`); every figure carries its basis. A basis is
 
 - `list`: AWS's published price of that date;
 - `price list`: AWS's published price, asked for on that date;

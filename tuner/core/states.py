@@ -13,7 +13,7 @@ The trial machine is driven by ends of attempts, by verdicts of the pruner and b
 attempt means is policy and stands in `decide`; which events are possible stands here.
 
 Rules: an event that a table does not know is an error of ours (`IllegalTransition`), and nothing changes. Terminal
-states are empty rows. The diagram in the README is generated from these tables (`python -m tuner.states`).
+states are empty rows. The diagram in the README is generated from these tables (`python -m tuner.core.states`).
 """
 
 from enum import StrEnum

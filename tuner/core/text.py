@@ -2,12 +2,9 @@
 
 Rules: text that comes from scripts, services or files is shown and never obeyed: what a terminal would act on, or a
 reader could not see, is written as an escape. What is not known is a dash. Dollars of local studies carry "simulated".
-Commands in texts are written without `--store`; whoever prints them adds the one of this call, so that they can be
-pasted.
 Nothing but the standard library is imported here, so that errors can be printed without loading a library.
 """
 
-import re
 from datetime import datetime
 
 from tuner.core.records import Json
@@ -15,29 +12,7 @@ from tuner.core.records import Json
 UNKNOWN = "-"
 _CENT = 0.01
 _KIBI = 1024
-# One that names a store, further on, has all it needs.
-_COMMAND = re.compile(
-    r"\btuner(?= (?:launch|resume|status|trials|show|logs|best|compare|stop|cancel|set|gc|audit|doctor|db|rehearse)\b"
-    r"(?![^`;,()\n]* --store ))"
-)
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
-
-
-class _Call:
-    """What this call of the command line was given."""
-
-    store_option = ""
-
-
-def name_store(option: str) -> None:
-    """From now on `pasteable` adds this option; none if it is empty."""
-    _Call.store_option = option
-
-
-def pasteable(text: str) -> str:
-    """A text whose commands name the store that this call was given."""
-    option = _Call.store_option
-    return _COMMAND.sub(lambda _: f"tuner{option}", text) if option else text
 
 
 def safe(text: object, keep: str = "") -> str:

@@ -21,6 +21,7 @@ from tuner.core import decide
 from tuner.core.calls import UNMETERED, Calls
 from tuner.core.capacity import PATIENCE_S
 from tuner.core.clock import Clock
+from tuner.core.hints import Hints
 from tuner.core.jobs import JobService
 from tuner.core.records import (
     HALTED,
@@ -42,7 +43,7 @@ from tuner.engine.alarms import REJECTED_ALIKE
 from tuner.engine.dispatch import Dispatcher, submit_due
 from tuner.engine.memory import Memory, Work, kept_limits
 from tuner.engine.observe import Observer, tell
-from tuner.engine.polling import Hints, stale_s
+from tuner.engine.polling import stale_s
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposer
 from tuner.search.recorded import earlier_rows, view_rows

@@ -13,6 +13,7 @@ from functools import partial
 
 from tuner.core import capacity, decide, proof
 from tuner.core.calls import UNMETERED, Call, Calls
+from tuner.core.hints import Hints
 from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
 from tuner.core.prices import cost_microusd
 from tuner.core.records import (
@@ -31,7 +32,7 @@ from tuner.core.records import (
 from tuner.core.states import AttemptEvent, TrialEvent
 from tuner.engine import alarms, liveness
 from tuner.engine.memory import Memory, Work, is_training
-from tuner.engine.polling import STALE_POLLS, Hints
+from tuner.engine.polling import STALE_POLLS
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec.records import COST_METRIC, MICROUSD
 from tuner.storage.progress import Progress

@@ -11,8 +11,8 @@ made less often, never given up.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
+from tuner.core.hints import Hint
 from tuner.core.jobs import JobSummary
 from tuner.core.records import Attempt
 
@@ -25,22 +25,6 @@ _HINT_PATIENCE = timedelta(seconds=60)
 _LIST_EVERY_MIN_S = 60.0
 _LIST_EVERY_MAX_S = 300.0
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """A job may have changed, at this moment if it is known."""
-
-    name: str
-    modified_at: datetime | None = None
-
-
-class Hints(Protocol):
-    """Where hints come from."""
-
-    def receive(self) -> Iterable[Hint]:
-        """Those that came since, about jobs of this study; does not wait. Raises JobError."""
-        ...
 
 
 def stale_s(in_flight: int, poll_s: float) -> float:

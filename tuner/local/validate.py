@@ -1,6 +1,6 @@
 """Whether SageMaker would take a request, and whether this machine can do what it asks.
 
-The rules of SageMaker's stand in `tuner.request_rules`, and are answered in its words, since those are what users and
+The rules of SageMaker's stand in `tuner.sagemaker.rules`, and are answered in its words, since those are what users and
 adapters get to see. What this machine cannot do (several instances, images of their own entrypoint, …) is refused
 too, saying so, rather than half done.
 """

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuner.aws.connections import Aws
 from tuner.core.clock import Clock
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Fact, Json, Study
-from tuner.operations.records import Exit, UserError
 from tuner.spec import workload
 from tuner.spec.records import LocalMarket
 from tuner.spec.study_file import COST_METRIC, StudySpec, from_json

@@ -10,12 +10,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError, how_to_go_on, left_behind
 from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
 from tuner.engine import requests
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
-from tuner.operations.records import Display, EventLine, Exit, Outcome, Signals, UserError, how_to_go_on, left_behind
+from tuner.operations.records import Outcome, Signals
+from tuner.reports.records import Display, EventLine
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec, apply_set, from_json
 from tuner.store.store import LeaseHeld, Store

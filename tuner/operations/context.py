@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tuner.aws.connections import AwsError
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import JobError
 from tuner.core.prices import PriceUnknown
 from tuner.core.records import Study
-from tuner.operations.records import Exit, UserError
 from tuner.spec.study_file import SpecError
 from tuner.store.schema import forgets
 from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound

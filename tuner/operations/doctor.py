@@ -22,11 +22,11 @@ from tuner.aws.connections import AwsError
 from tuner.aws.prepare import connection
 from tuner.aws.rates import scope
 from tuner.core.clock import Clock
+from tuner.core.errors import Finding, UserError
 from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
 from tuner.operations import backend
 from tuner.operations.context import DEFAULT_STORE, operating_errors
-from tuner.operations.records import Finding, UserError
 from tuner.spec.study_file import StudySpec, load
 from tuner.store.schema import SCHEMA, forgets
 from tuner.store.store import Store, StoreError, current, masked

@@ -13,10 +13,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Lease, Study, StudyState, TrialState
 from tuner.operations import backend, lease_holder, retention
-from tuner.operations.records import Display, EventLine, Exit, Outcome, Signals, UserError, left_behind
+from tuner.operations.records import Outcome, Signals
 from tuner.reports import views
+from tuner.reports.records import Display, EventLine
 from tuner.spec.study_file import from_json
 from tuner.store.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 

@@ -18,13 +18,15 @@ from pathlib import Path
 
 from tuner.aws import prepare as preparing
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
 from tuner.engine.memory import limits_to_keep
 from tuner.operations import backend
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
-from tuner.operations.records import Display, Exit, Outcome, Plan, Signals, UserError
+from tuner.operations.records import Outcome, Plan, Signals
+from tuner.reports.records import Display
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import (

@@ -10,12 +10,13 @@ from datetime import datetime
 
 from tuner.aws.logs import CloudLogs
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.errors import Exit, UserError, how_to_go_on
 from tuner.core.records import Study
 from tuner.operations import backend, lease_holder, retention
 from tuner.operations.context import operating_errors
-from tuner.operations.records import Audit, Exit, UserError, how_to_go_on
 from tuner.operations.retention import Survey
 from tuner.reports import local_jobs
+from tuner.reports.records import Audit
 from tuner.spec.study_file import from_json
 from tuner.store.check import check as check_store
 from tuner.store.store import Store

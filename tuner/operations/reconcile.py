@@ -22,6 +22,7 @@ from typing import cast
 
 from tuner.aws import prepare
 from tuner.core.clock import Clock
+from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import JobError, JobService
 from tuner.core.prices import usd
 from tuner.core.records import (
@@ -41,8 +42,8 @@ from tuner.engine import requests
 from tuner.engine.memory import Work, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations import backend
-from tuner.operations.records import Display, EventLine, Exit, Level, UserError
 from tuner.reports import audit
+from tuner.reports.records import Display, EventLine, Level
 from tuner.spec import workload
 from tuner.spec.document import setting_text
 from tuner.spec.study_file import (

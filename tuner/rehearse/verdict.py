@@ -6,8 +6,8 @@ are passed on as they are: whoever prints them makes them safe. What was only no
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from tuner.core.errors import gist
 from tuner.core.text import counted, number, seconds, size, steps_text
-from tuner.operations.records import gist
 from tuner.rehearse.advice import LEAST_SAVE_S, steps_per_save
 from tuner.rehearse.compare import Departure, departures, missing_steps, redone, resumed_from, went_back, worst
 from tuner.rehearse.records import RESUMES, Check, Ending, Evidence, Result, RunSeen, TornSeen

@@ -16,7 +16,7 @@ from tuner.core import decide
 from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.core.records import Attempt, AttemptEnd, Study
-from tuner.operations.records import Audit, AuditRow, Orphan
+from tuner.reports.records import Audit, AuditRow, Orphan
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec
 from tuner.store.check import check

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
+from tuner.core.errors import Exit, UserError
 from tuner.core.records import Json, ParamValue, Study, TrialState
-from tuner.operations.records import Exit, UserError
 from tuner.reports.views import TrialRecord, View, finite, iso, simulated, total, trial_records, usd
 from tuner.spec.study_file import Objective, from_json
 

@@ -7,7 +7,7 @@ the same name are replaced, nothing else is touched.
 
 from pathlib import Path, PurePosixPath
 
-from tuner.operations.records import Exit, UserError
+from tuner.core.errors import Exit, UserError
 from tuner.reports.views import View
 from tuner.storage.checkpoints import wanted_files
 from tuner.storage.objects import ObjectNotFound, Objects, ObjectsError

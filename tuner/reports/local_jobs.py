@@ -10,7 +10,7 @@ from pathlib import Path
 from tuner.core.clock import Clock
 from tuner.local.billing import bill
 from tuner.local.jobdir import job_names, log_paths, open_job
-from tuner.operations.records import LocalJobRow
+from tuner.reports.records import LocalJobRow
 
 _CHUNK_BYTES = 1 << 16
 _FOLLOW_POLL_S = 0.3

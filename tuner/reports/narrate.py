@@ -7,10 +7,11 @@ from the database's own sums, and only after something was written.
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from tuner.core.errors import gist
 from tuner.core.jobs import OUT_OF_MEMORY
 from tuner.core.records import Event, Json, Study, Summary
 from tuner.engine.memory import Memory, Work
-from tuner.operations.records import Display, EngineView, EventLine, Level, LiveRow, gist
+from tuner.reports.records import Display, EngineView, EventLine, Level, LiveRow
 from tuner.spec.records import MICROUSD, Objective
 from tuner.store.store import Store, StoreUnreachable
 

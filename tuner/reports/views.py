@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
+from tuner.core.errors import Exit, UserError
 from tuner.core.proof import went_back
 from tuner.core.records import (
     HALTED,
@@ -32,7 +33,6 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.memory import kept_limits
-from tuner.operations.records import Exit, UserError
 from tuner.spec.study_file import StudySpec, from_json
 
 if TYPE_CHECKING:

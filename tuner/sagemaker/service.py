@@ -4,7 +4,7 @@ It exists so that nothing else knows how SageMaker answers. The client is given:
 service's, and this module cannot tell which.
 
 Rules:
-- Every error is translated, once, into a class of `tuner.jobs`; SageMaker's own text stays in the message, beside
+- Every error is translated, once, into a class of `tuner.core.jobs`; SageMaker's own text stays in the message, beside
   what it means, except values of the job's environment, which may be secrets and which SageMaker echoes.
 - What SageMaker would refuse is refused before it is sent, everything at once.
 - Secrets are looked up as a request is sent, by a function that is given, and kept by nobody.

@@ -236,7 +236,7 @@ def _run_migrations(connection: sa.Connection, shown: str) -> None:
 
 def _migrations() -> Path:
     """The folder of revisions: inside the package once installed, beside it in the source tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
 

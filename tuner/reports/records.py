@@ -1,0 +1,129 @@
+"""The records that are shown: one row of a table, the state of a running study, a line of what happened.
+
+They stand apart so that the command line can be read, tested and started without the engine, and so that a display
+never sees more of a study than it shows.
+
+Rules: records only, frozen and slotted. Text in them may come from scripts and services: the display makes its control
+characters visible. Amounts are in dollars here, since people read them; the ledger stays in micro-dollars.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol, TypeAlias
+
+from tuner.core.records import AttemptState, StudyState, TrialState
+
+Level: TypeAlias = Literal["info", "good", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One attempt against its job; a side that is missing is None."""
+
+    job: str
+    trial: int | None
+    attempt: int | None
+    status: str | None  # the job service's
+    billed_usd: float | None  # billed seconds x rate
+    ledger_usd: float | None  # ours
+    difference: str | None  # None: they agree
+    note: str = ""  # what is no difference any more, and can be read of nowhere else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A job that is not over, bears a name of a study's, and that no attempt of it asked for."""
+
+    job: str
+    text: str  # why, at what rate, and the command that ends it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """The store against the job service."""
+
+    lines: tuple[str, ...]  # differences, each with its remedy
+    rows: tuple[AuditRow, ...]
+    stopped: tuple[Orphan, ...] = ()  # orphans that were asked to stop; they may take a moment
+
+    @property
+    def ok(self) -> bool:
+        return not self.lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalJobRow:
+    """One job of the local service."""
+
+    name: str
+    status: str
+    secondary: str
+    instance_type: str
+    created_at: datetime
+    interruptions: int
+    billable_s: int | None  # None: not known yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRow:
+    """A trial in flight."""
+
+    trial: int
+    attempt: int
+    state: AttemptState
+    step: int | None
+    value: float | None
+    resumed_from: int | None  # the step at which its present run took up the work
+    instance: str
+    interruptions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineView:
+    """A study as its engine sees it at the end of a tick."""
+
+    name: str
+    state: StudyState
+    simulated: bool  # dollars are list prices of a local study
+    trials: Mapping[TrialState, int]
+    total: int
+    in_flight: int
+    parallel: int
+    best_value: float | None
+    best_trial: int | None
+    spend_usd: float
+    estimated_usd: float
+    reserved_usd: float
+    budget_usd: float | None
+    interruptions: int
+    resumed_runs: int
+    restarted_from_zero: int
+    lost_work_s: float | None
+    lost_work_unknown_runs: int
+    live: tuple[LiveRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLine:
+    """Something that happened, for the reader who watches. The text may hold control characters of foreign origin."""
+
+    at: datetime
+    level: Level
+    text: str
+
+
+class Display(Protocol):
+    """Whatever shows a running study."""
+
+    def tick(self, view: EngineView) -> None:
+        """Show the study as it is now; called once a tick."""
+        ...
+
+    def event(self, line: EventLine) -> None:
+        """Show that something happened."""
+        ...
+
+    def close(self) -> None:
+        """Give the terminal back. May be repeated."""
+        ...
