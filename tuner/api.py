@@ -17,7 +17,7 @@ from tuner.core import records as model
 from tuner.core.clock import SystemClock
 from tuner.operations import backend, context
 from tuner.operations import launch as study
-from tuner.operations.records import Outcome, Signals
+from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.records import Display
@@ -218,7 +218,7 @@ def _frame(
     return frame.set_index(index) if index in frame else frame
 
 
-def _run(name: str, url: str | None, verb: Callable[[Store, Display], Outcome], *, quiet: bool) -> Study:
+def _run(name: str, url: str | None, verb: Callable[[Store, Display], StudyOutcome], *, quiet: bool) -> Study:
     store = context.open_store(url)
     display: Display = QuietDisplay() if quiet else PlainDisplay(SystemClock())
     try:

@@ -51,7 +51,7 @@ _NEVER = "(?!)"  # matches nowhere
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
-class JobError(Exception):
+class StartError(Exception):
     """The script cannot be started; the message goes to the failure file."""
 
 
@@ -217,7 +217,7 @@ def prepare(job: Job) -> None:
         return
     pip = [sys.executable, "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check", "-r"]
     if subprocess.run([*pip, str(requirements)], cwd=str(job.code), check=False).returncode:  # noqa: S603 - no shell
-        raise JobError("pip could not install requirements.txt: see the log")
+        raise StartError("pip could not install requirements.txt: see the log")
 
 
 def _make_folder(path: Path) -> None:
@@ -241,7 +241,7 @@ def _check_installed(requirements: Path) -> None:
         except importlib.metadata.PackageNotFoundError:
             missing.append(match.group(1))
     if missing:
-        raise JobError(
+        raise StartError(
             "requirements.txt asks for {}, and a local job installs nothing: install it where tuner runs".format(
                 ", ".join(missing)
             )
@@ -587,7 +587,7 @@ def main() -> int:
         variables = environment(job, None if resume is None else resume.step)
         code = script.run(command(job), job.code, variables, listener)
     except Exception as problem:  # noqa: BLE001 - whatever it is, it has to be said in the failure file
-        said = str(problem) if isinstance(problem, JobError) else traceback.format_exc()
+        said = str(problem) if isinstance(problem, StartError) else traceback.format_exc()
         sys.stderr.write(said + "\n")
         write_failure(Path(os.environ.get("TUNER_ML_ROOT") or CONTAINER_ROOT), 1, said)
         return 1

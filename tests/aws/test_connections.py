@@ -123,7 +123,8 @@ def test_without_a_region_it_says_where_to_write_one(account: Account, monkeypat
 def test_neither_boto3_nor_the_sdk_is_loaded_before_it_is_needed() -> None:
     program = """
 import sys
-import tuner.aws.connections, tuner.aws.image, tuner.aws.prepare, tuner.aws.preflight, tuner.operations.backend, tuner.operations.look, tuner.aws.logs
+import tuner.aws.connections, tuner.aws.image, tuner.aws.prepare, tuner.aws.preflight, tuner.aws.logs
+import tuner.operations.backend, tuner.operations.look
 loaded = [name for name in ("boto3", "botocore", "sagemaker", "optuna") if name in sys.modules]
 sys.exit(", ".join(loaded) or 0)
 """

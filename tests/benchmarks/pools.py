@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.engine.sweeps import Sweep
 from tuner.core.records import StopReason
-from tuner.simulator.parts import Outage, Script, Settings
+from tuner.simulator.parts import Outage, Script, SimulatorSettings
 from tuner.spec import traces
 
 TYPES = ("ml.g5.xlarge", "ml.g4dn.xlarge", "ml.g6.xlarge")
@@ -69,7 +69,7 @@ def one(recorded: list[traces.Trace], start_s: float, losses: int | None) -> Fou
             },
             script=lambda _request: SCRIPT,
             pools={kind: list(outages(trace, start_s)) for kind, trace in zip(types, recorded, strict=True)},
-            settings=Settings(saving=0.65),
+            settings=SimulatorSettings(saving=0.65),
         )
         sweep.run(hours=10_000)
         summary, attempts = sweep.store.summary(sweep.study.id), sweep.attempts()

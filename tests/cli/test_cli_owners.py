@@ -9,7 +9,7 @@ from tuner.core.errors import Exit
 from tuner.core.records import StudyState
 from tuner.operations import change as wishes
 from tuner.operations import launch
-from tuner.operations.records import Outcome
+from tuner.operations.records import StudyOutcome
 
 VERBS = [("resume", "digits"), ("stop", "digits"), ("cancel", "digits"), ("set", "digits", "trials=40")]
 
@@ -19,9 +19,9 @@ def done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The verbs that went ahead."""
     names: list[str] = []
 
-    def drive(name: str, *_: object, **__: object) -> Outcome:
+    def drive(name: str, *_: object, **__: object) -> StudyOutcome:
         names.append(name)
-        return Outcome(study_state=StudyState.STOPPED, exit_code=0)
+        return StudyOutcome(study_state=StudyState.STOPPED, exit_code=0)
 
     def change(name: str, *_: object) -> list[str]:
         names.append(name)

@@ -123,7 +123,8 @@ def test_what_is_decided_for_one_study_is_refused_for_all(call: Call, folder: Pa
 def test_help_loads_no_library() -> None:
     heavy = ["sqlalchemy", "optuna", "boto3", "botocore", "pandas", "rich", "yaml", "matplotlib", "alembic"]
     code = (
-        f"import sys, tuner.cli.main as c\ntry: c.main(['--help'])\nfinally: print([m for m in {heavy} if m in sys.modules])"
+        "import sys, tuner.cli.main as c\ntry: c.main(['--help'])\n"
+        f"finally: print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

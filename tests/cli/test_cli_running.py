@@ -15,7 +15,7 @@ from cli_calls import Call
 from tuner.core.errors import Exit, Finding, UserError
 from tuner.core.records import StudyState, TrialState
 from tuner.operations import change, doctor, launch, look
-from tuner.operations.records import Outcome, Plan
+from tuner.operations.records import LaunchPlan, StudyOutcome
 from tuner.operations.retention import Survey, Waste
 from tuner.reports import views
 from tuner.reports.records import Audit, AuditRow, Orphan
@@ -34,12 +34,12 @@ class Fake:
     presses: Sequence[int] = ()  # signals that come while the engine runs
     told: dict[str, Any] = field(default_factory=dict)
 
-    def plan(self, file: Path, overrides: Sequence[str]) -> Plan:
+    def plan(self, file: Path, overrides: Sequence[str]) -> LaunchPlan:
         self.told |= {"file": file, "overrides": overrides}
         spec = load(self.file)
         object.__setattr__(spec, "backend", self.backend)
         warnings = ("no \x1b[31mprice",)
-        return Plan(
+        return LaunchPlan(
             spec=spec,
             headline=(("rate", "$1.41/h"),),
             rows=(("trials", "24"),),
@@ -48,13 +48,13 @@ class Fake:
             warnings=warnings,
         )
 
-    def drive(self, what: object, store: Store, *, display: Any, signals: Any, **more: Any) -> Outcome:
+    def drive(self, what: object, store: Store, *, display: Any, signals: Any, **more: Any) -> StudyOutcome:
         self.told |= {"what": what, **more}
         for number in self.presses:
             os.kill(os.getpid(), number)
         doc = views.summary_view(store, store.study("digits"), cli_store.NOW)
         code = signals.exit_code or self.exit_code
-        return Outcome(study_state=self.state, exit_code=code, summary=doc | {"state": self.state.value})
+        return StudyOutcome(study_state=self.state, exit_code=code, summary=doc | {"state": self.state.value})
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_options_reach_the_verbs(call: Call, fake: Fake) -> None:
 
 
 def test_a_refusal_is_one_line_with_its_code(call: Call, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    def held(*_: Any, **__: Any) -> Outcome:
+    def held(*_: Any, **__: Any) -> StudyOutcome:
         raise UserError("study digits is driven by pid 3 on \x1b]0;here", Exit.NOT_FINISHED)
 
     monkeypatch.setattr(launch, "resume", held)
@@ -168,8 +168,8 @@ def test_a_refusal_is_one_line_with_its_code(call: Call, fake: Fake, monkeypatch
 
 
 def test_all_once(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = Outcome(study_state=StudyState.RUNNING, exit_code=3)
-    held = Outcome(study_state=StudyState.RUNNING, exit_code=3, summary={"error": "held by pid 3"})
+    done = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3)
+    held = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3, summary={"error": "held by pid 3"})
     monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [("digits", done), ("plain", held)])
     assert call("resume", "--all", "--once")[:2] == (3, "digits is running\nplain: held by pid 3\n")
     monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [])

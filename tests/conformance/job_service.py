@@ -1,4 +1,4 @@
-"""What every job service must do, as tests: the contract of `tuner.core.jobs`, and the histories that decisions rest on.
+"""What every job service must do, as tests: the contract of `tuner.core.jobs`, and histories.
 
 A subclass gives a `world`, in which the same seconds pass for jobs whether they are real or simulated: a short job
 trains for well under a second, a long one until it is stopped, an instance starts in well under a second. A real

@@ -10,7 +10,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest, JobStatus, classify_failure
 from tuner.core.records import AttemptEnd
 from tuner.simulator.cloud import SimulatedCloud
-from tuner.simulator.parts import Script, Settings
+from tuner.simulator.parts import Script, SimulatorSettings
 
 
 def script(request: JobRequest) -> Script:
@@ -31,7 +31,7 @@ class SimulatedWorld(World):
     def start(self, *, outages: Sequence[tuple[float, float]] = (), quota: int | None = None) -> None:
         self.clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
         self.service = self.cloud = SimulatedCloud(
-            self.clock, 7, scripts=script, outages=outages, settings=Settings(quota=quota, stop_grace_s=1.0)
+            self.clock, 7, scripts=script, outages=outages, settings=SimulatorSettings(quota=quota, stop_grace_s=1.0)
         )
 
     def lose_capacity(self, for_s: float) -> None:

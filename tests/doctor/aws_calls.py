@@ -17,7 +17,14 @@ import tuner
 
 PACKAGE = Path(tuner.__file__).parent
 # They play AWS, or travel into containers: they call nobody.
-_NOT_CALLERS = ("local/", "cli_local.py", "simulator", "bootstrap.py", "training.py", "first_dollar_probe.py")
+_NOT_CALLERS = (
+    "local/",
+    "cli/local.py",
+    "simulator/",
+    "bootstrap.py",
+    "training.py",
+    "aws/first_dollar_probe.py",
+)
 # boto3's transfers are not operations of the model, but make some.
 _TRANSFERS = {
     "upload_file": {"PutObject"},

@@ -18,7 +18,7 @@ from tests.rates.test_events import entry, left, put
 from tuner.aws import events_setup, first_dollar, hints, prepare
 from tuner.aws.connections import AwsError
 from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
-from tuner.aws.iam_policy import Place, caller_rights
+from tuner.aws.iam_policy import PolicyScope, caller_rights
 from tuner.cli import doctor, main
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.errors import UserError
@@ -113,7 +113,7 @@ def test_the_whole_of_it(cloud, tmp_path, store, capsys):
     assert "it costs at most $0.0384" in err
     assert {fact.name: fact.value for fact in store.facts(SCOPE)} == facts
     assert all(fact.source.startswith("doctor --first-dollar (tuner-first-dollar-") for fact in store.facts(SCOPE))
-    allowed = {operation for right in caller_rights(Place()) for _, operation in right.calls}
+    allowed = {operation for right in caller_rights(PolicyScope()) for _, operation in right.calls}
     assert set(cloud.calls) - {"GetCallerIdentity"} <= allowed
     assert dict(contents(cloud.state_dir / "s3")) == {}, "everything that it wrote is deleted"
 
@@ -474,7 +474,7 @@ def test_a_quota_of_zero_is_refused_before_anything_is_created(cloud, tmp_path, 
 
 def test_the_script_travels_into_old_containers():
     """Standard library alone, in the syntax of Python 3.8."""
-    source = resources.files("tuner").joinpath("first_dollar_probe.py").read_text()
+    source = resources.files("tuner.aws").joinpath("first_dollar_probe.py").read_text()
     tree = ast.parse(source, feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -13,7 +13,7 @@ from tuner.core.jobs import JobNameTaken
 from tuner.engine.liveness import SYNC_FACT
 from tuner.local.billing import bill
 from tuner.local.jobdir import Row
-from tuner.local.settings import Settings
+from tuner.local.settings import LocalSettings
 from tuner.local.views import description
 from tuner.sagemaker.service import SageMakerJobs
 
@@ -87,7 +87,7 @@ def test_each_open_point_of_the_readme_has_a_switch_and_its_facts_are_recorded()
     for _, assumed, switches, facts in rows:
         assert assumed
         assert readme_text.code(switches), "each can be turned the other way here"
-        assert set(readme_text.code(switches)) <= set(Settings.__dataclass_fields__)
+        assert set(readme_text.code(switches)) <= set(LocalSettings.__dataclass_fields__)
         named = set(readme_text.code(facts))
         assert named <= recorded
         assert named or "open" in facts

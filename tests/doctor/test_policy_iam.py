@@ -10,7 +10,7 @@ import pytest
 from tests.spec.spec_files import spec_of
 from tuner.aws import iam_policy, logs
 from tuner.aws.connections import Identity
-from tuner.aws.iam_policy import FREE_CALLS, Place, documents, place, principal
+from tuner.aws.iam_policy import FREE_CALLS, PolicyScope, documents, place, principal
 from tuner.sagemaker.request import request_parameters
 from tuner.spec.workload import specimen
 
@@ -33,7 +33,7 @@ BESIDE = {
     "iam:PassRole": "CreateTrainingJob with a role",
     "s3:AbortMultipartUpload": "an upload in parts that failed",
 }
-WITH_EVERYTHING = Place(key="arn:aws:kms:eu-west-1:123456789012:key/k", vpc=True, inputs=("data/train/",))
+WITH_EVERYTHING = PolicyScope(key="arn:aws:kms:eu-west-1:123456789012:key/k", vpc=True, inputs=("data/train/",))
 
 
 def actions_of(call):
@@ -50,7 +50,7 @@ def actions(policy):
 
 
 def test_the_rights_name_exactly_the_calls_that_the_code_can_make():
-    named = [call for right in iam_policy.caller_rights(Place()) for call in right.calls]
+    named = [call for right in iam_policy.caller_rights(PolicyScope()) for call in right.calls]
     assert len(named) == len(set(named))
     made = aws_calls.calls()
     assert {call: made.get(call) for call in set(named) ^ (set(made) - FREE_CALLS)} == {}
@@ -67,12 +67,12 @@ def test_a_bucket_of_inputs_does_not_stand_for_others_whose_names_begin_alike(tm
 
 def test_the_policy_allows_what_these_calls_need_and_nothing_else():
     needed = {action for call in set(aws_calls.calls()) - FREE_CALLS for action in actions_of(call)}
-    allowed = actions(documents(Place())["caller"])
+    allowed = actions(documents(PolicyScope())["caller"])
     assert sorted(allowed) == sorted({*needed, *BESIDE})
 
 
 def test_each_statement_allows_what_its_own_calls_need():
-    for right in iam_policy.caller_rights(Place()):
+    for right in iam_policy.caller_rights(PolicyScope()):
         needed = {action for call in right.calls for action in actions_of(call)}
         assert needed == set(right.actions) - set(BESIDE)
 
@@ -82,7 +82,7 @@ def test_the_reader_of_the_code_is_not_fooled():
     with_clients = [
         name for name in set(aws_calls.computed_names()) if re.search(r"\.(client|lasting)\(", aws_calls.source(name))
     ]
-    assert with_clients == ["aws.py"]  # LastingClient: it hands names on that its users write
+    assert with_clients == ["aws/connections.py"]  # LastingClient: it hands names on that its users write
     methods = [set(aws_calls.operations(service)) for service in sorted(aws_calls.services())]
     used = set(aws_calls.used_names())
     shared = {name for name in used if sum(name in each for each in methods) > 1}

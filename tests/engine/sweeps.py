@@ -14,7 +14,7 @@ from tuner.core.records import Holder, Intent, Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
-from tuner.simulator.parts import Faults, Outage, Script, Settings
+from tuner.simulator.parts import Outage, Script, SimulatedFaults, SimulatorSettings
 from tuner.spec.study_file import StudySpec, load, to_json
 from tuner.store.store import Store
 
@@ -65,8 +65,8 @@ class Sweep:
     script: Callable[[JobRequest], Script] = lambda _request: Script(epochs=5, step_s=60.0)
     outages: list[Outage] = field(default_factory=list)
     pools: dict[str | tuple[str, str], list[Outage]] | None = None  # with outages of their own
-    settings: Settings | None = None
-    faults: Faults | None = None
+    settings: SimulatorSettings | None = None
+    faults: SimulatedFaults | None = None
     seed: int = 1
     url: str | None = None
 

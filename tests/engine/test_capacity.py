@@ -11,7 +11,7 @@ from sweeps import Sweep
 
 from tuner.core.jobs import CapacityUnavailable, ServiceUnavailable
 from tuner.core.records import AttemptEnd, Pool, StopReason, StudyState, TrialState
-from tuner.simulator.parts import Settings
+from tuner.simulator.parts import SimulatorSettings
 
 FIRST, SECOND, THIRD = "ml.g5.xlarge", "ml.g4dn.xlarge", "ml.m5.xlarge"
 FOREVER = [(0.0, math.inf)]
@@ -31,7 +31,7 @@ def types_of(sweep: Sweep, trial: int | None = None) -> list[str]:
 
 def test_a_type_at_its_quota_hands_over_to_the_next_before_a_job_exists(make_sweep):
     sweep = make_sweep(
-        changes=study(FIRST, SECOND, trials=6, parallel=4), settings=Settings(quotas={FIRST: 1, SECOND: 2})
+        changes=study(FIRST, SECOND, trials=6, parallel=4), settings=SimulatorSettings(quotas={FIRST: 1, SECOND: 2})
     )
     most: dict[str, int] = {}
     engine = sweep.engine()
@@ -49,7 +49,7 @@ def test_a_type_at_its_quota_hands_over_to_the_next_before_a_job_exists(make_swe
 
 
 def test_a_quota_is_known_after_a_restart(make_sweep):
-    sweep = make_sweep(changes=study(FIRST, trials=3, parallel=3), settings=Settings(quota=1))
+    sweep = make_sweep(changes=study(FIRST, trials=3, parallel=3), settings=SimulatorSettings(quota=1))
     engine = sweep.engine()
     for _ in range(3):
         engine.tick()
@@ -62,7 +62,9 @@ def test_a_quota_is_known_after_a_restart(make_sweep):
 
 
 def test_a_type_without_any_quota_is_left_alone_for_good(make_sweep):
-    sweep = make_sweep(changes=study(FIRST, SECOND, trials=40, parallel=2), settings=Settings(quotas={FIRST: 0}))
+    sweep = make_sweep(
+        changes=study(FIRST, SECOND, trials=40, parallel=2), settings=SimulatorSettings(quotas={FIRST: 0})
+    )
     refused: list[str] = []
     create = sweep.cloud.create
 
@@ -110,12 +112,12 @@ def test_a_job_that_shows_itself_after_its_attempt_went_elsewhere_is_booked_as_i
 
 def test_where_no_type_has_any_quota_it_is_asked_for_again(make_sweep):
     """A raised quota shows within half an hour; nobody has to restart anything."""
-    sweep = make_sweep(changes=study(FIRST, SECOND), settings=Settings(quota=0))
+    sweep = make_sweep(changes=study(FIRST, SECOND), settings=SimulatorSettings(quota=0))
     engine = sweep.engine()
     until = sweep.clock.now() + timedelta(hours=2)
     engine.run(lambda: sweep.clock.now() >= until)
     assert len(sweep.attempts()) == 1
-    sweep.cloud.settings = Settings()
+    sweep.cloud.settings = SimulatorSettings()
     engine.run(lambda: False)
     assert succeeded(sweep) == [0]
     assert sweep.store.study_by_id(sweep.study.id).attrs["tuner:limits"] != []
@@ -124,10 +126,10 @@ def test_where_no_type_has_any_quota_it_is_asked_for_again(make_sweep):
 def test_a_raised_quota_is_used_after_half_an_hour(make_sweep):
     long = script_of(epochs=100, step_s=60.0)
     changes = study(FIRST, trials=3, parallel=3, training={"max_run": "3h"})
-    sweep = make_sweep(changes=changes, settings=Settings(quota=1), script=long)
+    sweep = make_sweep(changes=changes, settings=SimulatorSettings(quota=1), script=long)
     engine = sweep.engine()
     engine.tick()
-    sweep.cloud.settings = Settings(quota=3)
+    sweep.cloud.settings = SimulatorSettings(quota=3)
     until = sweep.clock.now() + timedelta(minutes=40)
     engine.run(lambda: sweep.clock.now() >= until)
     assert sum(not job.status.final for job in sweep.cloud.jobs.values()) == 3
@@ -135,7 +137,7 @@ def test_a_raised_quota_is_used_after_half_an_hour(make_sweep):
 
 def test_an_attempt_is_not_given_to_another_type_while_its_job_may_exist(make_sweep):
     """The first answer was lost; the second call is refused for a quota that this very job uses."""
-    sweep = make_sweep(changes=study(FIRST, SECOND), settings=Settings(quota=1))
+    sweep = make_sweep(changes=study(FIRST, SECOND), settings=SimulatorSettings(quota=1))
     sweep.cloud.fail_next("create", ServiceUnavailable("timed out"), lost=True)
     engine = sweep.engine()
     engine.tick()
@@ -149,7 +151,8 @@ def test_an_attempt_is_not_given_to_another_type_while_its_job_may_exist(make_sw
 def test_a_dearer_type_is_not_taken_where_the_budget_has_no_room_for_it(make_sweep):
     """The first type's price fits twice, the second's does not fit beside it."""
     sweep = make_sweep(
-        changes=study(THIRD, FIRST, trials=2, parallel=2, budget={"usd": 0.7}), settings=Settings(quotas={THIRD: 1})
+        changes=study(THIRD, FIRST, trials=2, parallel=2, budget={"usd": 0.7}),
+        settings=SimulatorSettings(quotas={THIRD: 1}),
     )
     sweep.run()
     assert set(types_of(sweep)) == {THIRD}
@@ -158,7 +161,7 @@ def test_a_dearer_type_is_not_taken_where_the_budget_has_no_room_for_it(make_swe
 
 
 def test_the_reservation_is_made_anew_where_the_type_changes(make_sweep):
-    sweep = make_sweep(changes=study(FIRST, THIRD, budget={"usd": 9}), settings=Settings(quotas={FIRST: 0}))
+    sweep = make_sweep(changes=study(FIRST, THIRD, budget={"usd": 9}), settings=SimulatorSettings(quotas={FIRST: 0}))
     engine = sweep.engine()
     engine.tick()
     (attempt,) = sweep.attempts()
@@ -377,7 +380,7 @@ def test_a_trial_uses_no_more_than_its_max_run_whichever_way_the_service_counts(
         changes=changes,
         outages=OFTEN,
         seed=seed,
-        settings=Settings(saving=0.0, max_run_per_run=per_run),
+        settings=SimulatorSettings(saving=0.0, max_run_per_run=per_run),
         script=script_of(epochs=200, step_s=60.0),
     )
     sweep.run()
@@ -456,7 +459,7 @@ def test_a_study_does_not_rest_for_a_dearer_type_that_it_prefers_just_now(make_s
         changes=changes,
         script=script_of(epochs=2, step_s=30.0),
         pools={cheap: [(100.0, 8000.0)]},
-        settings=Settings(saving=0.65),
+        settings=SimulatorSettings(saving=0.65),
     )
     assert sweep.run() is StudyState.FINISHED
     assert succeeded(sweep) == [0, 1, 2]
@@ -469,7 +472,7 @@ def test_a_study_rests_once_no_type_fits(make_sweep):
     reserved = math.ceil((600 + 750) * 736_400 / 3600) / 1e6
     changes = study(cheap, dear, trials=9, training={"max_run": "10m", "max_wait": "4h"})
     changes["budget"] = {"usd": round(1.1 * reserved, 4)}
-    sweep = make_sweep(changes=changes, script=script_of(epochs=8, step_s=60.0), settings=Settings(saving=0.0))
+    sweep = make_sweep(changes=changes, script=script_of(epochs=8, step_s=60.0), settings=SimulatorSettings(saving=0.0))
     assert sweep.run() is StudyState.OUT_OF_BUDGET
     left = sweep.spec.budget.microusd - sum(attempt.spend_microusd for attempt in sweep.attempts())
     assert left < reserved * 1e6

@@ -9,7 +9,7 @@ from tuner.cli import printing
 from tuner.core.decide import allowance_microusd
 from tuner.core.prices import RateCard
 from tuner.operations import launch
-from tuner.simulator.parts import Settings
+from tuner.simulator.parts import SimulatorSettings
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
 
@@ -57,7 +57,7 @@ def test_a_study_that_a_quota_sends_to_the_dearer_type_stays_below(make_sweep):
     sweep = make_sweep(
         changes={"training": {"instance_types": [CHEAP, DEAR], "max_run": "5m"}},
         script=script_of(epochs=100, step_s=60.0),
-        settings=Settings(quotas={CHEAP: 0}, saving=0.0),
+        settings=SimulatorSettings(quotas={CHEAP: 0}, saving=0.0),
     )
     sweep.run()
     assert {attempt.instance_type for attempt in sweep.attempts() if attempt.arn} == {DEAR}
@@ -71,7 +71,7 @@ def test_further_jobs_add_no_more_than_is_printed(make_sweep):
         changes={"training": {"max_run": "20m", "max_wait": "25m"}},
         script=script_of(epochs=15, step_s=60.0),
         outages=[(begin * 60.0, end * 60.0) for begin, end in minutes],
-        settings=Settings(saving=0.0),
+        settings=SimulatorSettings(saving=0.0),
     )
     sweep.run()
     further = len(sweep.attempts()) - 4

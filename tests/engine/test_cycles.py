@@ -24,7 +24,7 @@ from tuner.engine.engine import LEASE_S, World
 from tuner.operations import backend, change, launch
 from tuner.operations import look as looking
 from tuner.operations.reconcile import Reconciler, Resumption
-from tuner.operations.records import Outcome, Signals
+from tuner.operations.records import Signals, StudyOutcome
 
 CRON_S = 120
 
@@ -56,7 +56,7 @@ class User:
     said: list[str] = field(default_factory=list)
     last_words: str = ""
 
-    def does(self, verb: Callable, *words, leave_at: StudyState | None = None, **options) -> Outcome:
+    def does(self, verb: Callable, *words, leave_at: StudyState | None = None, **options) -> StudyOutcome:
         signals = Signals()
         screen = Screen(signals, leave_at)
         try:
@@ -64,16 +64,16 @@ class User:
         finally:
             self.said, self.last_words = screen.lines, signals.last_words
 
-    def resume(self, **options) -> Outcome:
+    def resume(self, **options) -> StudyOutcome:
         return self.does(launch.resume, "sweep", **options)
 
-    def stop(self, **options) -> Outcome:
+    def stop(self, **options) -> StudyOutcome:
         return self.does(change.request_stop, "sweep", **options)
 
-    def cancel(self, **options) -> Outcome:
+    def cancel(self, **options) -> StudyOutcome:
         return self.does(change.request_cancel, "sweep", **options)
 
-    def cron(self, cycles: int) -> list[list[tuple[str, Outcome]]]:
+    def cron(self, cycles: int) -> list[list[tuple[str, StudyOutcome]]]:
         """What so many cycles say."""
         told = []
         for _ in range(cycles):

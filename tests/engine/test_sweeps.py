@@ -12,7 +12,7 @@ from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudySt
 from tuner.engine.dispatch import submit_due
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.reports.narrate import narrate
-from tuner.simulator.parts import Script, Settings
+from tuner.simulator.parts import Script, SimulatorSettings
 from tuner.spec import workload
 
 
@@ -383,7 +383,7 @@ def test_a_restart_without_an_interruption_is_counted_apart(make_sweep):
 
 
 def test_a_quota_below_parallel_is_waited_for(make_sweep):
-    sweep = make_sweep(settings=Settings(quota=1))
+    sweep = make_sweep(settings=SimulatorSettings(quota=1))
     assert sweep.run() is StudyState.FINISHED
     assert succeeded(sweep) == [0, 1, 2, 3]
     assert "refused.capacity" in sweep.kinds()

@@ -8,7 +8,7 @@ from checkers import broken, succeeded
 from simulated import script_of
 
 from tuner.core.records import AttemptEnd, StudyState, TrialState
-from tuner.simulator.parts import Settings
+from tuner.simulator.parts import SimulatorSettings
 
 RATE = 1_408_000  # of ml.g5.xlarge, micro-dollars an hour
 # What is billed between the look that would stop a job and the next, while it stops, and while it uploads.
@@ -33,7 +33,10 @@ def ends(sweep):
 def test_a_trial_fails_once_it_has_cost_its_limit(make_sweep, saving):
     """The first one of the study too, of which nobody knows the discount."""
     sweep = make_sweep(
-        script=script_of(epochs=900, step_s=60.0), changes=study(0.5), settings=Settings(saving=saving), outages=[]
+        script=script_of(epochs=900, step_s=60.0),
+        changes=study(0.5),
+        settings=SimulatorSettings(saving=saving),
+        outages=[],
     )
     sweep.run()
     assert ends(sweep) == [(TrialState.FAILED, "trial_budget")]
@@ -43,7 +46,9 @@ def test_a_trial_fails_once_it_has_cost_its_limit(make_sweep, saving):
 
 
 def test_a_trial_that_fits_its_limit_succeeds_though_it_was_stopped_for_what_it_might_have_cost(make_sweep):
-    sweep = make_sweep(script=script_of(epochs=45, step_s=60.0), changes=study(0.5), settings=Settings(saving=0.65))
+    sweep = make_sweep(
+        script=script_of(epochs=45, step_s=60.0), changes=study(0.5), settings=SimulatorSettings(saving=0.65)
+    )
     sweep.run()
     assert succeeded(sweep) == [0]
     assert [attempt.stop_reason for attempt in sweep.attempts()] == ["trial_budget", None]
@@ -53,7 +58,7 @@ def test_a_trial_that_fits_its_limit_succeeds_though_it_was_stopped_for_what_it_
 
 def test_once_the_discount_is_known_no_trial_is_stopped_that_fits(make_sweep):
     script = script_of(epochs=45, step_s=60.0)
-    sweep = make_sweep(script=script, changes=study(0.5, trials=3), settings=Settings(saving=0.65))
+    sweep = make_sweep(script=script, changes=study(0.5, trials=3), settings=SimulatorSettings(saving=0.65))
     engine = sweep.engine()
     engine.run(lambda: len(sweep.trials()) > 1)
     sweep.run()  # another engine knows it too
@@ -67,7 +72,7 @@ def test_on_demand_has_no_discount_whatever_spot_had(make_sweep):
     sweep = make_sweep(
         script=lambda request: script_of(epochs=10 if "-00000-" in request.name else 900, step_s=60.0)(request),
         changes=changes,
-        settings=Settings(saving=0.65),
+        settings=SimulatorSettings(saving=0.65),
     )
     engine = sweep.engine()
     engine.run(lambda: bool(succeeded(sweep)))
@@ -80,7 +85,9 @@ def test_on_demand_has_no_discount_whatever_spot_had(make_sweep):
 
 
 def test_what_has_cost_its_limit_gets_no_other_job_however_the_last_one_ended(make_sweep):
-    sweep = make_sweep(script=script_of(epochs=900, step_s=60.0), changes=study(0.5), settings=Settings(saving=0.0))
+    sweep = make_sweep(
+        script=script_of(epochs=900, step_s=60.0), changes=study(0.5), settings=SimulatorSettings(saving=0.0)
+    )
     engine = sweep.engine()
     name = f"{sweep.study.key}-00000-001"
     engine.run(lambda: name in sweep.cloud.jobs and sweep.cloud.jobs[name].up_since is not None)
@@ -108,7 +115,9 @@ def test_a_limit_set_below_what_a_waiting_trial_has_cost_ends_it(make_sweep):
 def test_the_limit_is_seen_between_two_descriptions_of_a_job(make_sweep):
     """A job that nothing happens to is described each tenth poll: it must not cost so much more until then."""
     sweep = make_sweep(
-        script=script_of(epochs=900, step_s=60.0), changes=study(0.2), settings=Settings(saving=0.0, stop_grace_s=0.0)
+        script=script_of(epochs=900, step_s=60.0),
+        changes=study(0.2),
+        settings=SimulatorSettings(saving=0.0, stop_grace_s=0.0),
     )
     sweep.run()
     assert 200_000 < final(sweep) <= 200_000 + RATE * 60 / 3600
@@ -118,7 +127,9 @@ def test_the_limit_is_seen_between_two_descriptions_of_a_job(make_sweep):
 def test_a_job_that_shows_an_unknown_status_costs_on(make_sweep, status):
     """Each description would unsay what was estimated since that status came, and the limit would never be met."""
     sweep = make_sweep(
-        script=script_of(epochs=900, step_s=60.0), changes=study(0.2), settings=Settings(saving=0.0, stop_grace_s=0.0)
+        script=script_of(epochs=900, step_s=60.0),
+        changes=study(0.2),
+        settings=SimulatorSettings(saving=0.0, stop_grace_s=0.0),
     )
     engine = sweep.engine()
     name = f"{sweep.study.key}-00000-001"
@@ -133,7 +144,7 @@ def test_a_job_that_shows_an_unknown_status_costs_on(make_sweep, status):
 def test_a_job_that_was_not_billed_tells_no_discount(make_sweep):
     """As one that failed for a fault of the service's may be; its engine went down with it, and each one after it."""
     sweep = make_sweep(
-        script=script_of(epochs=900, step_s=60.0), changes=study(0.5, trials=2), settings=Settings(saving=0.0)
+        script=script_of(epochs=900, step_s=60.0), changes=study(0.5, trials=2), settings=SimulatorSettings(saving=0.0)
     )
     plain = sweep.cloud.describe
 

@@ -13,7 +13,7 @@ from tuner.core.clock import VirtualClock
 from tuner.local import service as service_module
 from tuner.local.jobdir import create_job
 from tuner.local.service import LocalSageMaker
-from tuner.local.settings import BadSettings, Settings, read_settings
+from tuner.local.settings import BadSettings, LocalSettings, read_settings
 from tuner.local.transport import make_client
 
 HISTORIES = {
@@ -250,6 +250,6 @@ def test_bad_settings_are_refused_by_name(text, tmp_path):
 
 
 def test_settings_come_back_as_they_were_written(tmp_path):
-    written = Settings(grace_s=1, spot_quota={"ml.g5.xlarge": 2}, max_runtime="each_run")
-    assert Settings.parse(json.loads(json.dumps(written.as_json()))) == written
-    assert read_settings(tmp_path) == Settings()
+    written = LocalSettings(grace_s=1, spot_quota={"ml.g5.xlarge": 2}, max_runtime="each_run")
+    assert LocalSettings.parse(json.loads(json.dumps(written.as_json()))) == written
+    assert read_settings(tmp_path) == LocalSettings()

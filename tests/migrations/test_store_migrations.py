@@ -101,4 +101,4 @@ def test_an_installed_package_carries_its_revisions(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "migrations", tmp_path / "tuner" / "_migrations")
     program = "from tuner.store import store; print(store.__file__, store.upgrade('sqlite:///new.db'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [str(tmp_path / "tuner" / "store.py"), schema.SCHEMA], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "tuner" / "store" / "store.py"), schema.SCHEMA], done.stderr

@@ -237,7 +237,7 @@ def test_a_driver_that_is_not_installed_is_one_line() -> None:
     program = """if 1:
         import sys
         sys.modules["psycopg"] = None
-        from tuner.cli import main
+        from tuner.cli.main import main
         sys.exit(main(["--store", "postgresql://ann:secret@db/tuner", "status"]))
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

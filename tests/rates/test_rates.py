@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.measures import measured
 from tests.rates.records import request
-from tuner.aws.rates import RATES, RATES_FACT, Patient, RateLimited, SharedCalls, rates_within, scope
+from tuner.aws.rates import RATES, RATES_FACT, RateLimited, RetryingJobService, SharedCalls, rates_within, scope
 from tuner.core.calls import Call, OutOfCalls
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobNotFound, ServiceUnavailable, Throttled
@@ -256,7 +256,7 @@ def test_each_operation_is_counted_before_it_is_made(calls: SharedCalls, clock: 
 
 def test_who_has_no_next_tick_waits_for_its_turn(calls: SharedCalls, clock: VirtualClock) -> None:
     cloud = SimulatedCloud(clock, 1)
-    jobs = Patient(RateLimited(cloud, calls), clock)
+    jobs = RetryingJobService(RateLimited(cloud, calls), clock)
     for number in range(15):
         jobs.create(request(f"s-{number}"))
     assert 5 <= (clock.now() - NOW).total_seconds() <= 10
@@ -273,13 +273,13 @@ def test_it_does_not_wait_for_ever(clock: VirtualClock) -> None:
     for _ in range(1000):
         cloud.fail_next("describe", Throttled("Rate exceeded"))
     with pytest.raises(Throttled):
-        Patient(cloud, clock).describe("s-1")
+        RetryingJobService(cloud, clock).describe("s-1")
     assert clock.now() - NOW < timedelta(minutes=5)
 
 
 def test_what_stayed_without_an_answer_is_asked_again_but_no_job_is_made_twice(clock: VirtualClock) -> None:
     cloud = SimulatedCloud(clock, 1)
-    jobs = Patient(cloud, clock)
+    jobs = RetryingJobService(cloud, clock)
     jobs.create(request("s-1"))
     for call, ask in (
         ("describe", lambda: jobs.describe("s-1")),

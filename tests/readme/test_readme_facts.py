@@ -8,10 +8,9 @@ import pytest
 from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
 from tuner.cli import main
-from tuner.core import states
+from tuner.core import errors, states
 from tuner.core.records import AttemptEnd, StudyState
-from tuner.local.settings import Settings
-from tuner.operations import records
+from tuner.local.settings import LocalSettings
 from tuner.spec import study_file
 
 
@@ -63,7 +62,7 @@ def test_the_row_of_a_verb_names_its_options_and_no_others(verb):
 
 def test_the_table_of_exit_codes_is_the_contract():
     named = [int(number) for row in table("exit code") for number in row[0].split(",")]
-    assert named == [*(int(code) for code in records.Exit), 130, 143]
+    assert named == [*(int(code) for code in errors.Exit), 130, 143]
 
 
 def test_what_is_not_built_is_what_is_refused():
@@ -93,25 +92,21 @@ def test_rests_and_ends_of_a_study_are_told_apart():
     assert set(code(rests)) == {state for state in StudyState if not state.ended and not state.active}
 
 
-def modules_in_import_order() -> list[set[str]]:
+def rooms_in_import_order() -> list[set[str]]:
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
-    lines = contract["importlinter:contract:layers"]["layers"].split("\n")
+    lines = contract["importlinter:contract:rooms"]["layers"].split("\n")
     return [{name.strip() for name in line.split("|")} for line in lines if line.strip()]
 
 
-def test_every_module_stands_in_the_table_in_import_order():
-    named = [module for row in table("module") for module in code(row[0])]
-    there = {path.stem for path in (ROOT / "tuner").glob("*.py")} - {"__init__"} | {"local"}
-    assert sorted(named) == sorted(there)
-    level = {module: number for number, layer in enumerate(modules_in_import_order()) for module in layer}
-    levels = [level.get(module, 0) for module in named]
+def test_every_room_stands_in_the_table_in_import_order():
+    named = [room for row in table("room") for room in code(row[0])]
+    package = ROOT / "tuner"
+    there = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    assert sorted(named) == sorted(there - {"__init__"})
+    level = {room: number for number, layer in enumerate(rooms_in_import_order()) for room in layer}
+    levels = [level[room] for room in named]
     assert levels == sorted(levels)
-
-
-def test_each_module_has_a_sentence_of_its_own():
-    for modules, what in table("module"):
-        assert len(code(modules)) == len(what.split("; ")), modules
 
 
 def test_every_module_of_the_local_service_is_told():
@@ -122,7 +117,7 @@ def test_every_module_of_the_local_service_is_told():
 
 def test_the_switches_of_what_aws_leaves_open_exist():
     switches = {span for row in table("not known of AWS") for span in code(row[2])}
-    assert switches <= set(Settings.__dataclass_fields__)
+    assert switches <= set(LocalSettings.__dataclass_fields__)
 
 
 def anchors() -> set[str]:

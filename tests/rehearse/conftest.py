@@ -65,6 +65,6 @@ def grace(monkeypatch):
     """Set how long a script that is stopped may take: short where it ignores that, long where it does not."""
 
     def choose(seconds):
-        monkeypatch.setattr(rehearse, "Wish", functools.partial(runs.Wish, grace_s=seconds))
+        monkeypatch.setattr(rehearse, "Wish", functools.partial(runs.RehearsalOptions, grace_s=seconds))
 
     return choose

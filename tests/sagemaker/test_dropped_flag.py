@@ -36,7 +36,7 @@ def make_forgetful_client(*args, **kwargs):
 
 
 transport.make_client = make_forgetful_client
-from tuner.cli import main
+from tuner.cli.main import main
 
 sys.exit(main(sys.argv[1:]))
 """

@@ -23,7 +23,7 @@ from tuner.core.jobs import (
     job_name,
 )
 from tuner.core.records import Intent, StopReason
-from tuner.simulator.parts import Faults, SimulatedJob
+from tuner.simulator.parts import SimulatedFaults, SimulatedJob
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Soak
@@ -70,9 +70,9 @@ def _lost_then_at_quota(soak: "Soak", _rng: random.Random) -> None:
 def _lists(kind: str) -> _Fault:
     def plan(soak: "Soak", rng: random.Random) -> None:
         if kind == "list:lags":
-            soak.cloud.faults = Faults(lagging=1.0, lag_s=rng.choice((60.0, 600.0)))
+            soak.cloud.faults = SimulatedFaults(lagging=1.0, lag_s=rng.choice((60.0, 600.0)))
         else:
-            soak.cloud.faults = Faults(repeated=1.0)
+            soak.cloud.faults = SimulatedFaults(repeated=1.0)
         soak.list_fault = kind
         soak.after(rng.uniform(120, 900), soak.lists_recover)
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 
 from tuner.core.jobs import JobRequest
 from tuner.core.prices import RateCard
-from tuner.simulator.parts import Curve, Faults, Outage, Script, Settings, exponential_outages, smooth_curve
+from tuner.simulator.parts import (
+    Curve,
+    Outage,
+    Script,
+    SimulatedFaults,
+    SimulatorSettings,
+    exponential_outages,
+    smooth_curve,
+)
 
 _RETRIED = "AlgorithmError: ExecuteUserScriptError: ExitCode 75"
 _FATAL = "AlgorithmError: ExecuteUserScriptError: ExitCode 1"
@@ -37,8 +45,8 @@ class Scenario:
     seed: int
     study: dict
     space: dict | None
-    settings: Settings
-    background: Faults
+    settings: SimulatorSettings
+    background: SimulatedFaults
     outages: tuple[Outage, ...]
     drought: str | None  # how they came about
     pools: dict[str, tuple[Outage, ...]]  # instance types with outages of their own
@@ -69,7 +77,7 @@ def scenario(seed: int, menu: tuple[str, ...]) -> Scenario:
         seed=seed,
         study=study,
         space=_GRID if grid else None,
-        settings=Settings(
+        settings=SimulatorSettings(
             saving=rng.choice((0.0, 0.35, 0.65)),
             quota=rng.choice((None, None, 1, 2)),
             quotas={rng.choice(types): rng.choice((0, 1, 2))} if rng.random() < 0.25 else {},
@@ -100,10 +108,10 @@ def _jumps(rng: random.Random, study: dict, safety_s: float) -> tuple[Planned, .
     return tuple(Planned(rng.uniform(300, safety_s), "clock:forward", rng.getrandbits(32)) for _ in range(4))
 
 
-def _background(rng: random.Random) -> Faults:
+def _background(rng: random.Random) -> SimulatedFaults:
     if rng.random() < 0.6:
-        return Faults()
-    return Faults(
+        return SimulatedFaults()
+    return SimulatedFaults(
         refused=rng.choice((0.0, 0.05, 0.2)),
         lost=rng.choice((0.0, 0.1, 0.3)),
         lagging=rng.choice((0.0, 0.3)),

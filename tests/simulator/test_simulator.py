@@ -25,10 +25,10 @@ from tuner.core.jobs import (
 from tuner.core.records import ProgressReport
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import (
-    Faults,
     Outage,
     Script,
-    Settings,
+    SimulatedFaults,
+    SimulatorSettings,
     exponential_outages,
     smooth_curve,
 )
@@ -62,8 +62,8 @@ def world(
     *,
     seed: int = 1,
     outages: Sequence[Outage] = (),
-    chosen: Settings | None = None,
-    faults: Faults | None = None,
+    chosen: SimulatorSettings | None = None,
+    faults: SimulatedFaults | None = None,
 ) -> SimulatedCloud:
     scripts = script if callable(script) else lambda _request: script
     clock = VirtualClock(START)
@@ -266,7 +266,7 @@ def test_rows_that_nobody_foresaw_change_nothing() -> None:
 
 
 def test_the_starting_row_after_an_interruption_is_a_switch() -> None:
-    cloud = world(chosen=Settings(starting_after_interruption=False))
+    cloud = world(chosen=SimulatorSettings(starting_after_interruption=False))
     cloud.interrupt_when(REQUEST.name, "Training", after_s=15)
     run(cloud)
     assert "Training Interrupted Downloading Training" in story(cloud)
@@ -307,7 +307,7 @@ def test_a_job_that_is_starting_when_capacity_goes_waits_until_it_is_back() -> N
 def test_max_run_reads_both_ways() -> None:
     """36 s of the first run and what the second takes: together over the limit of 80 s, each of them below it."""
     for per_run, secondary, steps_done in ((False, "MaxRuntimeExceeded", 6), (True, "Completed", 10)):
-        cloud = world(chosen=Settings(max_run_per_run=per_run))
+        cloud = world(chosen=SimulatorSettings(max_run_per_run=per_run))
         cloud.interrupt_when(REQUEST.name, "Training", after_s=31)
         report = run(cloud, replace(REQUEST, max_run_s=80))
         assert (cloud.describe(REQUEST.name).secondary, report.points[-1].step) == (secondary, steps_done)
@@ -317,7 +317,7 @@ def test_max_run_reads_both_ways() -> None:
 
 def test_a_script_that_ignores_sigterm_uses_up_the_grace() -> None:
     for ignores, stops_for in ((False, 1 + 5), (True, 30 + 5)):
-        cloud = world(replace(SCRIPT, epochs=100, ignores_sigterm=ignores), chosen=Settings(stop_grace_s=30))
+        cloud = world(replace(SCRIPT, epochs=100, ignores_sigterm=ignores), chosen=SimulatorSettings(stop_grace_s=30))
         cloud.create(REQUEST)
         go(cloud, 100)
         cloud.stop(REQUEST.name)
@@ -352,7 +352,7 @@ def test_a_job_may_fail_before_it_starts_and_is_not_billed() -> None:
 
 
 def test_quotas_count_instances_of_a_type_and_kind() -> None:
-    cloud = world(chosen=Settings(quota=2))
+    cloud = world(chosen=SimulatorSettings(quota=2))
     cloud.create(replace(REQUEST, instance_count=2))
     with pytest.raises(CapacityUnavailable, match="utilization of 2"):
         cloud.create(replace(REQUEST, name="b"))
@@ -405,7 +405,7 @@ def test_a_lost_answer_comes_after_the_effect() -> None:
 
 
 def test_a_lagging_list_shows_the_past_and_invents_nothing() -> None:
-    cloud = world(faults=Faults(lagging=1.0, lag_s=30.0))
+    cloud = world(faults=SimulatedFaults(lagging=1.0, lag_s=30.0))
     cloud.create(REQUEST)
 
     def listed() -> list[str]:
@@ -422,7 +422,7 @@ def test_a_lagging_list_shows_the_past_and_invents_nothing() -> None:
 
 def test_seeded_faults_follow_the_seed_and_end_with_calm() -> None:
     def outcomes(seed: int) -> list[str]:
-        cloud = world(seed=seed, faults=Faults(refused=0.3, lost=0.3, repeated=0.5))
+        cloud = world(seed=seed, faults=SimulatedFaults(refused=0.3, lost=0.3, repeated=0.5))
         seen = []
         for number in range(40):
             try:
@@ -434,14 +434,14 @@ def test_seeded_faults_follow_the_seed_and_end_with_calm() -> None:
 
     assert outcomes(1) == outcomes(1) != outcomes(2)
     assert {"ok", "Throttled", "ServiceUnavailable"} <= set(outcomes(1))
-    cloud = world(faults=Faults(refused=1.0))
+    cloud = world(faults=SimulatedFaults(refused=1.0))
     cloud.fail_next("create", Throttled("x"))
     cloud.calm()
     cloud.create(REQUEST)
 
 
 def test_a_list_may_repeat_itself() -> None:
-    cloud = world(faults=Faults(repeated=1.0))
+    cloud = world(faults=SimulatedFaults(repeated=1.0))
     cloud.create(REQUEST)
     found = cloud.list_changed("s-", created_after=START, modified_after=START)
     assert [job.name for job in found] == [REQUEST.name] * 2
@@ -514,7 +514,7 @@ def chaos(seed: int, *, torn: bool, ignores: bool, per_run: bool) -> SimulatedCl
         replace(SCRIPT, torn=torn, ignores_sigterm=ignores),
         seed=seed,
         outages=list(islice(exponential_outages(seed, mean_s=150, down_s=20), 10)),
-        chosen=Settings(max_run_per_run=per_run, stop_grace_s=25),
+        chosen=SimulatorSettings(max_run_per_run=per_run, stop_grace_s=25),
     )
     for number in range(3):
         max_run_s = dice.randint(1, 200)
@@ -536,8 +536,8 @@ def of_type(kind: str, name: str, **changes) -> JobRequest:
     return replace(REQUEST, name=name, checkpoint_uri=f"s3://b/{name}/", instance_type=kind, **changes)
 
 
-def pools(outages: dict, chosen: Settings | None = None) -> SimulatedCloud:
-    settings = chosen or Settings(starting_after_interruption=False)
+def pools(outages: dict, chosen: SimulatorSettings | None = None) -> SimulatedCloud:
+    settings = chosen or SimulatorSettings(starting_after_interruption=False)
     return SimulatedCloud(
         VirtualClock(START),
         1,
@@ -568,7 +568,7 @@ def test_each_pool_has_outages_of_its_own() -> None:
 
 
 def test_a_type_may_have_a_quota_of_its_own_and_its_refusal_names_it() -> None:
-    cloud = pools({}, Settings(quota=1, quotas={"ml.a.large": 0}))
+    cloud = pools({}, SimulatorSettings(quota=1, quotas={"ml.a.large": 0}))
     with pytest.raises(CapacityUnavailable, match="is 0 Instances") as refused:
         cloud.create(of_type("ml.a.large", "a"))
     assert refused.value.limit == 0

@@ -11,7 +11,6 @@ from tuner.spec.study_file import (
     Budget,
     Capacity,
     CategoricalParam,
-    Change,
     Component,
     FloatParam,
     Framework,
@@ -22,6 +21,7 @@ from tuner.spec.study_file import (
     Objective,
     RetryRule,
     SpaceFunction,
+    SpecChange,
     StudySpec,
     apply_set,
     as_begun,
@@ -273,9 +273,9 @@ def test_live_changes_touch_totals_only(whole: StudySpec):
     changed = apply_set(whole, ["budget.usd=80.5", "trials=30", "budget.deadline=null"])
     assert (changed.trials, changed.budget) == (30, Budget(Decimal("80.5"), Decimal(2), None))
     assert changes(whole, changed) == [
-        Change("trials", 24, 30, "harmless"),
-        Change("budget.usd", "60", "80.5", "harmless"),
-        Change("budget.deadline", "12h", None, "harmless"),
+        SpecChange("trials", 24, 30, "harmless"),
+        SpecChange("budget.usd", "60", "80.5", "harmless"),
+        SpecChange("budget.deadline", "12h", None, "harmless"),
     ]
 
 
@@ -322,7 +322,7 @@ def test_the_number_of_instances_never_changes(whole: StudySpec):
     ],
 )
 def test_which_changes_are_for_new_trials_only(key: str, *, spared: bool):
-    assert Change(key, 1, 2, "needs_accept").for_new_trials is spared
+    assert SpecChange(key, 1, 2, "needs_accept").for_new_trials is spared
 
 
 def test_a_trial_that_was_begun_before_keeps_what_shapes_its_result(whole: StudySpec):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.spec.traces import Run, Trace, TraceError, read
+from tuner.spec.traces import Trace, TraceError, TraceRun, read
 
 HEADER = "start_s,duration_s,instances_up\n"
 
@@ -14,7 +14,7 @@ HEADER = "start_s,duration_s,instances_up\n"
 def trace_of(*runs: tuple[float, int]) -> Trace:
     made, start_s = [], 0.0
     for duration_s, up in runs:
-        made.append(Run(start_s, duration_s, up))
+        made.append(TraceRun(start_s, duration_s, up))
         start_s += duration_s
     return Trace(tuple(made), start_s)
 
@@ -22,7 +22,7 @@ def trace_of(*runs: tuple[float, int]) -> Trace:
 def test_a_file_is_read(tmp_path: Path):
     file = tmp_path / "trace.csv"
     file.write_text(HEADER + "0,600,1\n600,1200,0\n1800,2400.5,4\n")
-    assert read(file) == Trace((Run(0, 600, 1), Run(600, 1200, 0), Run(1800, 2400.5, 4)), 4200.5)
+    assert read(file) == Trace((TraceRun(0, 600, 1), TraceRun(600, 1200, 0), TraceRun(1800, 2400.5, 4)), 4200.5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 
 from tuner.aws import iam_policy, preflight
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.aws.iam_policy import Place, Right
+from tuner.aws.iam_policy import PolicyScope, Right
 from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
 from tuner.core.errors import Finding
@@ -150,7 +150,7 @@ def _role_arn(aws: Aws, arn: str) -> str:
         return arn
 
 
-def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Iterator[Finding]:
+def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope) -> Iterator[Finding]:
     who = arn.rpartition(":")[2]
     try:
         answers = [(right, _verdicts(aws, arn, right, where)) for right in needed]
@@ -180,7 +180,7 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: Place) -> Ite
         yield Finding(level="ok", what=f"{who} has every right that is needed (by simulation)")
 
 
-def _verdicts(aws: Aws, arn: str, right: Right, where: Place) -> dict[str, bool | None]:
+def _verdicts(aws: Aws, arn: str, right: Right, where: PolicyScope) -> dict[str, bool | None]:
     """For each action of a statement whether it is allowed on all of its resources; None: there was no answer."""
     context = [
         {

@@ -89,7 +89,7 @@ BEYOND = (
 )
 
 
-class Place(Protocol):
+class ProbeBackend(Protocol):
     """Where the job runs: `worlds.AwsPlace`."""
 
     @property
@@ -123,7 +123,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ProbePlan:
     """What will be asked for, and the most that it can cost."""
 
     spec: StudySpec
@@ -157,7 +157,7 @@ def _other_image(study: StudySpec) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ProbeOutcome:
     """What the job showed. `fault`: why a study would not work here, and what to look at, in one line."""
 
     facts: tuple[Fact, ...]
@@ -204,7 +204,7 @@ def smallest(spec: StudySpec) -> StudySpec:
     )
 
 
-def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> Plan:
+def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> ProbePlan:
     """What a completed study's account is asked for. Raises UserError where five cents cannot be promised."""
     try:
         rate = rates.get(INSTANCE_TYPE) or RateCard(spec.prices).rate(INSTANCE_TYPE, spec.region)
@@ -218,7 +218,7 @@ def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> Plan
             "use a region where it is cheaper",
             Exit.REFUSED,
         )
-    return Plan(
+    return ProbePlan(
         spec=spec,
         name=PROBE_PREFIX + "".join(rng.choice(_LETTERS) for _ in range(6)),
         rate=rate,
@@ -228,8 +228,14 @@ def plan(spec: StudySpec, rates: Mapping[str, Rate], rng: random.Random) -> Plan
 
 
 def run(
-    planned: Plan, place: Place, store: FactStore, clock: Clock, *, say: Callable[[str], None], pace: Pace | None = None
-) -> Outcome:
+    planned: ProbePlan,
+    place: ProbeBackend,
+    store: FactStore,
+    clock: Clock,
+    *,
+    say: Callable[[str], None],
+    pace: Pace | None = None,
+) -> ProbeOutcome:
     """Run the job, watch it, record what was found. Raises JobError, AwsError, ObjectsError, UserError."""
     pace = pace or Pace()
     objects = place.objects()
@@ -251,15 +257,17 @@ def run(
     )
     for fact in facts:
         store.put_fact(fact)
-    return Outcome(facts=facts, fault=_fault(planned, seen, saved=found[SYNC_FACT.removeprefix(_PREFIX)] is not None))
+    return ProbeOutcome(
+        facts=facts, fault=_fault(planned, seen, saved=found[SYNC_FACT.removeprefix(_PREFIX)] is not None)
+    )
 
 
 # --- the job
 
 
 def _watch(  # noqa: PLR0917 - the parts of one run
-    planned: Plan,
-    place: Place,
+    planned: ProbePlan,
+    place: ProbeBackend,
     objects: Objects,
     queue: str | None,
     clock: Clock,
@@ -300,7 +308,7 @@ def _watch(  # noqa: PLR0917 - the parts of one run
 
 
 def _stop_for_certain(  # noqa: PLR0917 - as above
-    planned: Plan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+    planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
 ) -> None:
     """Several times: a call may be throttled, and a job whose creation was not answered may show itself late."""
     for left in reversed(range(_STOP_TRIES)):
@@ -319,15 +327,15 @@ def _stop_for_certain(  # noqa: PLR0917 - as above
             clock.wait(clock.now() + timedelta(seconds=pace.poll_s))
 
 
-def _upload(planned: Plan, objects: Objects) -> str:
+def _upload(planned: ProbePlan, objects: Objects) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        script = resources.files("tuner").joinpath(_SCRIPT).read_bytes()
+        script = resources.files("tuner.aws").joinpath(_SCRIPT).read_bytes()
         (Path(folder) / _SCRIPT).write_bytes(script)
         bundle = packaging.make_bundle(Path(folder), _SCRIPT, "python", [])
     return packaging.upload(bundle, objects, planned.base)
 
 
-def _request(planned: Plan, code_uri: str, pace: Pace) -> JobRequest:
+def _request(planned: ProbePlan, code_uri: str, pace: Pace) -> JobRequest:
     spec = planned.spec
     cloud = spec.sagemaker
     return JobRequest(
@@ -387,7 +395,7 @@ def _name_taken(jobs: JobService, request: JobRequest) -> str | None:
     return "accepted: the name was given twice"
 
 
-def _look(planned: Plan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+def _look(planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
     """Describe, then list: a list that is behind shows an older status than the one just described."""
     with suppress(JobError):  # the next look may succeed
         last = jobs.describe(planned.name)
@@ -409,7 +417,7 @@ def _status(seen: Observation | JobSummary) -> str:
 
 
 def _listen(  # noqa: PLR0917 - as above
-    planned: Plan, aws: Aws, queue: str, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+    planned: ProbePlan, aws: Aws, queue: str, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
 ) -> None:
     """Take this job's events; those of others stay. What was lost with one look makes nothing certain any more."""
     if seen.told is None:
@@ -423,7 +431,7 @@ def _listen(  # noqa: PLR0917 - as above
         say(f"{planned.name}: which events come is not seen: {error}")
 
 
-def _stop(planned: Plan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+def _stop(planned: ProbePlan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
     """Twice: what the second one is answered is not documented."""
     stop = aws.client("sagemaker").stop_training_job
     try:
@@ -444,7 +452,7 @@ def _stop(planned: Plan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str]
 # --- what it showed
 
 
-def _findings(planned: Plan, seen: Seen, objects: Objects) -> Iterator[tuple[str, Json]]:
+def _findings(planned: ProbePlan, seen: Seen, objects: Objects) -> Iterator[tuple[str, Json]]:
     last = seen.last
     assert last is not None, "a job that was watched to its end was seen"
     yield "name_taken", seen.name_taken
@@ -462,7 +470,7 @@ def _findings(planned: Plan, seen: Seen, objects: Objects) -> Iterator[tuple[str
     yield "cost_usd", None if last.billable_s is None else cost_microusd(last.billable_s, 1, rate) / MICROUSD
 
 
-def _fault(planned: Plan, seen: Seen, *, saved: bool) -> str | None:
+def _fault(planned: ProbePlan, seen: Seen, *, saved: bool) -> str | None:
     """Why the way that a study's jobs go is not open, in one line with what to look at; None where it is."""
     last = seen.last
     assert last is not None, "as above"
@@ -515,13 +523,13 @@ def _events(seen: Seen) -> Json:
     }
 
 
-def _beats(planned: Plan, objects: Objects) -> Iterator[ObjectInfo]:
+def _beats(planned: ProbePlan, objects: Objects) -> Iterator[ObjectInfo]:
     for info in objects.list(f"{planned.base}checkpoints/beat-"):
         if info.uri.endswith(".json"):
             yield info
 
 
-def _sync_delay(planned: Plan, objects: Objects) -> Json:
+def _sync_delay(planned: ProbePlan, objects: Objects) -> Json:
     """From a file's writing, by the instance's clock, to its being in S3, by S3's."""
     # S3 gives whole seconds, and two clocks differ: never below nothing
     delays = [max(0.0, info.modified.timestamp() - _read(objects, info.uri)["at"]) for info in _beats(planned, objects)]
@@ -530,7 +538,7 @@ def _sync_delay(planned: Plan, objects: Objects) -> Json:
     return {"files": len(delays), "median": round(statistics.median(delays), 1), "max": round(max(delays), 1)}
 
 
-def _sigterm(planned: Plan, seen: Seen, objects: Objects) -> Json:
+def _sigterm(planned: ProbePlan, seen: Seen, objects: Objects) -> Json:
     """Whether the script was told, and which of its last words arrived: by the checkpoint sync, in the model."""
     if seen.stop_sent_at is None or not seen.trained:
         return None
@@ -545,7 +553,7 @@ def _sigterm(planned: Plan, seen: Seen, objects: Objects) -> Json:
     }
 
 
-def _packed(planned: Plan, objects: Objects) -> Iterator[dict[str, float]]:
+def _packed(planned: ProbePlan, objects: Objects) -> Iterator[dict[str, float]]:
     """The same file where it went into the model: its archive, which is read in memory, or beside others."""
     for info in objects.list(f"{planned.base}outputs/"):
         if "/sigterm-" in info.uri:  # of a study that wants its model without compression

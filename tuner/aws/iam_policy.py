@@ -44,7 +44,7 @@ UNKNOWN_ACCOUNT = "ACCOUNT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class PolicyScope:
     """What ARNs are made of."""
 
     partition: str = "aws"
@@ -62,9 +62,9 @@ class Place:
     vpc: bool = False
 
 
-def place(spec: StudySpec | None, identity: Identity | None, region: str | None) -> Place:
+def place(spec: StudySpec | None, identity: Identity | None, region: str | None) -> PolicyScope:
     """As much as study file and credentials tell."""
-    made = Place() if spec is None else _of_study(spec)
+    made = PolicyScope() if spec is None else _of_study(spec)
     if region is not None:
         made = replace(made, region=region)
     if identity is not None:
@@ -73,7 +73,7 @@ def place(spec: StudySpec | None, identity: Identity | None, region: str | None)
     return made
 
 
-def documents(where: Place) -> _Document:
+def documents(where: PolicyScope) -> _Document:
     """`{"caller": policy, "role": policy}`, each fit for `aws iam put-role-policy`."""
     return {"caller": _policy(caller_rights(where), where), "role": _policy(role_rights(where), where)}
 
@@ -87,7 +87,7 @@ def principal(arn: str) -> str:
     return f"{parts[0]}:{parts[1]}:iam::{parts[4]}:role/{name.partition('/')[0]}"
 
 
-def caller_rights(where: Place) -> Iterator[Right]:
+def caller_rights(where: PolicyScope) -> Iterator[Right]:
     """What `tuner` itself calls, from `launch` to `doctor`."""
     yield from _ON_JOBS
     yield from _ON_STORAGE
@@ -109,7 +109,7 @@ def caller_rights(where: Place) -> Iterator[Right]:
         yield _key_right(where.key, actions)
 
 
-def role_rights(where: Place) -> Iterator[Right]:
+def role_rights(where: PolicyScope) -> Iterator[Right]:
     """What the container does, and SageMaker in the role's name: channels, checkpoint sync, logs, metrics, image."""
     objects = ("arn:{partition}:s3:::{bucket}/{prefix}*", "arn:{partition}:s3:::{outputs}*")
     # deletions of the script reach S3 through the checkpoint agent
@@ -304,14 +304,14 @@ _ON_EVENTS = (
 )
 
 
-def _of_study(spec: StudySpec) -> Place:
+def _of_study(spec: StudySpec) -> PolicyScope:
     role = spec.sagemaker.role or ""
     arn = role.split(":", 5)
     # the default bucket of an account and a region, as `launch` takes it
     root = spec.checkpoints.root or "s3://sagemaker-{region}-{account}/tuner/"
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     outputs = spec.sagemaker.outputs or root
-    return Place(
+    return PolicyScope(
         partition=arn[1] if role.startswith("arn:") else "aws",
         account=arn[4] if role.startswith("arn:") else UNKNOWN_ACCOUNT,
         jobs=spec.name,
@@ -338,16 +338,16 @@ def _image(uri: str | None) -> str:
     return "*:*:repository/*" if found is None else f"{found[2]}:{found[1]}:repository/{found[3]}"
 
 
-def _policy(rights: Iterator[Right], where: Place) -> _Document:
+def _policy(rights: Iterator[Right], where: PolicyScope) -> _Document:
     return {"Version": "2012-10-17", "Statement": [_statement(right, where) for right in rights]}
 
 
-def resources(right: Right, where: Place) -> tuple[str, ...]:
+def resources(right: Right, where: PolicyScope) -> tuple[str, ...]:
     """The ARNs of a statement, filled in."""
     return _unique([_arn(each, where) for each in right.resources])
 
 
-def _statement(right: Right, where: Place) -> _Document:
+def _statement(right: Right, where: PolicyScope) -> _Document:
     made: _Document = {
         "Sid": right.sid,
         "Effect": "Allow",
@@ -359,7 +359,7 @@ def _statement(right: Right, where: Place) -> _Document:
     return made
 
 
-def _arn(template: str, where: Place) -> str:
+def _arn(template: str, where: PolicyScope) -> str:
     for name in ("image", "jobs", "bucket", "prefix", "outputs", "role", "caller", "partition", "region", "account"):
         template = template.replace(f"{{{name}}}", getattr(where, name))
     return template

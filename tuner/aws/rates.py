@@ -9,7 +9,7 @@ than its part. Describing what can wait leaves some calls for finding out about 
 call a page, are begun only when the pages of the last one are there, and take half of their bucket's rate at most:
 others of the account list, too. Pages of one list keep the distance of that rate: a list that is refused in the middle
 is begun anew, and AWS need not allow the burst that our buckets hold. But for that, a call that is not there is
-`OutOfCalls`, at once: only `Patient` ever waits.
+`OutOfCalls`, at once: only `RetryingJobService` ever waits.
 """
 
 import os
@@ -204,7 +204,7 @@ class RateLimited:
         self._jobs.stop(name)
 
 
-class Patient:
+class RetryingJobService:
     """A job service for those who have no next tick (audit, reconciliation): it waits for its turn, for minutes.
 
     What may be asked twice is asked again, too, when no answer came; a job is not made twice.

@@ -31,7 +31,7 @@ from tuner.core.text import (
     size,
     steps_text,
 )
-from tuner.operations.records import Plan
+from tuner.operations.records import LaunchPlan
 from tuner.reports.records import Audit, LocalJobRow
 
 _STEPS_SHOWN = 12  # as many as `steps_text` lists
@@ -44,7 +44,7 @@ def params_text(params: Mapping[str, Any]) -> str:
     return " ".join(f"{safe(name)}={number(value)}" for name, value in params.items())
 
 
-def plan(shown: Plan, stream: TextIO | None = None, *, every_setting: bool = False) -> str:
+def plan(shown: LaunchPlan, stream: TextIO | None = None, *, every_setting: bool = False) -> str:
     """What `launch` is about to do, and what it may cost, fit for `stream`."""
     grid = Table.grid(padding=(0, 2))
     for label, value in (*(shown.rows if every_setting else ()), *shown.headline):

@@ -30,7 +30,7 @@ from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
 from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result
 from tuner.rehearse.rehearse import rehearse
-from tuner.rehearse.runs import Wish
+from tuner.rehearse.runs import RehearsalOptions
 from tuner.rehearse.verdict import save_text, short
 from tuner.spec.study_file import SpecError
 from tuner.spec.values import duration
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     return Exit.DONE if outcome.fit else Exit.CHECK_FAILED
 
 
-def _wish(args: argparse.Namespace) -> Wish:
-    return Wish(
+def _wish(args: argparse.Namespace) -> RehearsalOptions:
+    return RehearsalOptions(
         overrides=tuple(args.set),
         inputs=_inputs(args.input),
         steps=args.steps,

@@ -22,7 +22,7 @@ from tuner.core.text import dollars, safe
 from tuner.operations import change as wishes
 from tuner.operations import context, look, retention
 from tuner.operations import launch as study
-from tuner.operations.records import Outcome, Plan, Signals
+from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.records import Display
 from tuner.store.store import Store
@@ -122,7 +122,7 @@ def gc(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _drive(name: str, verb: Callable[[Display, Signals], Outcome], wish: Intent | None = None) -> int:
+def _drive(name: str, verb: Callable[[Display, Signals], StudyOutcome], wish: Intent | None = None) -> int:
     """Run an engine under a display and the two-stage signals, then say what it came to.
 
     `wish` is what the verb asks for; None: what the study was asked for last.
@@ -175,7 +175,7 @@ def _changing(args: argparse.Namespace, verb: str) -> Iterator[Store]:
         yield store
 
 
-def _confirm(plan: Plan, *, yes: bool) -> None:
+def _confirm(plan: LaunchPlan, *, yes: bool) -> None:
     """Ask before money is spent. Raises UserError when nobody can be asked, or says no."""
     if yes or plan.spec.backend == "local":
         return

@@ -19,7 +19,7 @@ from tuner.local.tree import BadAddress, open_regular, split_uri
 from tuner.storage import objects
 
 
-class Bucket:
+class LocalBucket:
     """The objects of an endpoint."""
 
     def __init__(self, state_dir: Path, region: str) -> None:

@@ -231,9 +231,9 @@ class Container:
 def _objects(job: JobDir) -> Objects:
     if job.record.get("s3_endpoint") is None:
         return Tree(job.state_dir)
-    from tuner.local.bucket import Bucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not
+    from tuner.local.bucket import LocalBucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not
 
-    return Bucket(job.state_dir, job.record["region"])
+    return LocalBucket(job.state_dir, job.record["region"])
 
 
 def _ordinary(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

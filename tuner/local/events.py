@@ -20,7 +20,7 @@ from tuner.aws.connections import AwsError, ask
 from tuner.local import views
 from tuner.local.faults import drawn
 from tuner.local.jobdir import ENDS, JobDir, Row, job_names, open_job
-from tuner.local.settings import BadSettings, Settings, read_settings
+from tuner.local.settings import BadSettings, LocalSettings, read_settings
 
 _AT_A_TIME = 10  # PutEvents' limit
 _TIMES = frozenset({"CreationTime", "LastModifiedTime", "TrainingStartTime", "TrainingEndTime", "StartTime", "EndTime"})
@@ -103,7 +103,7 @@ class EventSender:
             if rows[-1].status in ENDS:
                 self._ended.add(name)
 
-    def _enter(self, made: Entry, settings: Settings) -> None:
+    def _enter(self, made: Entry, settings: LocalSettings) -> None:
         self._count += 1
         is_late = drawn(settings, "event late", self._count) < settings.events_late_share
         (self._late if is_late else self._waiting).append(made)
@@ -124,7 +124,7 @@ class EventSender:
         return not refusal
 
 
-def _makes_an_event(rows: Sequence[Row], settings: Settings) -> bool:
+def _makes_an_event(rows: Sequence[Row], settings: LocalSettings) -> bool:
     """Whether the last row is told of."""
     if settings.events_of == "every_change" or len(rows) == 1:
         return True

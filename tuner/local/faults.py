@@ -8,7 +8,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from tuner.local.settings import Settings
+from tuner.local.settings import LocalSettings
 from tuner.local.validate import Refused
 
 
@@ -16,13 +16,13 @@ class AnswerLost(Exception):  # noqa: N818 - named for what happened
     """The call was carried out, and whoever transports the answer is to drop it."""
 
 
-class Faults:
+class ForcedErrors:
     """The faults that calls to one service meet, in their order."""
 
     def __init__(self) -> None:
         self._numbers: Iterator[int] = itertools.count()
 
-    def meet(self, settings: Settings) -> bool:
+    def meet(self, settings: LocalSettings) -> bool:
         """What the next call meets: raises `Refused`, else says whether its answer will be lost."""
         number = next(self._numbers)
         if settings.credentials_expired:
@@ -32,6 +32,6 @@ class Faults:
         return drawn(settings, "lost", number) < settings.lost_share
 
 
-def drawn(settings: Settings, what: str, number: int) -> float:
+def drawn(settings: LocalSettings, what: str, number: int) -> float:
     """A number in [0, 1) that depends on nothing but the seed, the kind of fault and how often it was drawn."""
     return random.Random(f"{settings.fault_seed}:{what}:{number}").random()  # noqa: S311 - a fault, not a secret

@@ -25,12 +25,12 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.local import views
 from tuner.local.container import host_environment
 from tuner.local.ending import begin_stop, bury
-from tuner.local.faults import AnswerLost, Faults
+from tuner.local.faults import AnswerLost, ForcedErrors
 from tuner.local.jobdir import ENDS, JobDir, Row, create_job, job_names, new_temporary, open_job
 from tuner.local.listing import list_page, turn_page
 from tuner.local.processes import end_all_of, start_supervisor
 from tuner.local.search import matches
-from tuner.local.settings import Settings, read_settings
+from tuner.local.settings import LocalSettings, read_settings
 from tuner.local.validate import Refused, check_create, check_shape, invalid
 from tuner.storage.objects import STATE_MARK
 
@@ -70,7 +70,7 @@ class LocalSageMaker:
         self.region = region
         self._clock = clock or SystemClock()
         self._s3_endpoint = s3_endpoint
-        self._faults = Faults()
+        self._faults = ForcedErrors()
         self._seen: dict[str, _Seen] = {}
         self._children: set[int] = set()
         self._operations: dict[str, Callable[[Params], Params]] = {
@@ -248,7 +248,7 @@ class LocalSageMaker:
 
     # --- creating ---
 
-    def _record(self, params: Params, settings: Settings) -> dict[str, Any]:
+    def _record(self, params: Params, settings: LocalSettings) -> dict[str, Any]:
         name = params["TrainingJobName"]
         tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
         return {
@@ -265,7 +265,7 @@ class LocalSageMaker:
             "s3_endpoint": self._s3_endpoint,
         }
 
-    def _check_quota(self, params: Params, settings: Settings) -> None:
+    def _check_quota(self, params: Params, settings: LocalSettings) -> None:
         kind, spot = params["ResourceConfig"]["InstanceType"], bool(params.get("EnableManagedSpotTraining"))
         limit = (settings.spot_quota if spot else settings.on_demand_quota).get(kind)
         if limit is None:
@@ -304,7 +304,7 @@ class LocalSageMaker:
 
     # --- small things ---
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> LocalSettings:
         return read_settings(self.state_dir)
 
     def _now(self) -> float:
@@ -338,7 +338,7 @@ def _as_of(seen: _Seen, moment: float) -> _Seen | None:
     return _Seen(seen.stamp, seen.job, rows, views.summary(seen.job, rows)) if rows else None
 
 
-def _name_taken(name: str, settings: Settings) -> Refused:
+def _name_taken(name: str, settings: LocalSettings) -> Refused:
     if settings.name_taken == "bare":
         return Refused("ResourceInUse", "Resource is in use.")
     return Refused(
@@ -348,7 +348,7 @@ def _name_taken(name: str, settings: Settings) -> Refused:
     )
 
 
-def _saving(name: str, settings: Settings) -> float:
+def _saving(name: str, settings: LocalSettings) -> float:
     draw = int.from_bytes(hashlib.sha256(f"{settings.saving_seed}:{name}".encode()).digest()[:6], "big") / 2**48
     return round(settings.saving_low + (settings.saving_high - settings.saving_low) * draw, 4)
 

@@ -22,7 +22,7 @@ class BadSettings(ValueError):  # noqa: N818 - named for what it says to the rea
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LocalSettings:
     """Switches of a local SageMaker; times in seconds."""
 
     # Between SIGTERM and SIGKILL when a job is stopped; AWS documents 120 s.
@@ -80,7 +80,7 @@ class Settings:
         return dataclasses.asdict(self)
 
     @classmethod
-    def parse(cls, raw: object) -> "Settings":
+    def parse(cls, raw: object) -> "LocalSettings":
         """Check and build; raises `BadSettings`."""
         if not isinstance(raw, dict):
             raise BadSettings("local settings: one JSON object is expected")
@@ -90,14 +90,14 @@ class Settings:
         return cls(**{key: _checked(key, value, hints[key]) for key, value in raw.items()})
 
 
-def read_settings(state_dir: Path) -> Settings:
+def read_settings(state_dir: Path) -> LocalSettings:
     """The settings of a state directory; defaults without a `settings.json`. Raises `BadSettings`."""
     try:
         text = (state_dir / "settings.json").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return Settings()
+        return LocalSettings()
     try:
-        return Settings.parse(json.loads(text))
+        return LocalSettings.parse(json.loads(text))
     except json.JSONDecodeError as error:
         raise BadSettings(f"local settings: {state_dir / 'settings.json'} is not JSON: {error}") from error
 

@@ -35,7 +35,7 @@ from tuner.local.final_metrics import final_metrics
 from tuner.local.jobdir import ENDS, JobDir, Row
 from tuner.local.market import Market, market_path, parse_market
 from tuner.local.processes import LOCK_DESCRIPTOR, end_descendants
-from tuner.local.settings import Settings
+from tuner.local.settings import LocalSettings
 
 # The longest sleep: how late a stop is noticed, and how far back the last sign of life can lie.
 _BEAT_S = 0.1
@@ -47,7 +47,7 @@ class Supervisor:
 
     def __init__(self, job: JobDir) -> None:
         self.job = job
-        self.settings = Settings.parse(job.record["settings"])
+        self.settings = LocalSettings.parse(job.record["settings"])
         self._limits = limits_of(job.request, self.settings.max_runtime)
         self._rows: list[Row] = []
         self._stamp: tuple[int, int, int] | None = None
@@ -59,7 +59,7 @@ class Supervisor:
             self.job.append("Starting", time.time(), "Launching requested ML instances.", after=["Interrupted"])
         isolation = self._isolate()
         while self._gets_instance():
-            Run(self, isolation).go()
+            ScriptRun(self, isolation).go()
             if self.rows()[-1].status in ENDS:
                 return
         end_stopped(self.job, time.time())
@@ -121,7 +121,7 @@ class Supervisor:
         self.job.sign_life(time.time())
 
 
-class Run:
+class ScriptRun:
     """One life of the instance: from getting it to losing it, or to the job's end."""
 
     def __init__(self, supervisor: Supervisor, isolation: namespace.Isolation) -> None:

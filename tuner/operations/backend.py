@@ -140,13 +140,13 @@ def place(spec: StudySpec, local_dir: Path | None) -> Place:
 
 def jobs_in_turn(study: Study, store: "Store", clock: Clock) -> "JobService":
     """The job service for a verb: it shares the account's calls with the engines, and waits for its turn."""
-    from tuner.aws.rates import Patient, RateLimited  # noqa: PLC0415 - few verbs need it
+    from tuner.aws.rates import RateLimited, RetryingJobService  # noqa: PLC0415 - few verbs need it
 
     where = place_of(study)
     if isinstance(where, LocalPlace):
         return where.jobs()
     calls = _shared_calls(store, where.scope, clock, store.facts(where.scope))
-    return Patient(RateLimited(where.jobs(next_page=calls.page), calls), clock)
+    return RetryingJobService(RateLimited(where.jobs(next_page=calls.page), calls), clock)
 
 
 def _shared_calls(store: "Store", scope: str, clock: Clock, facts: Iterable[Fact]) -> "SharedCalls":

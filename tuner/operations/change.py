@@ -16,7 +16,7 @@ from tuner.engine import requests
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
-from tuner.operations.records import Outcome, Signals
+from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports.records import Display, EventLine
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec, apply_set, from_json
@@ -70,7 +70,7 @@ def request_stop(
     drain: bool = False,
     wait: bool = True,
     clock: SystemClock | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """Bring a study to rest: jobs are stopped at their next checkpoint, at once (`now_`), or finish (`drain`)."""
     intent = stop_intent(now_=now_, drain=drain)
     return _request_intent(name, store, "stop", intent, display=display, signals=signals, wait=wait, clock=clock)
@@ -88,7 +88,7 @@ def request_cancel(
     signals: Signals | None = None,
     wait: bool = True,
     clock: SystemClock | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """End a study: running jobs are stopped, unfinished trials are cancelled."""
     return _request_intent(
         name, store, "cancel", Intent.CANCEL, display=display, signals=signals, wait=wait, clock=clock
@@ -105,7 +105,7 @@ def _request_intent(
     signals: Signals | None,
     wait: bool,
     clock: SystemClock | None,
-) -> Outcome:
+) -> StudyOutcome:
     clock, signals = clock or SystemClock(), signals or Signals()
     with operating_errors():
         study = store.study(name)
@@ -134,7 +134,7 @@ def _request_intent(
         return _wished(outcome, waited=wait)
 
 
-def _wished(outcome: Outcome, *, waited: bool) -> Outcome:
+def _wished(outcome: StudyOutcome, *, waited: bool) -> StudyOutcome:
     """The user asked for this rest: it is no failure to have reached it, nor to have only asked."""
     reached = not outcome.study_state.active or not waited
     return replace(outcome, exit_code=Exit.DONE) if reached else outcome

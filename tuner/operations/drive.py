@@ -16,7 +16,7 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Lease, Study, StudyState, TrialState
 from tuner.operations import backend, lease_holder, retention
-from tuner.operations.records import Outcome, Signals
+from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.records import Display, EventLine
 from tuner.spec.study_file import from_json
@@ -49,7 +49,7 @@ def drive(
     signals: Signals,
     clock: SystemClock,
     once: bool = False,
-) -> Outcome:
+) -> StudyOutcome:
     from tuner.engine.engine import Engine  # noqa: PLC0415 - imports Optuna
     from tuner.reports.narrate import DisplayWatcher  # noqa: PLC0415
 
@@ -112,9 +112,9 @@ def _apply_retention(study: Study, lease: Lease, store: Store, display: Display,
         display.event(EventLine(at=clock.now(), level="info", text=text))
 
 
-def outcome_of(study: Study, store: Store, signals: Signals, now: datetime) -> Outcome:
+def outcome_of(study: Study, store: Store, signals: Signals, now: datetime) -> StudyOutcome:
     summary = views.summary_view(store, study, now)
-    return Outcome(study_state=study.state, exit_code=_exit_code(study, store, signals), summary=summary)
+    return StudyOutcome(study_state=study.state, exit_code=_exit_code(study, store, signals), summary=summary)
 
 
 def _exit_code(study: Study, store: Store, signals: Signals) -> int:

@@ -25,7 +25,7 @@ from tuner.engine.memory import limits_to_keep
 from tuner.operations import backend
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
-from tuner.operations.records import Outcome, Plan, Signals
+from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
 from tuner.reports.records import Display
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
@@ -51,7 +51,7 @@ _ASSUMED_SPOT_RATIO = 0.4
 _RECENT_EVENTS = 20
 
 
-def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
+def plan(file: Path, overrides: Sequence[str] = ()) -> LaunchPlan:
     """Read a study file and check it against everything that this machine knows."""
     with operating_errors():
         spec = load(file, overrides)
@@ -69,7 +69,7 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
             return _unpriced(spec)
 
 
-def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
+def prepare(planned: LaunchPlan, store: Store, *, clock: Clock | None = None) -> LaunchPlan:
     """Refuse a name that is taken; on AWS, fill in what the file leaves open and refuse what cannot work."""
     spec = planned.spec
     with operating_errors():
@@ -80,7 +80,7 @@ def prepare(planned: Plan, store: Store, *, clock: Clock | None = None) -> Plan:
         return replace(_planned(found.spec, found.rates), warnings=found.warnings, quotas=found.quotas)
 
 
-def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> Plan:
+def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> LaunchPlan:
     """What it comes to. `rates` say where prices are from. Raises PriceUnknown."""
     training, card = spec.training, RateCard(spec.prices)
     known = {kind: rates.get(kind) or card.rate(kind, spec.region) for kind in training.instance_types}
@@ -88,7 +88,7 @@ def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> Plan:
     ratio = _ASSUMED_SPOT_RATIO if spec.capacity.policy == "spot" else 1.0
     budget = spec.budget.microusd
     at_most = spec.trials * workload.ceiling(spec).first_job_microusd if budget is None else budget
-    return Plan(
+    return LaunchPlan(
         spec=spec,
         headline=(*_headline(spec), *_amounts(spec, known, hours)),
         rows=tuple(describe(spec)),
@@ -98,9 +98,9 @@ def _planned(spec: StudySpec, rates: Mapping[str, Rate]) -> Plan:
     )
 
 
-def _unpriced(spec: StudySpec) -> Plan:
+def _unpriced(spec: StudySpec) -> LaunchPlan:
     """A study on AWS whose price is not known before AWS was asked."""
-    return Plan(
+    return LaunchPlan(
         spec=spec,
         headline=tuple(_headline(spec)),
         rows=tuple(describe(spec)),
@@ -160,14 +160,14 @@ def _amounts(spec: StudySpec, rates: Mapping[str, Rate], hours: float) -> Iterat
 
 
 def launch(
-    planned: Plan,
+    planned: LaunchPlan,
     store: Store,
     *,
     display: Display,
     signals: Signals,
     clock: SystemClock | None = None,
     rng: random.Random | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """Record a new study and drive it. The plan of a study on AWS was prepared before.
 
     `rng` draws the study's key; tests give a seeded one.
@@ -231,7 +231,7 @@ def resume(
     once: bool = False,
     no_wait: bool = False,
     clock: SystemClock | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """Reconcile a study with what happened meanwhile, and carry on. May be repeated.
 
     `retry_failed` gives the parameters of failed trials to new ones, outside the total. `once`: one cycle, which leaves
@@ -284,7 +284,7 @@ def _expects_cycles(study: Study, store: Store) -> bool:
 
 def resume_all_once(
     store: Store, *, display: Display, signals: Signals, others_too: bool = False, clock: SystemClock | None = None
-) -> list[tuple[str, Outcome]]:
+) -> list[tuple[str, StudyOutcome]]:
     """One cycle over every study that an engine is expected for; a study held by another engine is passed over.
 
     So are those of other users, but for `others_too`: nobody can be asked.
@@ -295,11 +295,13 @@ def resume_all_once(
             continue
         if study.owner != user_name() and not others_too:
             passed_over = f"belongs to {study.owner}: passed over (--force takes it along)"
-            outcomes.append((study.name, Outcome(study_state=study.state, exit_code=0, summary={"error": passed_over})))
+            outcomes.append(
+                (study.name, StudyOutcome(study_state=study.state, exit_code=0, summary={"error": passed_over}))
+            )
             continue
         try:
             outcome = resume(study.name, store, display=display, signals=signals, once=True, no_wait=True, clock=clock)
         except UserError as error:
-            outcome = Outcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
+            outcome = StudyOutcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
         outcomes.append((study.name, outcome))
     return outcomes

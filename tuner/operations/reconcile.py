@@ -47,7 +47,7 @@ from tuner.reports.records import Display, EventLine, Level
 from tuner.spec import workload
 from tuner.spec.document import setting_text
 from tuner.spec.study_file import (
-    Change,
+    SpecChange,
     StudySpec,
     apply_set,
     as_begun,
@@ -227,7 +227,7 @@ class Reconciler:
             numbers = ", ".join(str(trial.number) for trial, _, _ in begun)
             self._tell("info", f"unfinished trials keep the settings they began with: {numbers}")
 
-    def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[Change]) -> None:
+    def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[SpecChange]) -> None:
         refuse_unbuilt(current)
         self._check_budget(unit.study, current)
         backend.make_proposer(current)
@@ -324,13 +324,13 @@ def _again(old: Trial, number: int, unit: UnitOfWork, spec: StudySpec) -> Trial:
     )
 
 
-def _kind_text(change: Change) -> str:
+def _kind_text(change: SpecChange) -> str:
     if change.kind == "needs_accept" and change.for_new_trials:
         return "needs --accept-changes, and is for new trials only"
     return _KINDS[change.kind]
 
 
-def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: bool) -> None:
+def _refuse(recorded: StudySpec, found: Sequence[SpecChange], *, accept_changes: bool) -> None:
     never = list(_keys(found, "never"))
     if never:
         raise UserError(
@@ -347,5 +347,5 @@ def _refuse(recorded: StudySpec, found: Sequence[Change], *, accept_changes: boo
         )
 
 
-def _keys(found: Sequence[Change], kind: str) -> Iterator[str]:
+def _keys(found: Sequence[SpecChange], kind: str) -> Iterator[str]:
     return (change.key for change in found if change.kind == kind)

@@ -25,7 +25,7 @@ _OUR_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LaunchPlan:
     """A study file that was read and checked, and what it would cost; nothing is written yet."""
 
     spec: "StudySpec"
@@ -38,7 +38,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class StudyOutcome:
     """How a verb that drives a study ended."""
 
     study_state: StudyState

@@ -18,14 +18,16 @@ from tuner.local.namespace import find_isolation
 from tuner.operations import backend
 from tuner.rehearse.advice import advise, measures
 from tuner.rehearse.records import Rehearsal, RehearsalRefused
-from tuner.rehearse.runs import Runs, Watcher, Wish
+from tuner.rehearse.runs import RehearsalOptions, Runs, RunWatcher
 from tuner.rehearse.stage import ROOT, Stage
 from tuner.rehearse.verdict import checks
 from tuner.spec.records import Input
 from tuner.spec.study_file import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
 
 
-def rehearse(file: Path, wish: Wish, watcher: Watcher, clock: Clock, learned: Mapping[str, float]) -> Rehearsal:
+def rehearse(
+    file: Path, wish: RehearsalOptions, watcher: RunWatcher, clock: Clock, learned: Mapping[str, float]
+) -> Rehearsal:
     """Run a study's script here. `learned` are interruptions per hour of running, by instance type.
 
     Raises SpecError, BundleRefused, RehearsalRefused for what has to be changed first, RehearsalBroken for what

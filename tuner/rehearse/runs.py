@@ -36,7 +36,7 @@ _TORN_MAX = 4  # files; each costs a start of the script
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class RehearsalOptions:
     """What the user asked of a rehearsal."""
 
     overrides: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Wish:
     grace_s: float = 15.0  # between SIGTERM and SIGKILL; AWS gives 120 s
 
 
-class Watcher(Protocol):
+class RunWatcher(Protocol):
     """Whoever looks on while a rehearsal runs."""
 
     def phase(self, text: str) -> None:
@@ -75,7 +75,13 @@ class Runs:
     """The runs of one rehearsal."""
 
     def __init__(
-        self, stage: Stage, params: Mapping[str, ParamValue], wish: Wish, watcher: Watcher, *, isolated: bool
+        self,
+        stage: Stage,
+        params: Mapping[str, ParamValue],
+        wish: RehearsalOptions,
+        watcher: RunWatcher,
+        *,
+        isolated: bool,
     ) -> None:
         self._stage = stage
         self._params = params

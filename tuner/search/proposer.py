@@ -44,7 +44,7 @@ from tuner.search.parts import (
 from tuner.search.view import ViewStorage, ViewStudy, earlier_trial, new_view, running_trial
 from tuner.spec.records import Component, Objective, Space, SpaceFunction
 
-__all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "Verdict", "ViewTrial"]
+__all__ = ["Delta", "Proposal", "ProposalError", "Proposer", "PrunerVerdict", "ViewTrial"]
 
 _END = {
     TrialState.SUCCEEDED: Seen.COMPLETE,
@@ -78,7 +78,7 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PrunerVerdict:
     """The pruner's answer for one step, and what it remembered while giving it."""
 
     prune: bool
@@ -202,17 +202,17 @@ class Proposer:
             study_attrs=_added(before, storage.get_study_system_attrs(self._study_id)),
         )
 
-    def report(self, number: int, step: int, value: float) -> Verdict:
+    def report(self, number: int, step: int, value: float) -> PrunerVerdict:
         """Add the value of one step and ask the pruner about it: once per step, in order."""
         if self._is_full(number, step):
-            return Verdict(False, {}, {})
+            return PrunerVerdict(False, {}, {})
         attrs, study_attrs = self._attrs(number)
         self.replay(number, step, value)
         with _quiet(self._log_level):
             prune = bool(self._study.pruner.prune(self._study, self._storage.get_trial(self._id(number))))
         self._remember_guesses()
         delta = self._delta(number, attrs, study_attrs)
-        return Verdict(prune, delta.attrs, delta.study_attrs)
+        return PrunerVerdict(prune, delta.attrs, delta.study_attrs)
 
     def replay(self, number: int, step: int, value: float) -> None:
         """Add or replace the value of a step whose verdict is already stored: the pruner is not asked."""

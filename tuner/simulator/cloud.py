@@ -41,14 +41,14 @@ from tuner.core.jobs import (
 )
 from tuner.core.records import MetricPoint, RunRecord
 from tuner.simulator.parts import (
-    Bill,
-    Faults,
     Outage,
     Prefix,
     Reader,
     Script,
-    Settings,
+    SimulatedBill,
+    SimulatedFaults,
     SimulatedJob,
+    SimulatorSettings,
     smooth_curve,
 )
 
@@ -89,14 +89,14 @@ class SimulatedCloud:
         scripts: Callable[[JobRequest], Script] = lambda _request: Script(),
         outages: Iterable[Outage] = (),
         pools: Mapping[str | tuple[str, str], Iterable[Outage]] | None = None,
-        settings: Settings | None = None,
-        faults: Faults | None = None,
+        settings: SimulatorSettings | None = None,
+        faults: SimulatedFaults | None = None,
     ) -> None:
         self.jobs: dict[str, SimulatedJob] = {}
         self.prefixes: defaultdict[str, Prefix] = defaultdict(Prefix)  # by checkpoint URI
         self.calls: Counter[str] = Counter()
-        self.settings = settings or Settings()
-        self.faults = faults or Faults()
+        self.settings = settings or SimulatorSettings()
+        self.faults = faults or SimulatedFaults()
         self._clock, self._seed, self._scripts = clock, seed, scripts
         self._curve = smooth_curve(seed)
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
@@ -192,7 +192,7 @@ class SimulatedCloud:
         """A reader that starts from the beginning, as after a restart; at most `batch` points a call."""
         return Reader(self.prefixes, batch, lambda: self._refuse("read"))
 
-    def bill(self, name: str) -> Bill:
+    def bill(self, name: str) -> SimulatedBill:
         """From the instance's own starts and ends, so that `describe` has something to be compared with."""
         return self.jobs[name].bill(self.settings.saving)
 
@@ -208,7 +208,7 @@ class SimulatedCloud:
 
     def calm(self) -> None:
         """No more faults of the port, planned or seeded."""
-        self.faults = Faults()
+        self.faults = SimulatedFaults()
         self._slots.clear()
 
     def interrupt(self, name: str | None = None) -> None:

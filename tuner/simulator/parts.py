@@ -48,7 +48,7 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class SimulatorSettings:
     """How this cloud behaves, undocumented choices included."""
 
     saving: float = 0.65  # of spot against on-demand
@@ -60,7 +60,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
+class SimulatedFaults:
     """Seeded misfortune at the port: probabilities per call."""
 
     refused: float = 0.0  # the call has no effect and raises one of `errors`
@@ -72,7 +72,7 @@ class Faults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
+class SimulatedBill:
     """What a job costs; None where no instance ever started."""
 
     training_s: int | None
@@ -151,11 +151,11 @@ class SimulatedJob:
             return training_s
         return max(1, round(training_s * (1 - saving)))
 
-    def bill(self, saving: float) -> Bill:
+    def bill(self, saving: float) -> SimulatedBill:
         """From what the instances were up, not from the history."""
         micros = sum(round(end * 1e6) - round(start * 1e6) for start, end in self.up)
         training_s = max(1, round(micros / 1e6)) if self.up else None
-        return Bill(
+        return SimulatedBill(
             training_s=training_s,
             billable_s=self.billable_s(training_s, saving),
             instance_count=self.request.instance_count,

@@ -56,7 +56,6 @@ __all__ = [
     "Budget",
     "Capacity",
     "CategoricalParam",
-    "Change",
     "Checkpoints",
     "Component",
     "Direction",
@@ -76,6 +75,7 @@ __all__ = [
     "Settings",
     "Space",
     "SpaceFunction",
+    "SpecChange",
     "SpecError",
     "StudySpec",
     "Training",
@@ -202,7 +202,7 @@ ChangeKind = Literal["harmless", "needs_accept", "never"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SpecChange:
     """One setting that differs, by dotted key; None stands for absent."""
 
     key: str
@@ -248,12 +248,12 @@ _KINDS: tuple[tuple[str, ChangeKind], ...] = (
 )
 
 
-def changes(old: StudySpec, new: StudySpec) -> list[Change]:
+def changes(old: StudySpec, new: StudySpec) -> list[SpecChange]:
     """What differs between a stored spec and the study file as it is now, in the order of the file."""
     before, after = _settings_of(old), _settings_of(new)
     keys = [*before, *(key for key in after if key not in before)]
     return [
-        Change(key, before.get(key), after.get(key), _kind(key))
+        SpecChange(key, before.get(key), after.get(key), _kind(key))
         for key in keys
         # as JSON, since 1 and true are equal to Python
         if json.dumps(before.get(key)) != json.dumps(after.get(key))

@@ -24,7 +24,7 @@ class TraceError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TraceRun:
     start_s: float
     duration_s: float
     instances_up: int
@@ -34,7 +34,7 @@ class Run:
 class Trace:
     """Runs in order, without gaps, from zero to `length_s`; then it repeats."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[TraceRun, ...]
     length_s: float
 
     def up(self, at_s: float) -> int:
@@ -84,7 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise TraceError(f"{path}: is not a CSV text file") from None
 
 
-def _checked(path: Path, rows: Sequence[tuple[int, list[str]]]) -> Iterator[Run]:
+def _checked(path: Path, rows: Sequence[tuple[int, list[str]]]) -> Iterator[TraceRun]:
     if not rows or rows[0][1] != _HEADER:
         raise TraceError(f"{path}: the first line must be {','.join(_HEADER)}")
     if len(rows) == 1:
@@ -99,10 +99,10 @@ def _checked(path: Path, rows: Sequence[tuple[int, list[str]]]) -> Iterator[Run]
         yield run
 
 
-def _run(where: str, row: Sequence[str]) -> Run:
+def _run(where: str, row: Sequence[str]) -> TraceRun:
     try:
         start_s, duration_s, instances_up = row
-        run = Run(float(start_s), float(duration_s), int(instances_up))
+        run = TraceRun(float(start_s), float(duration_s), int(instances_up))
     except ValueError:
         raise TraceError(f"{where}: must be two numbers and a whole number, as in 0,600,1") from None
     if not (math.isfinite(run.start_s) and 0 < run.duration_s < math.inf and run.instances_up >= 0):

@@ -28,7 +28,7 @@ from tuner.store.tables import prices as _prices
 _B, _F, _P = buckets.c, _facts.c, _prices.c
 
 
-class Bucket:
+class TokenBucket:
     """One kind of call of one account, inside the caller's transaction, which should be short: others wait for it."""
 
     def __init__(self, connection: sa.Connection, scope: str, operation: str, rate: CallRate) -> None:

@@ -377,7 +377,7 @@ class Store:
     def take_calls(self, scope: str, operation: str, rate: CallRate, draw: Draw, *, now: datetime) -> int:
         """Take calls out of a bucket before they are made; returns how many it gave."""
         with self._writing() as connection:
-            return account.Bucket(connection, scope, operation, rate).take(draw, now)
+            return account.TokenBucket(connection, scope, operation, rate).take(draw, now)
 
     def engines(self, backend: str, now: datetime) -> int:
         """How many studies of this backend have an engine."""
