@@ -12,8 +12,8 @@ from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.records import AttemptState, Fact
 from tuner.engine.engine import World
+from tuner.engine.live_study import LiveTrial
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
-from tuner.engine.memory import Work
 from tuner.operations import backend
 from tuner.spec.study_file import load
 from tuner.spec.workload import policy
@@ -51,7 +51,7 @@ def test_the_delay_of_the_sync_is_read_from_its_fact(value, expected):
 def test_silence_is_no_sign_while_the_sync_is_known_to_be_slow(tmp_path):
     spec = load(study_file(tmp_path))
     attempt = records.attempt(state=AttemptState.TRAINING)
-    work = Work(records.trial(), [attempt], [records.run(started_at=records.NOW)])
+    work = LiveTrial(records.trial(), [attempt], [records.run(started_at=records.NOW)])
     work.unread = False
     rules, later = policy(spec, records.study()), records.NOW + timedelta(minutes=20)
     assert len(warnings([work], rules, later)) == 1

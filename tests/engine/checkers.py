@@ -82,7 +82,7 @@ def view_is_the_rows(sweep: Sweep, engine) -> list[str]:
             for trial in proposer.study.get_trials(deepcopy=False)
         ]
 
-    return [] if shown(fresh) == shown(engine.memory.proposer) else ["the view in memory differs from the rows"]
+    return [] if shown(fresh) == shown(engine.live.proposer) else ["the view in memory differs from the rows"]
 
 
 OUTSIDE = (

@@ -65,13 +65,13 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert len(sweep.cloud.jobs) == 1
     (job,) = sweep.cloud.jobs.values()
     assert job.status.final
-    assert "spot: asked for True, the job has False" in engine.memory.halted
+    assert "spot: asked for True, the job has False" in engine.live.halted
     (differs,) = events(sweep, "differs")
     (line,) = narrate([differs])
     assert (line.level, job.name in line.text) == ("error", True)
     assert "tuner resume sweep" in line.text
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == engine.memory.halted, "also whoever looks later learns why it stopped"
+    assert status["warnings"][0] == engine.live.halted, "also whoever looks later learns why it stopped"
     # nobody failed, and at the poll after the job was made it was told to stop
     assert {trial.state for trial in sweep.trials()} == {TrialState.BACKING_OFF}
     assert not [trial for trial in sweep.trials() if "user" in trial.reason], "who asked for nothing is told so"
@@ -87,7 +87,7 @@ def test_a_dropped_environment_stops_the_study(make_sweep):
     sweep.cloud.describe = lambda name: replace(plain(name), digest=None)
     engine = sweep.engine()
     assert engine.run(lambda: False) is StudyState.STOPPED
-    assert "environment: asked for the digest" in engine.memory.halted
+    assert "environment: asked for the digest" in engine.live.halted
 
 
 def test_a_study_file_that_was_changed_meanwhile_is_no_difference(make_sweep):
@@ -101,7 +101,7 @@ def test_a_study_file_that_was_changed_meanwhile_is_no_difference(make_sweep):
     describing(sweep, lambda request: replace(request, role_arn="arn:former") if request.name == job.name else request)
     engine = sweep.engine()
     assert engine.run(lambda: False) is StudyState.FINISHED
-    assert engine.memory.halted is None
+    assert engine.live.halted is None
 
 
 def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
@@ -125,15 +125,15 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     assert line.level == "error"
     assert "the image is gone" in line.text
     assert "tuner resume sweep --retry-failed" in line.text
-    assert engine.memory.halted in line.text
+    assert engine.live.halted in line.text
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == engine.memory.halted, "also whoever looks later learns why it stopped"
-    assert sweep.engine().memory.halted, "and the next process asks for nothing either"
+    assert status["warnings"][0] == engine.live.halted, "also whoever looks later learns why it stopped"
+    assert sweep.engine().live.halted, "and the next process asks for nothing either"
 
     sweep.cloud.create = plain
     resume(sweep)
     again = sweep.engine()
-    assert again.memory.halted is None
+    assert again.live.halted is None
     assert again.run(lambda: False) is StudyState.FINISHED
     assert broken(sweep) == []
 
@@ -141,18 +141,18 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
 def test_a_space_that_fails_in_mid_sweep_ends_the_asking_not_the_jobs(make_sweep, monkeypatch):
     sweep = make_sweep(changes={"trials": 6, "parallel": 2}, script=script_of(epochs=40, step_s=60.0))
     engine = sweep.engine()
-    ask = engine.memory.proposer.ask
+    ask = engine.live.proposer.ask
 
     def failing(number: int):
         if number >= 3:
             raise ProposalError("space: f of space.py failed: ValueError: no")
         return ask(number)
 
-    monkeypatch.setattr(engine.memory.proposer, "ask", failing)
+    monkeypatch.setattr(engine.live.proposer, "ask", failing)
     assert engine.run(lambda: False) is StudyState.STOPPED
     assert succeeded(sweep) == [0, 1, 2]
-    assert "space: f of space.py failed" in engine.memory.halted
-    assert engine.memory.halted.endswith("tuner resume sweep")
+    assert "space: f of space.py failed" in engine.live.halted
+    assert engine.live.halted.endswith("tuner resume sweep")
     assert len(events(sweep, "halted")) == 1
 
 
@@ -181,7 +181,7 @@ def test_once_jobs_are_what_was_asked_for_the_study_goes_on(make_sweep):
     resume(sweep)
     engine = sweep.engine()
     assert engine.run(lambda: False) is StudyState.FINISHED
-    assert engine.memory.halted is None
+    assert engine.live.halted is None
     assert succeeded(sweep) == [0, 1, 2]
     assert broken(sweep) == []
 
@@ -237,11 +237,11 @@ def test_credentials_that_expire_are_said_once_and_nothing_fails(make_sweep):
     sweep = make_sweep(changes={"trials": 4, "parallel": 2}, script=script_of(epochs=20, step_s=60.0))
     door, engine = Door(sweep.cloud), sweep.engine()
     drive(sweep, engine, 300)
-    assert engine.memory.refused is None
+    assert engine.live.refused is None
     door.shut = EXPIRED
     drive(sweep, engine, 36_000)
     assert door.knocks > 100  # it goes on trying
-    assert engine.memory.refused == str(EXPIRED)
+    assert engine.live.refused == str(EXPIRED)
     assert sweep.store.study_by_id(sweep.study.id).state is StudyState.RUNNING
     assert not any(trial.state.terminal for trial in sweep.trials())
     assert all(job.status.final for job in sweep.cloud.jobs.values())  # jobs went on, and ended well
@@ -249,7 +249,7 @@ def test_credentials_that_expire_are_said_once_and_nothing_fails(make_sweep):
     assert [line.text for line in told].count(str(EXPIRED)) == 1
     door.shut = None
     assert engine.run(lambda: False) is StudyState.FINISHED
-    assert engine.memory.refused is None
+    assert engine.live.refused is None
     assert succeeded(sweep) == [0, 1, 2, 3]
     assert len(sweep.attempts()) == 4
     assert len(events(sweep, "recovered")) == 1
@@ -262,7 +262,7 @@ def test_what_the_user_must_give_keeps_attempts_submitting(make_sweep, refusal):
     door, engine = Door(sweep.cloud), sweep.engine()
     door.shut = refusal
     drive(sweep, engine, 7200)
-    assert engine.memory.refused == str(refusal)
+    assert engine.live.refused == str(refusal)
     assert {attempt.state for attempt in sweep.attempts()} == {AttemptState.SUBMITTING}
     assert len(sweep.attempts()) == 3
     assert len(events(sweep, "trouble")) == 1
@@ -286,9 +286,9 @@ def test_a_role_that_stays_out_of_reach_is_the_user_s_affair(make_sweep):
     door, engine = Door(sweep.cloud), sweep.engine()
     door.shut = RoleNotReady("Could not assume role arn:aws:iam::1:role/x")
     drive(sweep, engine, 60)
-    assert engine.memory.refused is None
+    assert engine.live.refused is None
     drive(sweep, engine, 7200)
-    assert "Could not assume role" in engine.memory.refused
+    assert "Could not assume role" in engine.live.refused
     assert sweep.attempts()[0].state is AttemptState.SUBMITTING
 
 
@@ -377,7 +377,7 @@ def test_the_objective_is_checked_against_the_service_and_stays(make_sweep, fina
     theirs = {} if final(value) is None else {"val_accuracy": final(value), "of no interest": 7.0}
     sweep = make_sweep(changes={"trials": 1})
     plain, engine = sweep.cloud.describe, sweep.engine()
-    engine.memory.policy = replace(engine.memory.policy, instance_count=count)
+    engine.live.policy = replace(engine.live.policy, instance_count=count)
     sweep.cloud.describe = lambda name: replace(plain(name), final_metrics=theirs)
     engine.run(lambda: False)
     differs = events(sweep, "metric.differs")

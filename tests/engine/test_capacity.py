@@ -101,11 +101,11 @@ def test_a_job_that_shows_itself_after_its_attempt_went_elsewhere_is_booked_as_i
     sweep.cloud.create = create
     engine = sweep.engine()
     assert engine.run(lambda: False) is StudyState.FINISHED
-    assert engine.memory.halted is None
+    assert engine.live.halted is None
     assert [request.instance_type for request in asked] == [FIRST, FIRST, SECOND]
     [attempt] = sweep.attempts()
     assert (attempt.instance_type, attempt.end) == (FIRST, AttemptEnd.COMPLETED)
-    assert attempt.rate_microusd_per_h == engine.memory.policy.rate_microusd_per_h(FIRST)
+    assert attempt.rate_microusd_per_h == engine.live.policy.rate_microusd_per_h(FIRST)
     assert {"rerouted", "adopted"} <= set(sweep.kinds())
     assert broken(sweep) == []
 
@@ -403,8 +403,8 @@ def test_what_was_met_in_a_pool_is_told_and_recalled(make_sweep):
     assert (found.attempts, found.live, found.interruptions, found.waits) == (2, 0, 1, 3)
     assert found.up_s == pytest.approx(sum(attempt.run_s for attempt in sweep.attempts()))
     assert found.wait_s > 600
-    memory = sweep.engine().memory
-    assert memory.totals == totals
+    live = sweep.engine().live
+    assert live.totals == totals
 
 
 def test_a_pool_that_is_known_to_be_bad_loses_its_place(make_sweep):

@@ -6,7 +6,7 @@ import pytest
 from simulated import script_of
 
 from tuner.cli import printing
-from tuner.core.decide import allowance_microusd
+from tuner.core.decide import reservation_microusd
 from tuner.core.prices import RateCard
 from tuner.operations import launch
 from tuner.simulator.parts import SimulatorSettings
@@ -31,7 +31,7 @@ def test_without_a_budget_it_is_what_the_engine_reserves_on_the_dearest_type(mak
     sweep = make_sweep(changes={"training": {"instance_types": [CHEAP, DEAR]}})
     rules = workload.policy(sweep.spec, sweep.study)
     dear = RateCard({}).rate(DEAR, "us-east-1").microusd_per_hour
-    at_most = 4 * allowance_microusd(3600, dear, rules) / MICROUSD
+    at_most = 4 * reservation_microusd(3600, dear, rules) / MICROUSD
     assert launch._planned(sweep.spec, {}).ceiling_usd == at_most
     assert shown(sweep.spec)["at most, with one job a trial"] == pytest.approx(at_most, abs=0.01)
     assert launch._planned(sweep.spec, {}).estimated_usd < at_most

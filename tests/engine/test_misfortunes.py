@@ -173,7 +173,7 @@ def test_a_lease_does_not_run_out_between_two_polls(make_sweep, poll):
     sweep = make_sweep(changes={"settings": {"poll": poll}})
     engine = sweep.engine()
     engine.tick()
-    just_before = sweep.clock.now() + timedelta(seconds=engine.memory.policy.poll_s + 10)
+    just_before = sweep.clock.now() + timedelta(seconds=engine.live.policy.poll_s + 10)
     other = Holder(host="elsewhere", boot_id="boot", pid=9, started="9")
     with pytest.raises(LeaseHeld):
         sweep.store.acquire(sweep.study.id, other, now=just_before, period_s=LEASE_S, gone=lambda _holder: False)
@@ -377,7 +377,7 @@ def test_prefixes_that_cannot_be_read_keep_no_other_from_being_read(make_sweep, 
     sweep = make_sweep(changes={"trials": 6, "parallel": 6}, script=script_of(epochs=50, step_s=60.0))
     engine = sweep.engine()
     drive(sweep, engine, 1200)
-    bad, read = [engine.memory.live[number].trial.prefix for number in range(count)], engine._progress.read
+    bad, read = [engine.live.trials[number].trial.prefix for number in range(count)], engine._progress.read
 
     def refuses(prefix):
         if prefix in bad:
@@ -389,7 +389,7 @@ def test_prefixes_that_cannot_be_read_keep_no_other_from_being_read(make_sweep, 
     assert succeeded(sweep) == list(range(count, 6))
     mended = bad.pop()
     drive(sweep, engine, 120)
-    assert engine.memory.live.keys() == set(range(count - 1)), f"{mended} had its turn"
+    assert engine.live.trials.keys() == set(range(count - 1)), f"{mended} had its turn"
 
 
 def test_prefixes_that_are_refused_keep_no_other_from_being_read_by_processes_of_one_look(make_sweep, monkeypatch):
@@ -420,7 +420,7 @@ def test_a_trial_is_concluded_once_the_reader_has_its_last_attempt_whole(make_sw
     monkeypatch.setattr(engine._progress, "read", lambda prefix: replace(read(prefix), whole_through=whole[0]))
     drive(sweep, engine, 360)
     assert sweep.attempts()[0].live
-    assert not engine.memory.live[0].unread, "what is due of a live attempt is what lies there"
+    assert not engine.live.trials[0].unread, "what is due of a live attempt is what lies there"
     drive(sweep, engine, 3600)
     assert (sweep.attempts()[0].end, succeeded(sweep)) == (AttemptEnd.COMPLETED, [])
     whole[0] = 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.core import capacity
-from tuner.core.capacity import Limit, Scene, Standing, kind_of
+from tuner.core.capacity import CapacitySnapshot, Limit, PoolStats, kind_of
 from tuner.core.decide import Policy
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Pool, PoolTotals, StopReason
 
@@ -59,8 +59,8 @@ def attempt(number: int, pool: Pool, **changes) -> Attempt:
     return Attempt(**values | changes)
 
 
-def scene(**changes) -> Scene:
-    return Scene(**{"now": NOW, "instance_count": 1} | changes)
+def snapshot(**changes) -> CapacitySnapshot:
+    return CapacitySnapshot(**{"now": NOW, "instance_count": 1} | changes)
 
 
 def ago(seconds: float) -> datetime:
@@ -88,8 +88,8 @@ ends = st.sampled_from([
     {"end": AttemptEnd.STOPPED, "stop_reason": StopReason.USER},
     {"end": AttemptEnd.SERVICE_FAULT},
 ])  # fmt: skip
-standings = st.builds(
-    Standing,
+stats = st.builds(
+    PoolStats,
     totals=st.builds(
         PoolTotals,
         attempts=st.integers(0, 50),
@@ -112,9 +112,9 @@ def worlds(draw):
     history = draw(st.lists(st.tuples(st.sampled_from(pools), ends, st.sampled_from([0.0, 60.0])), max_size=6))
     attempts = [attempt(n, pool, run_s=run_s, **end) for n, (pool, end, run_s) in enumerate(history, start=1)]
     kinds = sorted({kind_of(pool) for pool in pools})
-    known = scene(
+    known = snapshot(
         instance_count=rules.instance_count,
-        standings={pool: draw(standings) for pool in pools},
+        stats={pool: draw(stats) for pool in pools},
         limits={
             kind: draw(st.builds(told, st.integers(0, 6), st.floats(0, 4000))) for kind in kinds if draw(st.booleans())
         },
@@ -127,7 +127,7 @@ def worlds(draw):
 @given(worlds(), st.booleans())
 def test_a_place_is_listed_has_room_and_is_on_demand_only_as_asked(world, on_demand):
     rules, attempts, known = world
-    pool = capacity.place(attempts, rules, known, on_demand=on_demand)
+    pool = capacity.choose_pool(attempts, rules, known, on_demand=on_demand)
     listed = capacity.listed(rules, spot=not on_demand)
     shut = [each for each in listed if known.closed(kind_of(each))]
     if pool is None:
@@ -144,14 +144,14 @@ def test_a_place_is_listed_has_room_and_is_on_demand_only_as_asked(world, on_dem
 def test_what_has_just_refused_is_not_asked_again(world):
     rules, attempts, known = world
     for refused in capacity.listed(rules, spot=True):
-        pool = capacity.place(attempts, rules, known, on_demand=False, without=kind_of(refused))
+        pool = capacity.choose_pool(attempts, rules, known, on_demand=False, without=kind_of(refused))
         assert pool is None or pool.instance_type != refused.instance_type
 
 
 @given(worlds())
 def test_nobody_comes_back_before_the_others_were_tried(world):
     rules, attempts, known = world
-    pool = capacity.place(attempts, rules, known, on_demand=False)
+    pool = capacity.choose_pool(attempts, rules, known, on_demand=False)
     gone = capacity.left(attempts)
     if pool in gone:
         free = {
@@ -177,17 +177,17 @@ def test_a_move_leads_elsewhere_on_spot_and_never_soon(world, waited_s):
     assert pool in pools
     assert pool != here.pool
     assert waited_s >= capacity.PATIENCE_S * 2 ** min(6, len(capacity.left(attempts)))
-    standing = known.standing(pool)
-    assert not standing.dry(NOW)
-    if not standing.up:
-        assert known.movers == standing.waiting == 0
-        assert standing.lost_at is None or standing.lost_at < ago(waited_s)
+    stats_of = known.stats_of(pool)
+    assert not stats_of.dry(NOW)
+    if not stats_of.up:
+        assert known.movers == stats_of.waiting == 0
+        assert stats_of.lost_at is None or stats_of.lost_at < ago(waited_s)
 
 
 @given(worlds(), st.booleans())
-def test_on_demand_only_where_the_study_file_allows_it(world, fruitless):
+def test_on_demand_only_where_the_study_file_allows_it(world, no_progress):
     rules, attempts, _ = world
-    yes = capacity.goes_on_demand(attempts, rules, fruitless=fruitless)
+    yes = capacity.goes_on_demand(attempts, rules, no_progress=no_progress)
     if not rules.spot:
         assert yes
     elif rules.on_demand_after is None:
@@ -196,24 +196,24 @@ def test_on_demand_only_where_the_study_file_allows_it(world, fruitless):
         assert yes or capacity.losses(attempts) < rules.on_demand_after
 
 
-@given(st.lists(standings, min_size=1, max_size=4))
+@given(st.lists(stats, min_size=1, max_size=4))
 def test_estimates_stay_between_what_was_met_and_what_is_assumed(found):
-    for standing in found:
-        totals = standing.totals
-        assert standing.slowness > 1
+    for stats_of in found:
+        totals = stats_of.totals
+        assert stats_of.slowness > 1
         if totals.up_s > 0:
             met = 3600 * totals.interruptions / totals.up_s
-            assert min(met, 0.1) - 1e-9 <= standing.interruptions_per_h <= max(met, 0.1) + 1e-9
+            assert min(met, 0.1) - 1e-9 <= stats_of.interruptions_per_h <= max(met, 0.1) + 1e-9
         if totals.waits:
             met = totals.wait_s / totals.waits
-            assert min(met, 300) - 1e-6 <= standing.wait_s <= max(met, 300) + 1e-6
+            assert min(met, 300) - 1e-6 <= stats_of.wait_s <= max(met, 300) + 1e-6
 
 
 # --- cases
 
 
-def known_as(interruptions: int, up_h: float, waits: int, wait_min: float) -> Standing:
-    return Standing(
+def known_as(interruptions: int, up_h: float, waits: int, wait_min: float) -> PoolStats:
+    return PoolStats(
         totals=PoolTotals(
             attempts=waits - interruptions, interruptions=interruptions, up_s=up_h * 3600, wait_s=waits * wait_min * 60
         )
@@ -221,52 +221,52 @@ def known_as(interruptions: int, up_h: float, waits: int, wait_min: float) -> St
 
 
 def test_the_order_of_the_study_file_decides_between_the_unknown_and_the_alike():
-    assert capacity.place([], policy(), scene(), on_demand=False) == A
-    alike = scene(standings={A: known_as(10, 100, 20, 10), B: known_as(8, 100, 20, 8)})
-    assert capacity.place([], policy(), alike, on_demand=False) == A
+    assert capacity.choose_pool([], policy(), snapshot(), on_demand=False) == A
+    alike = snapshot(stats={A: known_as(10, 100, 20, 10), B: known_as(8, 100, 20, 8)})
+    assert capacity.choose_pool([], policy(), alike, on_demand=False) == A
 
 
 def test_a_pool_that_is_much_slower_loses_its_place_to_one_that_is_not_known():
-    bad = scene(standings={A: known_as(30, 10, 40, 60)})
-    assert capacity.place([], policy(), bad, on_demand=False) == B
+    bad = snapshot(stats={A: known_as(30, 10, 40, 60)})
+    assert capacity.choose_pool([], policy(), bad, on_demand=False) == B
 
 
 def test_one_bad_hour_condemns_no_pool():
-    assert capacity.place([], policy(), scene(standings={A: known_as(2, 1, 3, 10)}), on_demand=False) == A
+    assert capacity.choose_pool([], policy(), snapshot(stats={A: known_as(2, 1, 3, 10)}), on_demand=False) == A
 
 
 def test_a_dry_pool_is_passed_over_until_something_of_ours_is_up_there():
-    dry = Standing(waiting=1, waited_s=1000.0, lost_at=ago(1000))
-    assert capacity.place([], policy(), scene(standings={A: dry}), on_demand=False) == B
-    up = Standing(waiting=1, waited_s=1000.0, lost_at=ago(1000), up=1)
-    assert capacity.place([], policy(), scene(standings={A: up}), on_demand=False) == A
-    assert capacity.place([], policy(types=TYPES[:1]), scene(standings={A: dry}), on_demand=False) == A
+    dry = PoolStats(waiting=1, waited_s=1000.0, lost_at=ago(1000))
+    assert capacity.choose_pool([], policy(), snapshot(stats={A: dry}), on_demand=False) == B
+    up = PoolStats(waiting=1, waited_s=1000.0, lost_at=ago(1000), up=1)
+    assert capacity.choose_pool([], policy(), snapshot(stats={A: up}), on_demand=False) == A
+    assert capacity.choose_pool([], policy(types=TYPES[:1]), snapshot(stats={A: dry}), on_demand=False) == A
 
 
 def test_each_end_for_want_of_capacity_leads_to_the_next_pool_and_round():
     attempts: list[Attempt] = []
     for number, due in enumerate([A, B, C, A, B], start=1):
-        pool = capacity.place(attempts, policy(), scene(), on_demand=False)
+        pool = capacity.choose_pool(attempts, policy(), snapshot(), on_demand=False)
         assert pool == due
         attempts.append(attempt(number, pool, end=AttemptEnd.CAPACITY))
 
 
 @pytest.mark.parametrize("end", [AttemptEnd.SERVICE_FAULT, AttemptEnd.STOPPED])
 def test_other_ends_lead_nowhere(end):
-    assert capacity.place([attempt(1, A, end=end)], policy(), scene(), on_demand=False) == A
+    assert capacity.choose_pool([attempt(1, A, end=end)], policy(), snapshot(), on_demand=False) == A
 
 
 def test_a_limit_is_believed_for_half_an_hour_and_none_at_all_for_good():
     for limit, due in ((told(1, 60), B), (told(1, 1801), A), (told(0, 9999), B)):
-        known = scene(limits={kind_of(A): limit}, attempts=Counter({kind_of(A): 1}))
-        assert capacity.place([], policy(), known, on_demand=False) == due
+        known = snapshot(limits={kind_of(A): limit}, attempts=Counter({kind_of(A): 1}))
+        assert capacity.choose_pool([], policy(), known, on_demand=False) == due
 
 
 def test_a_quota_counts_instances_and_spot_apart():
-    known = scene(instance_count=2, limits={kind_of(A): told(3)}, attempts=Counter({kind_of(A): 1}))
+    known = snapshot(instance_count=2, limits={kind_of(A): told(3)}, attempts=Counter({kind_of(A): 1}))
     rules = policy(types=TYPES[:1], instance_count=2)
-    assert capacity.place([], rules, known, on_demand=False) is None
-    assert capacity.place([], rules, known, on_demand=True) == Pool(TYPES[0], spot=False)
+    assert capacity.choose_pool([], rules, known, on_demand=False) is None
+    assert capacity.choose_pool([], rules, known, on_demand=True) == Pool(TYPES[0], spot=False)
 
 
 def test_zones_of_the_first_type_come_before_the_second_type():
@@ -282,14 +282,14 @@ def test_zones_of_the_first_type_come_before_the_second_type():
 def test_moves_of_a_trial_that_does_not_train_wait_twice_as_long_each_time():
     moved = [attempt(1, A, end=AttemptEnd.STOPPED, stop_reason=StopReason.MOVE)]
     waits = [*moved, attempt(2, B)]
-    assert capacity.elsewhere(waits, policy(), scene(), ago(1199)) is None
-    assert capacity.elsewhere(waits, policy(), scene(), ago(1200)) == C
+    assert capacity.elsewhere(waits, policy(), snapshot(), ago(1199)) is None
+    assert capacity.elsewhere(waits, policy(), snapshot(), ago(1200)) == C
     trained = [attempt(1, A, end=AttemptEnd.STOPPED, stop_reason=StopReason.USER), attempt(2, B)]
-    assert capacity.elsewhere(trained, policy(), scene(), ago(600)) == A
+    assert capacity.elsewhere(trained, policy(), snapshot(), ago(600)) == A
 
 
 def test_nobody_moves_where_it_is_expected_to_wait_longer_than_it_has():
-    slow = scene(standings={B: known_as(0, 100, 50, 60), C: known_as(0, 100, 50, 60)})
+    slow = snapshot(stats={B: known_as(0, 100, 50, 60), C: known_as(0, 100, 50, 60)})
     assert capacity.elsewhere([attempt(1, A)], policy(), slow, ago(6000)) is None
     assert capacity.elsewhere([attempt(1, A)], policy(), slow, ago(7200)) == B
 

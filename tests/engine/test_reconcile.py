@@ -481,7 +481,7 @@ def test_a_study_starts_from_the_finished_trials_of_an_earlier_one(make_sweep, t
     engine = second.engine()
     assert engine.run(lambda: False) is StudyState.FINISHED
     assert [trial.number for trial in second.trials()] == [0, 1, 2, 3]
-    assert len(engine.memory.proposer.study.trials) == 5 + 4
+    assert len(engine.live.proposer.study.trials) == 5 + 4
     assert second.store.summary(second.study.id).trials[TrialState.SUCCEEDED] == 4
     assert view_is_the_rows(second, engine) == []
     assert broken(second) == []

@@ -7,7 +7,7 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
-from tuner.core.proof import runs_for_nothing, torn_step
+from tuner.core.proof import runs_without_progress, torn_step
 from tuner.core.records import Run, RunEnd, RunRecord, TrialState
 from tuner.reports.narrate import narrate
 
@@ -43,7 +43,7 @@ def run(number, end, attempt=1):
 def test_runs_without_a_newer_checkpoint_are_counted(ends, taken, saved, expected):
     runs = [run(number, end) for number, end in enumerate(ends, start=1)]
     saved_at = None if saved is None else NOW + timedelta(seconds=saved)
-    assert runs_for_nothing(runs, taken, saved_at) == expected
+    assert runs_without_progress(runs, taken, saved_at) == expected
 
 
 OVER = {"restarted_from_zero": True}
@@ -67,7 +67,7 @@ def went_on(step):
 )
 def test_a_newer_file_is_no_progress_where_runs_start_over(proofs, expected):
     runs = [replace(run(number, RunEnd.INTERRUPTED), **each) for number, each in enumerate(proofs, start=1)]
-    assert runs_for_nothing(runs, [], NOW + timedelta(days=1)) == expected
+    assert runs_without_progress(runs, [], NOW + timedelta(days=1)) == expected
 
 
 @pytest.mark.parametrize(("newest", "resumed", "torn"), [(None, None, None), (4, 4, None), (5, 4, 5), (3, None, 3)])

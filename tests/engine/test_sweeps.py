@@ -230,9 +230,9 @@ def test_a_foreign_job_of_our_name_is_left_alone(make_sweep):
 
 def foreign_request(engine, name):
     unit = UnitOfWork(engine.study, last_seq=0, now=engine.study.created_at)
-    submit_due(engine.memory, unit)
-    work = engine.memory.live[0]
-    request = workload.job_request(engine.memory.spec, engine.study, work.trial, work.attempts[0])
+    submit_due(engine.live, unit)
+    work = engine.live.trials[0]
+    request = workload.job_request(engine.live.spec, engine.study, work.trial, work.attempts[0])
     engine._load()
     return replace(request, name=name, environment={**request.environment, "TUNER_DIGEST": "somebody else's"})
 

@@ -108,8 +108,8 @@ def test_an_engine_takes_it_up(old: Store) -> None:
         store=old, clock=clock, jobs=cloud, progress=cloud.progress, proposer=make_proposer, watcher=Unwatched()
     )
     engine = Engine(half, lease, world)
-    assert sorted(engine.memory.live) == [trial.number for trial, _, _ in old.live(half.id)]
-    assert len(engine.memory.proposer.study.trials) == 2
+    assert sorted(engine.live.trials) == [trial.number for trial, _, _ in old.live(half.id)]
+    assert len(engine.live.proposer.study.trials) == 2
 
 
 def _never(_request: object) -> None:

@@ -133,12 +133,12 @@ def _rebuilt_view_is_the_rows(soak: "Soak") -> Iterator[str]:
     process = soak.last_process
     if process is None or process.fenced:
         return
-    fresh = make_proposer(process.engine.memory.spec)
+    fresh = make_proposer(process.engine.live.spec)
     study = soak.store.study_by_id(soak.study.id)
     fresh.rebuild(view_rows(soak.store, study, parsed(study.spec)), study.attrs)
     shown = [
         [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in each.get_trials(deepcopy=False)]
-        for each in (fresh.study, process.engine.memory.proposer.study)
+        for each in (fresh.study, process.engine.live.proposer.study)
     ]
     if shown[0] != shown[1] and not process.died:
         yield "the view in memory differs from one built anew"

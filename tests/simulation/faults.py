@@ -2,7 +2,7 @@
 
 Each is a function of the story and a random source that only it draws from. It either happens at once, or is armed
 and happens when its moment comes; `Soak.hit` is called when it really happened. What a script or a setting does wrong
-is no entry here: it is drawn with the scenario, and counted by `standing`.
+is no entry here: it is drawn with the scenario, and counted by `stats_of`.
 """
 
 import random
@@ -360,7 +360,7 @@ STANDING = (
 )
 
 
-def standing(soak: "Soak") -> Iterator[str]:
+def stats_of(soak: "Soak") -> Iterator[str]:
     """Which misfortunes of the scenario some job has met."""
     jobs, settings = list(soak.jobs.values()), soak.cloud.settings
     for job in jobs:

@@ -28,7 +28,7 @@ from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
 from tuner.core.prices import cost_microusd
 from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
-from tuner.engine.memory import RUNS_FOR_NOTHING_MAX
+from tuner.engine.live_study import NO_PROGRESS_RUNS_MAX
 from tuner.operations import launch as launching
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD
@@ -173,7 +173,7 @@ class Invariants:
                 due = may = True
             else:
                 due = after is not None and (lost >= after or not all(a.spot for a in earlier))
-                may = due or (after is not None and lost + restarts >= RUNS_FOR_NOTHING_MAX)
+                may = due or (after is not None and lost + restarts >= NO_PROGRESS_RUNS_MAX)
             if (attempt.spot and due) or not (attempt.spot or may):
                 yield f"{attempt.job_name} is {attempt.pool}, its trial lost {lost} of {after} before"
 
@@ -321,14 +321,14 @@ class Invariants:
 
     def _view_is_the_rows(self, process: "Process", trials: list[Trial]) -> Iterator[str]:
         """3: what the sampler sees in memory is what the rows say."""
-        memory = process.engine.memory
-        objective = memory.spec.objectives[0].metric
+        live = process.engine.live
+        objective = live.spec.objectives[0].metric
         points: dict[int, dict[int, float]] = {}
         for point in self._soak.store.points(self._soak.study.id, name=objective):
             # nobody but a pruner is shown steps
-            if memory.spec.judges_steps and point.step != NO_STEP and math.isfinite(point.value):
+            if live.spec.judges_steps and point.step != NO_STEP and math.isfinite(point.value):
                 points.setdefault(point.trial, {})[point.step] = point.value
-        seen = memory.proposer.study.get_trials(deepcopy=False)
+        seen = live.proposer.study.get_trials(deepcopy=False)
         if len(seen) != len(trials):
             yield f"the view has {len(seen)} trials, the store {len(trials)}"
         for shown, trial in zip(seen, trials, strict=False):

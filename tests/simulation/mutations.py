@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from tests.simulation.soak import Outcome, run
 from tuner.core import capacity, decide
 from tuner.core.records import AttemptEnd, Lease
-from tuner.engine import engine, liveness, memory, observe, unit_of_work
+from tuner.engine import engine, live_study, liveness, observe, unit_of_work
 from tuner.engine.dispatch import Dispatcher
 from tuner.engine.engine import Engine
 from tuner.operations import reconcile
@@ -56,36 +56,36 @@ def _without_guard():
 
 
 def _reserves_nothing():
-    return mock.patch.object(memory.Memory, "fits", return_value=True)
+    return mock.patch.object(live.LiveStudy, "fits", return_value=True)
 
 
 def _rests_for_the_type_it_prefers():
     """Though another one fits."""
 
-    def affordable(self, work):
+    def fits_budget(self, work):
         on_demand = self.goes_on_demand(work)
         attempts = [] if work is None else work.attempts
-        pool = capacity.place(attempts, self.policy, self.scene, on_demand=on_demand)
+        pool = capacity.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand)
         return pool is None or self._pays(work)(pool)
 
-    return mock.patch.object(memory.Memory, "affordable", affordable)
+    return mock.patch.object(live.LiveStudy, "affordable", fits_budget)
 
 
 def _forgets_what_is_in_flight():
-    return mock.patch.object(memory.Memory, "reserved_in_flight_microusd", 0)
+    return mock.patch.object(live.LiveStudy, "reserved_in_flight_microusd", 0)
 
 
 def _reserves_less():
     """Without what may pass between the wish to stop and the end of the upload."""
 
-    def allowance(run_s, rate, policy):
+    def reservation(run_s, rate, policy):
         return int(run_s * policy.instance_count * rate // 3600)
 
-    return mock.patch.object(decide, "allowance_microusd", allowance)
+    return mock.patch.object(decide, "allowance_microusd", reservation)
 
 
 def _parallel_by_one_too_many():
-    return mock.patch.object(memory.Memory, "in_flight", property(_one_fewer))
+    return mock.patch.object(live.LiveStudy, "in_flight", property(_one_fewer))
 
 
 def _one_fewer(self) -> int:
@@ -94,7 +94,7 @@ def _one_fewer(self) -> int:
 
 def _keeps_the_reservation_of_the_first_type():
     return mock.patch.object(
-        memory.Memory, "allowance_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
+        live.LiveStudy, "allowance_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
     )
 
 
@@ -107,7 +107,7 @@ def _lets_jobs_run_on():
 
 
 def _ignores_quotas():
-    return mock.patch.object(capacity.Scene, "has_room", return_value=True)
+    return mock.patch.object(capacity.CapacitySnapshot, "has_room", return_value=True)
 
 
 def _changes_the_type_of_a_job_that_may_exist():
@@ -148,7 +148,7 @@ def _acts_before_it_records():
     def commit(self, work, point):
         if point == "intended":
             Dispatcher(
-                self.memory, self._world.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
+                self.live, self._world.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
             ).act()
         original(self, work, point)
 
@@ -265,13 +265,13 @@ def _believes_the_clock():
         sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
         anew = heard or last.looked_at is None or sign != last.sign
         passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
-        work.silence = memory.Silence(now, sign, passed_s)
+        work.silence = live.Silence(now, sign, passed_s)
 
     return mock.patch.object(liveness, "listen", listen)
 
 
 def _never_finds_runs_for_nothing():
-    return mock.patch.object(memory.Work, "fruitless", False)
+    return mock.patch.object(live.LiveTrial, "fruitless", False)
 
 
 def _never_stops_a_trial_for_its_limit():

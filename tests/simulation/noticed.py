@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.broken import Broken
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
-from tuner.engine.memory import RUNS_FOR_NOTHING_MAX, Work
+from tuner.engine.live_study import NO_PROGRESS_RUNS_MAX, LiveTrial
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak
@@ -24,7 +24,7 @@ _WHOLE = (RunEnd.INTERRUPTED, RunEnd.RESTARTED)
 
 @dataclass
 class _Silence:
-    work: Work
+    work: LiveTrial
     sign: tuple
     looked_at: datetime
     lasted_s: float = 0.0
@@ -34,7 +34,7 @@ class _Silence:
 class Noticed:
     soak: "Soak"
     _silences: dict[int, _Silence] = field(default_factory=dict)
-    _seen: dict[tuple[str, int], Work] = field(default_factory=dict)  # what was true at the end of the last tick
+    _seen: dict[tuple[str, int], LiveTrial] = field(default_factory=dict)  # what was true at the end of the last tick
 
     # --- what is written
 
@@ -75,7 +75,7 @@ class Noticed:
         lost = sum(
             a.interruptions + a.restarts + (a.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)) for a in attempts
         )
-        if lost < RUNS_FOR_NOTHING_MAX:
+        if lost < NO_PROGRESS_RUNS_MAX:
             raise Broken("no_progress_is_due", f"trial {trial} has failed for it, and lost {lost} runs")
 
     def _finals(self, trial: int) -> int:
@@ -85,7 +85,7 @@ class Noticed:
 
     def ticked(self, process: "Process") -> None:
         """The engine has looked: what was true when it began to must have been noticed."""
-        works = () if process.fenced else tuple(process.engine.memory.live.values())
+        works = () if process.fenced else tuple(process.engine.live.trials.values())
         trains = [w for w in works if (a := w.attempt) and a.state is AttemptState.TRAINING and a.stop_reason is None]
         findings = {
             (name, work.trial.number): (work, line)
@@ -98,8 +98,8 @@ class Noticed:
                 raise Broken(key[0], line)
         self._seen = {key: work for key, (work, _) in findings.items()}
 
-    def _unnoticed(self, process: "Process", work: Work) -> Iterator[tuple[str, str]]:
-        policy, name = process.engine.memory.policy, work.attempts[-1].job_name
+    def _unnoticed(self, process: "Process", work: LiveTrial) -> Iterator[tuple[str, str]]:
+        policy, name = process.engine.live.policy, work.attempts[-1].job_name
         steady = not self.soak.hits["clock:back"]  # else time that has passed may not be there for the engine
         silent_s = self._silent_s(process, work)
         if steady and policy.stall_after_s is not None and silent_s > policy.stall_after_s + policy.poll_s:
@@ -108,19 +108,19 @@ class Noticed:
         if steady and limit is not None and work.presence is not None and cost > limit:
             yield "trial_budget_is_noticed", f"{name} goes on, its trial has cost {cost} of {limit}"
         if policy.on_demand_after is None and self._is_lost(work):
-            yield "no_progress_is_noticed", f"{name} goes on, and nothing came of the last {RUNS_FOR_NOTHING_MAX} runs"
+            yield "no_progress_is_noticed", f"{name} goes on, and nothing came of the last {NO_PROGRESS_RUNS_MAX} runs"
 
-    def _silent_s(self, process: "Process", work: Work) -> float:
+    def _silent_s(self, process: "Process", work: LiveTrial) -> float:
         lies, now = self.soak.cloud.prefixes[work.trial.prefix], self.soak.clock.now()
         sign = (len(lies.points), len(lies.records), tuple(lies.saved.items()), len(work.runs))
         last = self._silences.get(work.trial.number)
         if last is None or last.work is not work or last.sign != sign or work.unread:
             last = self._silences[work.trial.number] = _Silence(work, sign, now)
-        last.lasted_s += min((now - last.looked_at).total_seconds(), process.engine.memory.policy.poll_s)
+        last.lasted_s += min((now - last.looked_at).total_seconds(), process.engine.live.policy.poll_s)
         last.looked_at = now
         return last.lasted_s
 
-    def _cost(self, work: Work) -> float:
+    def _cost(self, work: LiveTrial) -> float:
         """Final figures, and what the job has been billed so far."""
         soak, attempt = self.soak, work.attempts[-1]
         job = soak.jobs.get(attempt.job_name)
@@ -132,9 +132,9 @@ class Noticed:
         rate = attempt.instance_count * attempt.rate_microusd_per_h
         return self._finals(work.trial.number) + (up_s - 1) * rate * share / 3600
 
-    def _is_lost(self, work: Work) -> bool:
-        whole = [run for run in work.runs if run.end in _WHOLE][-RUNS_FOR_NOTHING_MAX:]
-        if len(whole) < RUNS_FOR_NOTHING_MAX:
+    def _is_lost(self, work: LiveTrial) -> bool:
+        whole = [run for run in work.runs if run.end in _WHOLE][-NO_PROGRESS_RUNS_MAX:]
+        if len(whole) < NO_PROGRESS_RUNS_MAX:
             return False
         saved = self.soak.cloud.prefixes[work.trial.prefix].saved.values()
         if all(at <= whole[0].started_at for at in saved):

@@ -72,7 +72,7 @@ class Process:
     def committed(self, events: tuple[Event, ...]) -> None:
         """Watcher: what was committed is read from the store, not from here."""
 
-    def ticked(self, study: Study, memory: object) -> None:
+    def ticked(self, study: Study, live: object) -> None:
         """Watcher: a tick is over."""
         self.ticks += 1
         self.answered.clear()
@@ -424,7 +424,7 @@ class Soak:
         # virtual time jumps over idle polls, at each of which the engine would have renewed
         alive.engine._renew()
         skew = self.skew
-        self._sleep(self.rng.uniform(0, alive.engine.memory.policy.poll_s))
+        self._sleep(self.rng.uniform(0, alive.engine.live.policy.poll_s))
         if self.current is not alive or alive.fenced or self.clock.now() < self.store_down_until:
             return
         # a clock that is set forward lets a lease run out early: then it is a take-over, and the fence has to hold
@@ -527,7 +527,7 @@ class Soak:
 
     def outcome(self, broken: str | None) -> Outcome:
         events = self.store.events(self.study.id)
-        self.hits.update(set(faults.standing(self)))
+        self.hits.update(set(faults.stats_of(self)))
         ends = Counter(str(attempt.end) for attempt in self.store.attempts(self.study.id))
         self.hits["job:foreign"] += ends["foreign"]
         return Outcome(

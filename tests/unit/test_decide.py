@@ -337,4 +337,4 @@ def test_missing_polls_changes_nothing(statuses, data):
 
 def test_an_allowance_covers_all_that_may_pass_before_the_bill_ends():
     seconds = 3600 + 30 + 300 + 120 + 300
-    assert decide.allowance_microusd(3600, 1_000_000, policy()) == -(-seconds * 1_000_000 // 3600)
+    assert decide.reservation_microusd(3600, 1_000_000, policy()) == -(-seconds * 1_000_000 // 3600)

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
-from tuner.core.capacity import Standing
+from tuner.core.capacity import PoolStats
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError
 from tuner.core.records import Json, PoolTotals
@@ -100,7 +100,7 @@ def learned_rates(url: str | None) -> Mapping[str, float]:
             if pool.spot:
                 met[pool.instance_type] = met.get(pool.instance_type, PoolTotals()) + totals
     known = {kind: totals for kind, totals in met.items() if totals.up_s >= _LEARNED_FROM_S}
-    return {kind: Standing(totals=totals).interruptions_per_h for kind, totals in known.items()}
+    return {kind: PoolStats(totals=totals).interruptions_per_h for kind, totals in known.items()}
 
 
 def _inputs(given: list[str]) -> dict[str, Path]:

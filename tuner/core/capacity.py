@@ -4,7 +4,7 @@ It exists because SageMaker falls back to no other instance type for spot, and s
 where. All that is known of a pool is what our own jobs met in it: refusals for a quota, waits, interruptions, ends.
 
 Rules:
-- Pure: it decides from a `Scene`, which the engine's memory makes of what is recorded and seen.
+- Pure: it decides from a `CapacitySnapshot`, which the engine's memory makes of what is recorded and seen.
 - A pool that the budget does not let a trial have is none of its pools, however dry the others are: it waits for them.
 - The order of the study file is the preference. A later pool is taken where the earlier ones have no room under their
   quota, are dry, or are known to be slower by more than `_MARGIN`; never for its price.
@@ -58,7 +58,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class PoolStats:
     """What is known of a pool, the study's live jobs included."""
 
     totals: PoolTotals = field(default_factory=PoolTotals)
@@ -91,19 +91,19 @@ class Standing:
 
 
 @dataclass(slots=True, kw_only=True)
-class Scene:
+class CapacitySnapshot:
     """All pools at one moment; attempts begun or changed since are counted in by whoever does it."""
 
     now: datetime
     instance_count: int
-    standings: dict[Pool, Standing] = field(default_factory=dict)
+    stats: dict[Pool, PoolStats] = field(default_factory=dict)
     limits: dict[Kind, Limit] = field(default_factory=dict)
     attempts: Counter[Kind] = field(default_factory=Counter)  # live ones
     jobs: Counter[Kind] = field(default_factory=Counter)  # live attempts that have a job, as far as is known
     movers: int = 0  # trials that have left a pool and are in no other yet
 
-    def standing(self, pool: Pool) -> Standing:
-        return self.standings.get(pool) or Standing()
+    def stats_of(self, pool: Pool) -> PoolStats:
+        return self.stats.get(pool) or PoolStats()
 
     def closed(self, kind: Kind) -> bool:
         """Whether not even one job fits under the quota, as was said in the last day: somebody may have raised it."""
@@ -138,36 +138,36 @@ def losses(attempts: Sequence[Attempt]) -> int:
     return ends + sum(each.interruptions for each in attempts)
 
 
-def shut(policy: Policy, scene: Scene, *, spot: bool) -> bool:
+def shut(policy: Policy, snapshot: CapacitySnapshot, *, spot: bool) -> bool:
     """Whether the account has no quota for any listed type, as far as it has said."""
-    return all(scene.closed(kind_of(pool)) for pool in listed(policy, spot=spot))
+    return all(snapshot.closed(kind_of(pool)) for pool in listed(policy, spot=spot))
 
 
-def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, fruitless: bool = False) -> bool:
-    """Whether the next attempt of a trial is on demand; `fruitless`: it has trained for nothing."""
+def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, no_progress: bool = False) -> bool:
+    """Whether the next attempt of a trial is on demand; `no_progress`: it has trained for nothing."""
     if not policy.spot:
         return True
     if policy.on_demand_after is None:
         return False
-    return fruitless or losses(attempts) >= policy.on_demand_after or not all(each.spot for each in attempts)
+    return no_progress or losses(attempts) >= policy.on_demand_after or not all(each.spot for each in attempts)
 
 
 # --- the next attempt
 
 
-def usable(policy: Policy, scene: Scene, *, on_demand: bool, without: Kind | None = None) -> list[Pool]:
+def usable(policy: Policy, snapshot: CapacitySnapshot, *, on_demand: bool, without: Kind | None = None) -> list[Pool]:
     """The listed pools for which the account has a quota, as far as it has said; all where it has none.
 
     `without`: leave this kind out, since it has just refused.
     """
     listing = [pool for pool in listed(policy, spot=not on_demand) if kind_of(pool) != without]
-    return [pool for pool in listing if not scene.closed(kind_of(pool))] or listing
+    return [pool for pool in listing if not snapshot.closed(kind_of(pool))] or listing
 
 
-def place(
+def choose_pool(
     attempts: Sequence[Attempt],
     policy: Policy,
-    scene: Scene,
+    snapshot: CapacitySnapshot,
     *,
     on_demand: bool,
     without: Kind | None = None,
@@ -177,19 +177,19 @@ def place(
 
     `without`: leave this kind out, since it has just refused.
     """
-    pools = filter(pays, usable(policy, scene, on_demand=on_demand, without=without))
-    free = [pool for pool in pools if scene.has_room(kind_of(pool), scene.attempts)]
-    return preferred(free, attempts, scene) if free else None
+    pools = filter(pays, usable(policy, snapshot, on_demand=on_demand, without=without))
+    free = [pool for pool in pools if snapshot.has_room(kind_of(pool), snapshot.attempts)]
+    return preferred(free, attempts, snapshot) if free else None
 
 
-def preferred(pools: Sequence[Pool], attempts: Sequence[Attempt], scene: Scene) -> Pool:
+def preferred(pools: Sequence[Pool], attempts: Sequence[Attempt], snapshot: CapacitySnapshot) -> Pool:
     """The best of `pools`, given in order of preference, for a trial with these attempts."""
     gone = left(attempts)
     fresh = [pool for pool in pools if pool not in gone]
     if not fresh:
         return min(pools, key=lambda pool: max(index for index, each in enumerate(gone) if each == pool))
-    wet = [pool for pool in fresh if not scene.standing(pool).dry(scene.now)]
-    return _fastest(wet or fresh, scene)
+    wet = [pool for pool in fresh if not snapshot.stats_of(pool).dry(snapshot.now)]
+    return _fastest(wet or fresh, snapshot)
 
 
 def left(attempts: Sequence[Attempt]) -> list[Pool]:
@@ -205,10 +205,10 @@ def left(attempts: Sequence[Attempt]) -> list[Pool]:
     return gone
 
 
-def _fastest(pools: Sequence[Pool], scene: Scene) -> Pool:
+def _fastest(pools: Sequence[Pool], snapshot: CapacitySnapshot) -> Pool:
     best, *others = pools
     for pool in others:
-        if scene.standing(best).slowness > _MARGIN * scene.standing(pool).slowness:
+        if snapshot.stats_of(best).slowness > _MARGIN * snapshot.stats_of(pool).slowness:
             best = pool
     return best
 
@@ -219,13 +219,13 @@ def _fastest(pools: Sequence[Pool], scene: Scene) -> Pool:
 def elsewhere(
     attempts: Sequence[Attempt],
     policy: Policy,
-    scene: Scene,
+    snapshot: CapacitySnapshot,
     waits_since: datetime,
     pays: Callable[[Pool], bool] = lambda _pool: True,
 ) -> Pool | None:
     """Where a trial should go whose last attempt waits for spot capacity since `waits_since`; None: it stays."""
     here = attempts[-1].pool
-    waited_s = (scene.now - waits_since).total_seconds()
+    waited_s = (snapshot.now - waits_since).total_seconds()
     moves = min(len(left(attempts[:-1])), _DOUBLINGS_MAX)
     if not here.spot or waited_s < PATIENCE_S * 2**moves:
         return None
@@ -233,27 +233,27 @@ def elsewhere(
         pool
         for pool in listed(policy, spot=True)
         if pool != here
-        and _takes_movers(pool, scene, waits_since)
-        and waited_s >= 2 * scene.standing(pool).wait_s * 2**moves
+        and _takes_movers(pool, snapshot, waits_since)
+        and waited_s >= 2 * snapshot.stats_of(pool).wait_s * 2**moves
         and pays(pool)
     ]
-    return preferred(better, attempts[:-1], scene) if better else None
+    return preferred(better, attempts[:-1], snapshot) if better else None
 
 
-def _takes_movers(pool: Pool, scene: Scene, since: datetime) -> bool:
-    standing, kind = scene.standing(pool), kind_of(pool)
-    if scene.closed(kind) or not scene.has_room(kind, scene.attempts) or standing.dry(scene.now):
+def _takes_movers(pool: Pool, snapshot: CapacitySnapshot, since: datetime) -> bool:
+    stats, kind = snapshot.stats_of(pool), kind_of(pool)
+    if snapshot.closed(kind) or not snapshot.has_room(kind, snapshot.attempts) or stats.dry(snapshot.now):
         return False
-    if standing.up:
+    if stats.up:
         return True
-    quiet = standing.lost_at is None or standing.lost_at < since
-    return quiet and not scene.movers and not standing.waiting
+    quiet = stats.lost_at is None or stats.lost_at < since
+    return quiet and not snapshot.movers and not stats.waiting
 
 
-def standing_of(totals: PoolTotals, jobs: Sequence[Presence], lost_at: datetime | None, now: datetime) -> Standing:
+def pool_stats(totals: PoolTotals, jobs: Sequence[Presence], lost_at: datetime | None, now: datetime) -> PoolStats:
     """The standing of a pool from its totals and from where the study's jobs in it stand."""
     waits_s = [(now - job.since).total_seconds() for job in jobs if not job.up]
-    return Standing(
+    return PoolStats(
         totals=totals,
         up=len(jobs) - len(waits_s),
         waiting=len(waits_s),

@@ -211,7 +211,7 @@ class Absorbed:
 def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: float) -> Absorbed:
     """Apply the rows of a job's history that were not applied before; end the attempt once its status is final.
 
-    `billed_ratio` is what the estimate takes billed over training time to be: `Memory.billed_ratio`. Money is not
+    `billed_ratio` is what the estimate takes billed over training time to be: `LiveStudy.billed_ratio`. Money is not
     final here: whoever ends the attempt books its bill.
     """
     history = _consumable(seen)
@@ -398,7 +398,7 @@ def has_cost_its_limit(attempts: Sequence[Attempt], policy: Policy) -> bool:
     return final_microusd(attempts) >= enough * limit
 
 
-def allowance_microusd(run_s: float, rate_microusd_per_h: int, policy: Policy) -> int:
+def reservation_microusd(run_s: float, rate_microusd_per_h: int, policy: Policy) -> int:
     """The most that an attempt may bill: what it may run, and what may pass before it is stopped and uploaded."""
     seconds = run_s + policy.poll_s + policy.stop_within_s + policy.stop_grace_s + policy.upload_allowance_s
     return -int(-seconds * policy.instance_count * rate_microusd_per_h // 3600)

@@ -160,7 +160,7 @@ def torn_step(record: RunRecord) -> int | None:
     return newest if newest is not None and (record.resume_step is None or record.resume_step < newest) else None
 
 
-def runs_for_nothing(runs: Sequence[Run], taken: Collection[int], saved_at: datetime | None) -> int:
+def runs_without_progress(runs: Sequence[Run], taken: Collection[int], saved_at: datetime | None) -> int:
     """How many whole runs have trained for nothing since the last one that got the trial on.
 
     Whole is a run that neither its script nor we ended: it was interrupted or restarted, or its attempt is one of
@@ -171,7 +171,7 @@ def runs_for_nothing(runs: Sequence[Run], taken: Collection[int], saved_at: date
     count, after = 0, None
     for run in reversed(runs):
         if run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) or _taken(run, taken):
-            if not _for_nothing(run, after, saved_at):
+            if not _without_progress(run, after, saved_at):
                 break
             count += 1
         if run.restarted_from_zero or run.resumed_from_step is not None:
@@ -179,7 +179,7 @@ def runs_for_nothing(runs: Sequence[Run], taken: Collection[int], saved_at: date
     return count
 
 
-def _for_nothing(run: Run, after: Run | None, saved_at: datetime | None) -> bool:
+def _without_progress(run: Run, after: Run | None, saved_at: datetime | None) -> bool:
     """`after` is the next run of which it is known where it began; None before there is one."""
     if saved_at is None or run.started_at >= saved_at:
         return True

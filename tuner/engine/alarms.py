@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
-from tuner.engine.memory import Memory, Work
+from tuner.engine.live_study import LiveStudy, LiveTrial
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec import workload
 
@@ -25,80 +25,80 @@ _SINGLE_PRECISION = 1e-6
 REJECTED_ALIKE = 3
 
 
-def compare(memory: Memory, unit: UnitOfWork, work: Work, seen: Observation) -> None:
+def compare(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, seen: Observation) -> None:
     """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees.
 
     Only jobs that this process created: others were asked for by a study file that may have been changed since.
     """
-    memory.compared = True
-    memory.uncompared.discard(seen.name)
-    if seen.asked is None or memory.halted:
+    live.compared = True
+    live.uncompared.discard(seen.name)
+    if seen.asked is None or live.halted:
         return
     attempt = work.attempts[-1]
-    lines = differences(workload.job_request(memory.spec, unit.study, work.trial, attempt), seen.asked)
+    lines = differences(workload.job_request(live.spec, unit.study, work.trial, attempt), seen.asked)
     if seen.digest != attempt.digest:
         lines = (*lines, f"environment: asked for the digest {attempt.digest}, the job has {seen.digest}")
     if not lines:
         return
-    memory.halted = (
+    live.halted = (
         f"job {attempt.job_name} is not what was asked for: {'; '.join(lines)}. The study and its jobs are stopped, "
         f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
         f"botocore, a proxy), then: tuner resume {unit.study.name}"
     )
-    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=memory.halted)
-    unit.remember({HALTED: memory.halted})
+    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=live.halted)
+    unit.remember({HALTED: live.halted})
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
 
 
-def rejected(memory: Memory, unit: UnitOfWork, job: str, reason: str) -> None:
+def rejected(live: LiveStudy, unit: UnitOfWork, job: str, reason: str) -> None:
     """Start nothing new once jobs are refused alike one after the other: else every trial would fail for it."""
-    memory.rejections.append(reason.replace(job, "JOB"))
-    if len(memory.rejections) < REJECTED_ALIKE or len(set(memory.rejections[-REJECTED_ALIKE:])) > 1:
+    live.rejections.append(reason.replace(job, "JOB"))
+    if len(live.rejections) < REJECTED_ALIKE or len(set(live.rejections[-REJECTED_ALIKE:])) > 1:
         return
     halt(
-        memory,
+        live,
         unit,
         f"{REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
         " --retry-failed",
     )
 
 
-def halt(memory: Memory, unit: UnitOfWork, why: str, options: str) -> None:
+def halt(live: LiveStudy, unit: UnitOfWork, why: str, options: str) -> None:
     """Begin nothing new until somebody has mended `why`; what runs goes on to its end."""
-    memory.halted = (
+    live.halted = (
         f"{why}. Nothing new is begun; jobs that run go on to their end. Mend it (changes of the study file need "
         f"--accept-changes), then: tuner resume {unit.study.name}{options}"
     )
-    unit.event("halted", message=memory.halted)
-    unit.remember({HALTED: memory.halted})
+    unit.event("halted", message=live.halted)
+    unit.remember({HALTED: live.halted})
     if unit.study.intent is Intent.RUN:
         unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
 
 
-def trouble(memory: Memory, unit: UnitOfWork, what: str, error: Exception, work: Work | None = None) -> None:
+def trouble(live: LiveStudy, unit: UnitOfWork, what: str, error: Exception, work: LiveTrial | None = None) -> None:
     """Record what a call met, unless `what` met the same when it was last tried."""
-    before = memory.troubles.pop(what, None)
-    memory.troubles[what] = error  # as the latest of them
+    before = live.troubles.pop(what, None)
+    live.troubles[what] = error  # as the latest of them
     if type(before) is not type(error):
         unit.trouble(error, work)
 
 
-def over(memory: Memory, unit: UnitOfWork, what: str) -> None:
+def over(live: LiveStudy, unit: UnitOfWork, what: str) -> None:
     """`what` went well again."""
-    error = memory.troubles.pop(what, None)
+    error = live.troubles.pop(what, None)
     if isinstance(error, CredentialsRefused | SecretMissing):
         unit.event("recovered", what=what)
 
 
-def cross_check(memory: Memory, unit: UnitOfWork, work: Work, final: Mapping[str, float]) -> None:
+def cross_check(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, final: Mapping[str, float]) -> None:
     """Say where a trial's value is not what the service read from the same job's log.
 
     Both come from one script, by two ways; on several hosts the service's is whichever spoke last.
     """
-    if memory.policy.instance_count > 1:
+    if live.policy.instance_count > 1:
         return
-    for objective in memory.spec.objectives:
+    for objective in live.spec.objectives:
         ours, theirs = work.value(objective.metric), final.get(objective.metric)
         if ours is None or theirs is None or math.isclose(ours, theirs, rel_tol=_SINGLE_PRECISION, abs_tol=1e-12):
             continue

@@ -28,7 +28,7 @@ from tuner.core.jobs import (
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
 from tuner.core.states import TrialEvent
 from tuner.engine import alarms
-from tuner.engine.memory import Memory, Work
+from tuner.engine.live_study import LiveStudy, LiveTrial
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposal, ProposalError
 from tuner.spec import workload
@@ -39,38 +39,38 @@ _RESEND_POLLS = 10
 _ROLE_TRIES = 4
 
 
-def submit_due(memory: Memory, unit: UnitOfWork) -> None:
+def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
     """Fill the free slots: unfinished trials first, then new proposals, as far as budget and deadline allow."""
-    if unit.study.intent is not Intent.RUN or memory.past_deadline(unit.now):
+    if unit.study.intent is not Intent.RUN or live.past_deadline(unit.now):
         return
-    if memory.in_flight >= memory.policy.parallel:
+    if live.in_flight >= live.policy.parallel:
         return
-    memory.survey(unit.now)
-    for work in memory.waiting():
-        if memory.in_flight >= memory.policy.parallel:
+    live.refresh_capacity(unit.now)
+    for work in live.waiting():
+        if live.in_flight >= live.policy.parallel:
             return
         due = work.trial.due_at is None or work.trial.due_at <= unit.now
-        pool = memory.place(work) if due else None
+        pool = live.choose_pool(work) if due else None
         if pool is not None:
-            _begin_attempt(memory, unit, work, pool)
-    while memory.in_flight < memory.policy.parallel and memory.wants_more(unit.study):
-        pool = memory.place(None)
+            _begin_attempt(live, unit, work, pool)
+    while live.in_flight < live.policy.parallel and live.wants_more(unit.study):
+        pool = live.choose_pool(None)
         if pool is None:
             return
         try:
-            proposal = memory.proposer.ask(memory.trial_count)
+            proposal = live.proposer.ask(live.trial_count)
         except ProposalError as error:  # a space function of the user's, in mid-sweep: jobs that run know nothing of it
-            alarms.halt(memory, unit, f"no trial can be proposed: {error}", "")
+            alarms.halt(live, unit, f"no trial can be proposed: {error}", "")
             return
         if proposal is None:
             unit.set_study(replace(unit.study, exhausted=True))
             unit.event("exhausted")
             return
-        _begin_attempt(memory, unit, _add_trial(memory, unit, proposal), pool)
+        _begin_attempt(live, unit, _add_trial(live, unit, proposal), pool)
 
 
-def _add_trial(memory: Memory, unit: UnitOfWork, proposal: Proposal) -> Work:
-    work = Work(
+def _add_trial(live: LiveStudy, unit: UnitOfWork, proposal: Proposal) -> LiveTrial:
+    work = LiveTrial(
         Trial(
             number=proposal.number,
             state=TrialState.PROPOSED,
@@ -78,21 +78,21 @@ def _add_trial(memory: Memory, unit: UnitOfWork, proposal: Proposal) -> Work:
             params=proposal.params,
             distributions=proposal.distributions,
             attrs=proposal.attrs,
-            prefix=workload.prefix(memory.spec, unit.study.key, proposal.number),
+            prefix=workload.prefix(live.spec, unit.study.key, proposal.number),
             bundle_uri=unit.study.bundle_uri,
             asked_seq=0,  # filled in with its event
             created_at=unit.now,
         )
     )
-    memory.live[proposal.number] = work
-    memory.trial_count += 1
+    live.trials[proposal.number] = work
+    live.trial_count += 1
     unit.remember(proposal.study_attrs)
     unit.add_trial(work)
     return work
 
 
-def _begin_attempt(memory: Memory, unit: UnitOfWork, work: Work, pool: Pool) -> None:
-    trial, policy = work.trial, memory.policy
+def _begin_attempt(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, pool: Pool) -> None:
+    trial, policy = work.trial, live.policy
     number = trial.attempts + 1
     attempt = Attempt(
         trial=trial.number,
@@ -100,19 +100,19 @@ def _begin_attempt(memory: Memory, unit: UnitOfWork, work: Work, pool: Pool) -> 
         state=AttemptState.SUBMITTING,
         version=0,
         job_name=job_name(unit.study.key, trial.number, number),
-        digest=workload.job_digest(memory.spec, trial),
+        digest=workload.job_digest(live.spec, trial),
         instance_type=pool.instance_type,
         instance_count=policy.instance_count,
         spot=pool.spot,
         rate_microusd_per_h=policy.rate_microusd_per_h(pool.instance_type),
         max_run_s=decide.max_run_left_s(work.attempts, policy),
         max_wait_s=policy.max_wait_s if pool.spot else None,
-        reserved_microusd=memory.allowance(work, pool),
+        reserved_microusd=live.reservation(work, pool),
         created_at=unit.now,
         zone=pool.zone,
     )
     work.presence = None
-    memory.scene.attempts[kind_of(pool)] += 1
+    live.snapshot.attempts[kind_of(pool)] += 1
     unit.move_trial(work, TrialEvent.SUBMIT)
     unit.add_attempt(work, attempt)
 
@@ -122,7 +122,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        memory: Memory,
+        live: LiveStudy,
         jobs: JobService,
         unit: UnitOfWork,
         *,
@@ -130,7 +130,7 @@ class Dispatcher:
         crash_point: Callable[[str], None],
         calls: Calls = UNMETERED,
     ) -> None:
-        self._memory = memory
+        self._live = live
         self._jobs = jobs
         self._calls = calls
         self._unit = unit
@@ -142,14 +142,14 @@ class Dispatcher:
         """Send what the rows intend; what was not sent waits for the next tick."""
         stops, creates = self._to_stop(), self._to_create()
         if creates:
-            self._memory.survey(self._unit.now)
+            self._live.refresh_capacity(self._unit.now)
         self._calls.may(Call.STOP, len(stops))
         self._calls.may(Call.CREATE, len(creates))
         for work in (*stops, *creates):
             if not self._may_send():
                 return
             ends = work.attempts[-1].state is AttemptState.STOPPING
-            if not ends and (self._unsure or self._memory.halted):
+            if not ends and (self._unsure or self._live.halted):
                 return
             try:
                 if ends:
@@ -160,14 +160,14 @@ class Dispatcher:
                 continue  # nothing was sent: the next tick has new ones
             except (CredentialsRefused, SecretMissing) as error:
                 # nothing else would fare better; jobs go on, and the engine waits for new credentials
-                alarms.trouble(self._memory, self._unit, "stops" if ends else "creates", error)
+                alarms.trouble(self._live, self._unit, "stops" if ends else "creates", error)
                 return
 
-    def _to_stop(self) -> list[Work]:
+    def _to_stop(self) -> list[LiveTrial]:
         """Jobs whose stop is due, those that were never told first: those told before must not use up the calls."""
-        resend_s = _RESEND_POLLS * self._memory.policy.poll_s
-        due: list[tuple[float, Work]] = []
-        for work in self._memory.live.values():
+        resend_s = _RESEND_POLLS * self._live.policy.poll_s
+        due: list[tuple[float, LiveTrial]] = []
+        for work in self._live.trials.values():
             attempt = work.attempt
             if attempt is None or attempt.state is not AttemptState.STOPPING or attempt.stop_reason is None:
                 continue
@@ -178,11 +178,11 @@ class Dispatcher:
         due.sort(key=lambda pair: -pair[0])
         return [work for _, work in due]
 
-    def _to_create(self) -> list[Work]:
+    def _to_create(self) -> list[LiveTrial]:
         """Attempts that want a job now, in the order of their trials."""
         return [
             work
-            for work in self._memory.live.values()
+            for work in self._live.trials.values()
             if (attempt := work.attempt) is not None
             and attempt.state is AttemptState.SUBMITTING
             and attempt.arn is None
@@ -191,14 +191,14 @@ class Dispatcher:
 
     # --- create
 
-    def _create(self, work: Work) -> None:
+    def _create(self, work: LiveTrial) -> None:
         attempt, unit = work.attempts[-1], self._unit
         kind = kind_of(attempt.pool)
-        scene = self._memory.scene
-        closed = scene.closed(kind)
-        if (closed or not scene.has_room(kind, scene.jobs)) and (self._reroute(work) or not closed):
+        snapshot = self._live.snapshot
+        closed = snapshot.closed(kind)
+        if (closed or not snapshot.has_room(kind, snapshot.jobs)) and (self._reroute(work) or not closed):
             return  # it would be refused; where it stays, it waits for a job of ours to end
-        request = workload.job_request(self._memory.spec, unit.study, work.trial, attempt)
+        request = workload.job_request(self._live.spec, unit.study, work.trial, attempt)
         try:
             self._crash_point("before create")
             arn = self._jobs.create(request)
@@ -217,13 +217,13 @@ class Dispatcher:
         else:
             unit.set_attempt(work, replace(attempt, arn=arn, submitted_at=unit.now))
             self._count_job(kind)
-            self._memory.uncompared.add(attempt.job_name)
-            self._memory.rejections.clear()
-            alarms.over(self._memory, unit, "creates")
-            if not self._memory.compared:
+            self._live.uncompared.add(attempt.job_name)
+            self._live.rejections.clear()
+            alarms.over(self._live, unit, "creates")
+            if not self._live.compared:
                 self._look_at_first(work)
 
-    def _look_at_first(self, work: Work) -> None:
+    def _look_at_first(self, work: LiveTrial) -> None:
         """See at once whether the first job of this process is what was asked for: else they would all be alike.
 
         The others are looked at when they are first described.
@@ -233,41 +233,41 @@ class Dispatcher:
         except JobError:
             self._unsure = True  # no other job before the next tick, which looks again
         else:
-            alarms.compare(self._memory, self._unit, work, seen)
+            alarms.compare(self._live, self._unit, work, seen)
 
     # --- quotas
 
     def _learn(self, kind: Kind, error: CapacityUnavailable) -> None:
         """A refusal may name the quota."""
         if error.limit is not None:
-            self._unit.remember(self._memory.learn_limit(kind, error.limit, self._unit.now))
+            self._unit.remember(self._live.learn_limit(kind, error.limit, self._unit.now))
 
     def _count_job(self, kind: Kind) -> None:
-        scene, limit = self._memory.scene, self._memory.limits.get(kind)
-        scene.jobs[kind] += 1
-        if limit is not None and scene.jobs[kind] * scene.instance_count > limit.instances:
-            self._unit.remember(self._memory.forget_limit(kind))
+        snapshot, limit = self._live.snapshot, self._live.limits.get(kind)
+        snapshot.jobs[kind] += 1
+        if limit is not None and snapshot.jobs[kind] * snapshot.instance_count > limit.instances:
+            self._unit.remember(self._live.forget_limit(kind))
 
-    def _reroute(self, work: Work, refused: CapacityUnavailable | None = None) -> bool:
+    def _reroute(self, work: LiveTrial, refused: CapacityUnavailable | None = None) -> bool:
         """Give an attempt that a quota keeps waiting to another pool, where no job of its name exists; false: not now.
 
         Its row changes before its job is asked for again, as it was recorded before it was asked for first.
         """
-        memory, unit, attempt = self._memory, self._unit, work.attempts[-1]
-        pool = memory.place_instead(work)
+        live, unit, attempt = self._live, self._unit, work.attempts[-1]
+        pool = live.choose_other_pool(work)
         if pool is None:
             return False
         if not self._certainly_none(work):
             return work.attempts[-1] is not attempt  # adopted, or ended
         # the first time at once; then with patience, since it may be refused everywhere
-        later = unit.now + decide.back_off(attempt.refusals, memory.policy.poll_s) if attempt.refusals else None
+        later = unit.now + decide.back_off(attempt.refusals, live.policy.poll_s) if attempt.refusals else None
         refusals = attempt.refusals + (refused is not None)
         unit.set_attempt(work, replace(self._in_pool(work, pool), refusals=refusals, next_try_at=later))
         why = "its quota is used up" if refused is None else str(refused)
         unit.event("rerouted", work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
         return True
 
-    def _certainly_none(self, work: Work) -> bool:
+    def _certainly_none(self, work: LiveTrial) -> bool:
         """Whether no job has the attempt's name: an earlier call may have made one, and its answer been lost."""
         try:
             seen = self._jobs.describe(work.attempts[-1].job_name)
@@ -282,12 +282,12 @@ class Dispatcher:
 
     # --- refusals and foreign jobs
 
-    def _postpone(self, work: Work, error: JobError) -> None:
+    def _postpone(self, work: LiveTrial, error: JobError) -> None:
         """No job exists, or nobody knows: the attempt keeps its name and is tried again."""
         if isinstance(error, OutOfCalls):
             raise error  # nobody was asked, so nobody refused
         attempt, unit = work.attempts[-1], self._unit
-        later = unit.now + decide.back_off(attempt.refusals + 1, self._memory.policy.poll_s)
+        later = unit.now + decide.back_off(attempt.refusals + 1, self._live.policy.poll_s)
         unit.set_attempt(work, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
         if attempt.refusals == 0:
             kind = "refused.capacity" if isinstance(error, CapacityUnavailable) else "refused"
@@ -297,7 +297,7 @@ class Dispatcher:
         if isinstance(error, CredentialsRefused | SecretMissing):
             raise error
 
-    def _find(self, work: Work, end: AttemptEnd, reason: str) -> None:
+    def _find(self, work: LiveTrial, end: AttemptEnd, reason: str) -> None:
         """Look whose job has our name: adopt our own, leave a foreign one alone and use the next number.
 
         If there is none, the attempt ends as `end`, for `reason`.
@@ -308,13 +308,13 @@ class Dispatcher:
         except JobNotFound:
             unit.end_unsubmitted(work, end, reason)
             if end is AttemptEnd.REJECTED:
-                alarms.rejected(self._memory, unit, attempt.job_name, reason)
+                alarms.rejected(self._live, unit, attempt.job_name, reason)
         except JobError as error:
             self._postpone(work, error)
         else:
             self._adopt(work, seen)
 
-    def _adopt(self, work: Work, seen: Observation) -> bool:
+    def _adopt(self, work: LiveTrial, seen: Observation) -> bool:
         """Take a job of our name for ours exactly if its digest is."""
         attempt, unit = work.attempts[-1], self._unit
         if seen.digest == attempt.digest:
@@ -326,38 +326,38 @@ class Dispatcher:
         unit.end_unsubmitted(work, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
         return False
 
-    def _where_it_is(self, work: Work, seen: Observation) -> Attempt:
+    def _where_it_is(self, work: LiveTrial, seen: Observation) -> Attempt:
         """The attempt as its job is: one that was given to another pool may find the job that it asked for first.
 
         That job costs what it costs, whether or not the budget has room for it.
         """
-        attempt, memory = work.attempts[-1], self._memory
+        attempt, live = work.attempts[-1], self._live
         if seen.asked is None or (seen.asked.instance_type, seen.asked.spot) == kind_of(attempt.pool):
             return attempt
-        asked = (pool for spot in (True, False) for pool in listed(memory.policy, spot=spot))
+        asked = (pool for spot in (True, False) for pool in listed(live.policy, spot=spot))
         pool = next((each for each in asked if kind_of(each) == (seen.asked.instance_type, seen.asked.spot)), None)
         if pool is None:
             return attempt  # nothing that we ask for
         return replace(self._in_pool(work, pool), max_wait_s=seen.asked.max_wait_s)
 
-    def _in_pool(self, work: Work, pool: Pool) -> Attempt:
+    def _in_pool(self, work: LiveTrial, pool: Pool) -> Attempt:
         """The last attempt as it is in another pool, where it is counted from now on."""
-        attempt, memory = work.attempts[-1], self._memory
-        memory.scene.attempts[kind_of(attempt.pool)] -= 1
-        memory.scene.attempts[kind_of(pool)] += 1
+        attempt, live = work.attempts[-1], self._live
+        live.snapshot.attempts[kind_of(attempt.pool)] -= 1
+        live.snapshot.attempts[kind_of(pool)] += 1
         return replace(
             attempt,
             instance_type=pool.instance_type,
             spot=pool.spot,
             zone=pool.zone,
-            max_wait_s=memory.policy.max_wait_s if pool.spot else None,
-            rate_microusd_per_h=memory.policy.rate_microusd_per_h(pool.instance_type),
-            reserved_microusd=memory.allowance_instead(work, pool),
+            max_wait_s=live.policy.max_wait_s if pool.spot else None,
+            rate_microusd_per_h=live.policy.rate_microusd_per_h(pool.instance_type),
+            reserved_microusd=live.reservation_instead(work, pool),
         )
 
     # --- stop
 
-    def _stop(self, work: Work) -> None:
+    def _stop(self, work: LiveTrial) -> None:
         attempt, unit = work.attempts[-1], self._unit
         if attempt.arn is None and not self._exists(work):
             return
@@ -372,9 +372,9 @@ class Dispatcher:
             unit.trouble(error, work)
         else:
             unit.set_attempt(work, replace(work.attempts[-1], stop_sent_at=unit.now))
-            alarms.over(self._memory, unit, "stops")
+            alarms.over(self._live, unit, "stops")
 
-    def _exists(self, work: Work) -> bool:
+    def _exists(self, work: LiveTrial) -> bool:
         """Whether a job whose creation we did not hear of is there, and ours; ends the attempt if there is none."""
         attempt, unit = work.attempts[-1], self._unit
         try:

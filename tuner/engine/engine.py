@@ -41,7 +41,7 @@ from tuner.core.states import TrialEvent
 from tuner.engine import requests
 from tuner.engine.alarms import REJECTED_ALIKE
 from tuner.engine.dispatch import Dispatcher, submit_due
-from tuner.engine.memory import Memory, Work, kept_limits
+from tuner.engine.live_study import LiveStudy, LiveTrial, kept_limits
 from tuner.engine.observe import Observer, tell
 from tuner.engine.polling import stale_s
 from tuner.engine.unit_of_work import UnitOfWork
@@ -66,7 +66,7 @@ class Watcher(Protocol):
         """These events are in the store now."""
         ...
 
-    def ticked(self, study: Study, memory: Memory) -> None:
+    def ticked(self, study: Study, live: LiveStudy) -> None:
         """A tick is over; the memory is to be read only."""
         ...
 
@@ -81,7 +81,7 @@ class Unwatched:
     def committed(self, events: tuple[Event, ...]) -> None:
         """Ignored."""
 
-    def ticked(self, study: Study, memory: Memory) -> None:
+    def ticked(self, study: Study, live: LiveStudy) -> None:
         """Ignored."""
 
     def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
@@ -135,7 +135,7 @@ class Engine:
         last_seq = store.last_seq(study.id)
         last = store.events(study.id, after_seq=last_seq - 1)
         self._progress = self._world.progress()
-        self.memory = Memory(
+        self.live = LiveStudy(
             spec=spec,
             policy=workload.policy(spec, study),
             sync_delay_s=self._world.sync_delay_s,
@@ -145,16 +145,17 @@ class Engine:
             trial_count=sum(summary.trials.values()),
             spent_microusd=summary.spend_microusd,
             spot_ratio=store.largest_spot_ratio(study.id, trained_s=decide.DISCOUNT_TOLD_S),
-            live={
-                trial.number: Work(trial, list(attempts), list(runs)) for trial, attempts, runs in store.live(study.id)
+            trials={
+                trial.number: LiveTrial(trial, list(attempts), list(runs))
+                for trial, attempts, runs in store.live(study.id)
             },
         )
-        self.memory.limits = kept_limits(study)
-        self.memory.totals = self._pool_totals(study)
-        self.memory.recall_losses()
-        self.memory.rejections = self._rejections()
-        self.memory.halted = cast("str | None", study.attrs.get(HALTED))
-        self.memory.survey(self._world.clock.now())
+        self.live.limits = kept_limits(study)
+        self.live.totals = self._pool_totals(study)
+        self.live.recall_losses()
+        self.live.rejections = self._rejections()
+        self.live.halted = cast("str | None", study.attrs.get(HALTED))
+        self.live.refresh_capacity(self._world.clock.now())
         self._load_view()
 
     def _pool_totals(self, study: Study) -> dict[Pool, PoolTotals]:
@@ -177,13 +178,13 @@ class Engine:
     def _load_view(self) -> None:
         """Build the sampler's study anew from our rows."""
         for point in self._world.store.points(self.study.id):
-            if point.trial in self.memory.live:
-                work = self.memory.live[point.trial]
+            if point.trial in self.live.trials:
+                work = self.live.trials[point.trial]
                 work.latest[point.name, point.step] = point
                 work.hear(point.at)
-        rows = view_rows(self._world.store, self.study, self.memory.spec)
-        self.memory.retried = sum(RETRY_OF in row.attrs for row in rows)
-        self.memory.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._world.store, self.study))
+        rows = view_rows(self._world.store, self.study, self.live.spec)
+        self.live.retried = sum(RETRY_OF in row.attrs for row in rows)
+        self.live.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._world.store, self.study))
 
     # --- the loop
 
@@ -197,7 +198,7 @@ class Engine:
             if not self.tick().active:
                 break
             now = self._world.clock.now()
-            poll = timedelta(seconds=self.memory.policy.poll_s)
+            poll = timedelta(seconds=self.live.policy.poll_s)
             self._world.clock.wait(now + poll, due=self._next_due(now))
         return self.study.state
 
@@ -208,7 +209,7 @@ class Engine:
         """
         self._stop_requested = stop_requested
         self.tick()
-        while self.memory.reads_on and not stop_requested():
+        while self.live.reads_on and not stop_requested():
             self.tick()
         return self.study.state
 
@@ -223,12 +224,12 @@ class Engine:
                 self._load()
         except StoreUnreachable as error:
             self._wait_for_store(error)
-        self._world.watcher.ticked(self.study, self.memory)
+        self._world.watcher.ticked(self.study, self.live)
         return self.study.state
 
     def _renew(self) -> None:
         # a lease that ran out between two polls would be there for the taking while its engine lives
-        period_s = LEASE_S + 2 * self.memory.policy.poll_s
+        period_s = LEASE_S + 2 * self.live.policy.poll_s
         clock = self._world.clock
         until_s = clock.elapsed_s() + period_s
         self.lease = self._world.store.renew(self.lease, now=clock.now(), period_s=period_s)
@@ -239,7 +240,7 @@ class Engine:
         clock, watcher = self._world.clock, self._world.watcher
         watcher.store_away(clock.now(), error)
         while not self._stop_requested():
-            clock.wait(clock.now() + timedelta(seconds=self.memory.policy.poll_s))
+            clock.wait(clock.now() + timedelta(seconds=self.live.policy.poll_s))
             try:
                 self._renew()
                 self._load()
@@ -256,10 +257,10 @@ class Engine:
         unit = self._unit(now)
         self._apply_requests(unit)
         world = self._world
-        Observer(self.memory, world.jobs, self._progress, unit, calls=world.calls, hints=world.hints).observe()
+        Observer(self.live, world.jobs, self._progress, unit, calls=world.calls, hints=world.hints).observe()
         self._commit(unit, "observed")
         unit = self._unit(now)
-        submit_due(self.memory, unit)
+        submit_due(self.live, unit)
         self._commit(unit, "intended")
         if not self._lease_is_good():
             # looking at a thousand prefixes, or at a store that does not answer, took as long: a stop must not wait
@@ -267,7 +268,7 @@ class Engine:
             self._renew()
         unit = self._unit(now)
         dispatcher = Dispatcher(
-            self.memory,
+            self.live,
             self._world.jobs,
             unit,
             may_send=self._lease_is_good,
@@ -284,9 +285,7 @@ class Engine:
         return min(left_s, self._lease_until_s - self._world.clock.elapsed_s()) > _LEASE_MARGIN_S
 
     def _unit(self, now: datetime) -> UnitOfWork:
-        return UnitOfWork(
-            self.study, last_seq=self.memory.last_seq, now=now, recorded_after=self.memory.last_recorded_at
-        )
+        return UnitOfWork(self.study, last_seq=self.live.last_seq, now=now, recorded_after=self.live.last_recorded_at)
 
     def _commit(self, unit: UnitOfWork, point: str) -> None:
         self._world.crash_point(f"before {point}")
@@ -294,8 +293,8 @@ class Engine:
         if change is not None:
             self._world.store.commit(self.lease, change, now=unit.now)
             self.study = unit.study
-            self.memory.last_seq += len(change.events)
-            self.memory.last_recorded_at = unit.recorded_at
+            self.live.last_seq += len(change.events)
+            self.live.last_recorded_at = unit.recorded_at
             for trial in (*change.new_trials, *(after for _, after in change.trials)):
                 if trial.state.terminal:
                     self._forget(trial)
@@ -305,17 +304,17 @@ class Engine:
     # --- requests of the user
 
     def _apply_requests(self, unit: UnitOfWork) -> None:
-        memory = self.memory
+        live = self.live
         for request in self._world.store.pending_requests(self.study.id):
-            bound_microusd = memory.spent_microusd + memory.reserved_in_flight_microusd
+            bound_microusd = live.spent_microusd + live.reserved_in_flight_microusd
             study = requests.apply(unit, request, bound_microusd=bound_microusd)
-            memory.spec = from_json(study.spec)
-            memory.policy = workload.policy(memory.spec, study)
+            live.spec = from_json(study.spec)
+            live.policy = workload.policy(live.spec, study)
 
     def _forget(self, trial: Trial) -> None:
         """Keep nothing of a trial that has ended: memory follows what is in flight."""
-        for attempt in self.memory.live.pop(trial.number).attempts:
-            self.memory.rounds.forget(attempt.job_name)
+        for attempt in self.live.trials.pop(trial.number).attempts:
+            self.live.rounds.forget(attempt.job_name)
         self._progress.forget(trial.prefix)
 
     # --- the study itself
@@ -324,21 +323,21 @@ class Engine:
         """Write what the study is doing, from its trials and what the user wants."""
         state = self._state(unit)
         if state is StudyState.CANCELLED:
-            for work in self.memory.live.values():
+            for work in self.live.trials.values():
                 unit.move_trial(work, TrialEvent.CANCEL, reason="cancelled")
-                tell(self.memory, unit, work)
+                tell(self.live, unit, work)
         if state is not unit.study.state:
             unit.event("study", before=unit.study.state, after=state)
             unit.set_study(replace(unit.study, state=state))
 
     def _state(self, unit: UnitOfWork) -> StudyState:
-        memory, intent = self.memory, unit.study.intent
-        busy = memory.in_flight > 0 or memory.concluding
-        if not busy and memory.scene.now != unit.now:
-            memory.survey(unit.now)
+        live, intent = self.live, unit.study.intent
+        busy = live.in_flight > 0 or live.concluding
+        if not busy and live.snapshot.now != unit.now:
+            live.refresh_capacity(unit.now)
         if intent is Intent.CANCEL:
             return StudyState.DRAINING if busy else StudyState.CANCELLED
-        if not memory.live and not memory.wants_more(unit.study):
+        if not live.trials and not live.wants_more(unit.study):
             return StudyState.FINISHED
         rest = self._rest(unit)
         if rest is None:
@@ -347,40 +346,40 @@ class Engine:
 
     def _rest(self, unit: UnitOfWork) -> StudyState | None:
         """The rest that the study is in or drains towards; None while it goes on."""
-        memory = self.memory
+        live = self.live
         if unit.study.intent is not Intent.RUN:
             return StudyState.STOPPED
-        if memory.past_deadline(unit.now):
+        if live.past_deadline(unit.now):
             return StudyState.PAST_DEADLINE
-        waiting = memory.waiting()
-        if not waiting and not memory.wants_more(unit.study):
+        waiting = live.waiting()
+        if not waiting and not live.wants_more(unit.study):
             return None
-        fits = any(memory.affordable(work) for work in waiting) or (
-            memory.wants_more(unit.study) and memory.affordable(None)
+        fits = any(live.fits_budget(work) for work in waiting) or (
+            live.wants_more(unit.study) and live.fits_budget(None)
         )
         return None if fits else StudyState.OUT_OF_BUDGET
 
-    def _patience_ends(self, work: Work, now: datetime) -> datetime | None:
+    def _patience_ends(self, work: LiveTrial, now: datetime) -> datetime | None:
         """When to see again whether a job that waits should wait elsewhere; None where it has nowhere to go."""
         since = work.waits_since
-        if since is None or self.memory.policy.pools == 1:
+        if since is None or self.live.policy.pools == 1:
             return None
         return since + timedelta(seconds=PATIENCE_S * math.ceil((now - since).total_seconds() / PATIENCE_S + 0.001))
 
     def _next_due(self, now: datetime) -> datetime | None:
         """When the engine itself next has something to do; virtual time must not pass it."""
-        memory = self.memory
-        moments = [memory.policy.deadline_at]
-        if memory.concluding or memory.rounds.behind or memory.policy.stall_after_s is not None:
+        live = self.live
+        moments = [live.policy.deadline_at]
+        if live.concluding or live.rounds.behind or live.policy.stall_after_s is not None:
             moments.append(now)
-        unseen = timedelta(seconds=stale_s(memory.in_flight, memory.policy.poll_s) + memory.policy.poll_s)
-        moments += [limit.believed_until(now) for limit in memory.limits.values()]
-        for work in memory.live.values():
+        unseen = timedelta(seconds=stale_s(live.in_flight, live.policy.poll_s) + live.policy.poll_s)
+        moments += [limit.believed_until(now) for limit in live.limits.values()]
+        for work in live.trials.values():
             attempt = work.attempt
             moments.append(work.trial.due_at)
             if attempt is not None:
                 moments += [attempt.stop_by, attempt.next_try_at, work.runs_out_at, self._patience_ends(work, now)]
-                moments.append(memory.limit_reached_at(work))
+                moments.append(live.limit_reached_at(work))
                 seen_at = attempt.observed_at or attempt.created_at
                 moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + unseen)
         return min((moment for moment in moments if moment is not None and moment >= now), default=None)

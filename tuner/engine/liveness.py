@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from tuner.core.decide import Policy
 from tuner.core.records import AttemptState, Fact
-from tuner.engine.memory import Silence, Work
+from tuner.engine.live_study import LiveTrial, Silence
 
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
 _PATIENCE = timedelta(minutes=15)
@@ -28,7 +28,7 @@ _NEXT_LOOK_POLLS = 3
 _MARK = "trial "  # how warnings of trials begin; those of the study file begin with a key
 
 
-def listen(work: Work, policy: Policy, now: datetime, *, heard: bool) -> None:
+def listen(work: LiveTrial, policy: Policy, now: datetime, *, heard: bool) -> None:
     """Take note that what lies under the prefix was looked at just now; `heard`: there were new lines or records."""
     last = work.silence
     sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
@@ -41,7 +41,7 @@ def listen(work: Work, policy: Policy, now: datetime, *, heard: bool) -> None:
     work.silence = Silence(now, sign, last.lasted_s + passed_s)
 
 
-def stalled(work: Work, policy: Policy) -> bool:
+def stalled(work: LiveTrial, policy: Policy) -> bool:
     """Whether nothing came from a job in training for so long that it is to be stopped and retried."""
     if work.unread or policy.stall_after_s is None:
         return False
@@ -57,7 +57,7 @@ def sync_delay_s(facts: Iterable[Fact]) -> float:
     return max(0.0, float(delay_s)) if isinstance(delay_s, int | float) else 0.0
 
 
-def warnings(works: Iterable[Work], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
+def warnings(works: Iterable[LiveTrial], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
     """What should be known of trials that train in silence, or without saving what they report.
 
     Silence is no sign for as long as the account's checkpoint sync is known to take, several times over.
@@ -71,7 +71,7 @@ def replaced(known: Sequence[str], fresh: Sequence[str]) -> tuple[str, ...]:
     return (*(line for line in known if not line.startswith(_MARK)), *fresh)
 
 
-def _warning(work: Work, policy: Policy, now: datetime, least: timedelta) -> str | None:
+def _warning(work: LiveTrial, policy: Policy, now: datetime, least: timedelta) -> str | None:
     if work.unread:
         return None
     patience = _PATIENCE if policy.stall_after_s is None else timedelta(seconds=policy.stall_after_s / 2)
@@ -97,13 +97,13 @@ def _warning(work: Work, policy: Policy, now: datetime, least: timedelta) -> str
     return None
 
 
-def _trained(work: Work, since: datetime, now: datetime) -> timedelta:
+def _trained(work: LiveTrial, since: datetime, now: datetime) -> timedelta:
     """For how long the trial has trained since then, over all its runs."""
     spans = ((run.ended_at or now) - max(run.started_at, since) for run in work.runs)
     return sum((max(span, timedelta()) for span in spans), timedelta())
 
 
-def _heard_at(work: Work) -> datetime | None:
+def _heard_at(work: LiveTrial) -> datetime | None:
     """The last sign of life of a job that trains now."""
     attempt = work.attempt
     if attempt is None or attempt.state is not AttemptState.TRAINING or not work.runs:

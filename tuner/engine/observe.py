@@ -31,7 +31,7 @@ from tuner.core.records import (
 )
 from tuner.core.states import AttemptEvent, TrialEvent
 from tuner.engine import alarms, liveness
-from tuner.engine.memory import Memory, Work, is_training
+from tuner.engine.live_study import LiveStudy, LiveTrial, is_training
 from tuner.engine.polling import STALE_POLLS
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec.records import COST_METRIC, MICROUSD
@@ -48,7 +48,7 @@ class Observer:
 
     def __init__(
         self,
-        memory: Memory,
+        live: LiveStudy,
         jobs: JobService,
         progress: Progress,
         unit: UnitOfWork,
@@ -56,7 +56,7 @@ class Observer:
         calls: Calls = UNMETERED,
         hints: Hints | None = None,
     ) -> None:
-        self._memory = memory
+        self._live = live
         self._jobs = jobs
         self._calls = calls
         self._hints = hints
@@ -78,40 +78,40 @@ class Observer:
         self._move()
         self._warn()
 
-    def _in_turn(self) -> list[Work]:
+    def _in_turn(self) -> list[LiveTrial]:
         """Those whose prefix could be read last; then the others, whoever failed longest ago first.
 
         Only a few that fail are tried in a tick: always the same ones would keep all others from their end.
         """
-        failed = {what: place for place, what in enumerate(self._memory.troubles)}
-        return sorted(self._memory.live.values(), key=lambda work: failed.get(work.trial.prefix, -1))
+        failed = {what: choose_pool for choose_pool, what in enumerate(self._live.troubles)}
+        return sorted(self._live.trials.values(), key=lambda work: failed.get(work.trial.prefix, -1))
 
     # --- jobs
 
     def _observe_jobs(self) -> None:
-        works = (work for work in self._memory.live.values() if work.attempt is not None and work.attempt.arn)
+        works = (work for work in self._live.trials.values() if work.attempt is not None and work.attempt.arn)
         working = {work.attempts[-1].job_name: work for work in works}
         # what one of them cannot tell, another or the next tick does
         looks = {"hints": self._take_hints, "lists": self._list_changed, "jobs": self._describe_due}
         for name, look in looks.items():
             try:
                 if look(working):
-                    alarms.over(self._memory, self._unit, name)
+                    alarms.over(self._live, self._unit, name)
             except JobError as error:
-                alarms.trouble(self._memory, self._unit, name, error)
+                alarms.trouble(self._live, self._unit, name, error)
                 if isinstance(error, CredentialsRefused):
                     return  # nothing else would fare better
 
     # each of these says whether it asked anybody
 
-    def _take_hints(self, working: Mapping[str, Work]) -> bool:
+    def _take_hints(self, working: Mapping[str, LiveTrial]) -> bool:
         if self._hints is None:
             return False
-        self._memory.rounds.hinted(self._hints.receive(), working)
+        self._live.rounds.hinted(self._hints.receive(), working)
         return True
 
-    def _list_changed(self, working: Mapping[str, Work]) -> bool:
-        rounds = self._memory.rounds
+    def _list_changed(self, working: Mapping[str, LiveTrial]) -> bool:
+        rounds = self._live.rounds
         rounds.skipped = bool(working) and rounds.list_due(self._now, hints=self._hints is not None)
         if not rounds.skipped:
             return False
@@ -127,68 +127,68 @@ class Observer:
         rounds.listed(changed, working, self._now)
         return True
 
-    def _describe_due(self, working: Mapping[str, Work]) -> bool:
-        rounds = self._memory.rounds
+    def _describe_due(self, working: Mapping[str, LiveTrial]) -> bool:
+        rounds = self._live.rounds
         for name, work in working.items():
             if self._runs_out(work) or self._passes_its_limit(work):
                 rounds.press(name)
         attempts = {name: work.attempts[-1] for name, work in working.items()}
-        due, stale = rounds.order(attempts, self._now, self._memory.policy.poll_s)
+        due, stale = rounds.order(attempts, self._now, self._live.policy.poll_s)
         may = self._calls.may(Call.DESCRIBE, len(due), idle=len(stale))
         for name in (*due, *stale)[:may]:
             rounds.asked(name, self._now)
             self._describe(working[name])
         return may > 0
 
-    def _runs_out(self, work: Work) -> bool:
+    def _runs_out(self, work: LiveTrial) -> bool:
         """Whether its `max_run` is used up, unless it was interrupted since it was last looked at."""
         moment = work.runs_out_at
         return moment is not None and moment < self._now
 
-    def _passes_its_limit(self, work: Work) -> bool:
-        limit = self._memory.policy.trial_budget_microusd
-        return limit is not None and self._memory.may_have_cost(work, self._now) > limit
+    def _passes_its_limit(self, work: LiveTrial) -> bool:
+        limit = self._live.policy.trial_budget_microusd
+        return limit is not None and self._live.may_have_cost(work, self._now) > limit
 
-    def _describe(self, work: Work) -> None:
+    def _describe(self, work: LiveTrial) -> None:
         attempt, unit = work.attempts[-1], self._unit
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
             if self._is_new(attempt):
-                self._memory.rounds.press(attempt.job_name)
+                self._live.rounds.press(attempt.job_name)
             else:
                 self._end_lost(work)
             return
         if self._awaits_figures(seen):
             return  # not remembered as seen: the next tick describes it again
-        self._memory.rounds.described(attempt.job_name, seen.modified_at)
-        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._memory.billed_ratio(spot=attempt.spot))
+        self._live.rounds.described(attempt.job_name, seen.modified_at)
+        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._live.billed_ratio(spot=attempt.spot))
         unit.set_attempt(work, absorbed.attempt)
         unit.drafted(work, attempt.number, absorbed.events)
         work.presence = decide.presence(seen)
         if absorbed.attempt.interruptions > attempt.interruptions:
-            self._memory.lost(attempt.pool, work.presence.since)
+            self._live.lost(attempt.pool, work.presence.since)
         others = [run for run in work.runs if run.attempt != attempt.number]
         mine = [run for run in work.runs if run.attempt == attempt.number]
         unit.set_runs(work, [*others, *proof.merge_spans(attempt.trial, attempt.number, absorbed.spans, mine)])
         work.unread = True
-        if attempt.job_name in self._memory.uncompared:
-            alarms.compare(self._memory, unit, work, seen)
+        if attempt.job_name in self._live.uncompared:
+            alarms.compare(self._live, unit, work, seen)
         if seen.status.final:
             self._end(work, seen)
 
     def _is_new(self, attempt: Attempt) -> bool:
         """Whether a job was accepted moments ago and never seen: given up now, a second one would share its prefix."""
-        patience = timedelta(seconds=STALE_POLLS * self._memory.policy.poll_s)
+        patience = timedelta(seconds=STALE_POLLS * self._live.policy.poll_s)
         return attempt.observed_at is None and self._now < (attempt.submitted_at or attempt.created_at) + patience
 
     def _awaits_figures(self, seen: Observation) -> bool:
         """Whether a job has ended, but its bill may still come: the status might be shown before the figures."""
         trained = any(row.status == "Training" for row in seen.history)
-        patience = timedelta(seconds=STALE_POLLS * self._memory.policy.poll_s)
+        patience = timedelta(seconds=STALE_POLLS * self._live.policy.poll_s)
         return seen.status.final and trained and seen.billable_s is None and self._now < seen.modified_at + patience
 
-    def _end(self, work: Work, seen: Observation) -> None:
+    def _end(self, work: LiveTrial, seen: Observation) -> None:
         attempt = work.attempts[-1]
         end, reason = decide.end_of(seen)
         work.final_metrics = seen.final_metrics
@@ -199,7 +199,7 @@ class Observer:
             self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=billable_s)
         self._book(work, end, reason, billable_s=billable_s, training_s=training_s)
 
-    def _end_lost(self, work: Work) -> None:
+    def _end_lost(self, work: LiveTrial) -> None:
         """The job was deleted by somebody else, and its final figures with it: the dearest reading is booked."""
         attempt = work.attempts[-1]
         seconds = decide.dearest_s(attempt, self._now)
@@ -210,10 +210,10 @@ class Observer:
         self._book(work, AttemptEnd.SERVICE_FAULT, reason, billable_s=seconds, training_s=seconds)
 
     def _book(
-        self, work: Work, end: AttemptEnd, reason: str | None, *, billable_s: int | None, training_s: int | None
+        self, work: LiveTrial, end: AttemptEnd, reason: str | None, *, billable_s: int | None, training_s: int | None
     ) -> None:
         """Write the final figures of an attempt that has just ended into the ledger."""
-        attempt, memory = work.attempts[-1], self._memory
+        attempt, live = work.attempts[-1], self._live
         rate = attempt.rate_microusd_per_h
         spend = cost_microusd(billable_s or 0, attempt.instance_count, rate)
         on_demand = cost_microusd(training_s or billable_s or 0, attempt.instance_count, rate)
@@ -231,13 +231,13 @@ class Observer:
         self._unit.event(
             "ledger", work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
         )
-        memory.spent_microusd += spend
-        memory.learn_ratio(decide.spot_ratio(attempt.spot, billable_s, training_s))
-        memory.ended(ended)
+        live.spent_microusd += spend
+        live.learn_ratio(decide.spot_ratio(attempt.spot, billable_s, training_s))
+        live.ended(ended)
 
     # --- what lies under the prefix
 
-    def _read_progress(self, work: Work) -> None:
+    def _read_progress(self, work: LiveTrial) -> None:
         work.more = False
         if not _is_to_be_read(work):
             return
@@ -252,19 +252,19 @@ class Observer:
             ended = work.ended_attempt
             owes = ended is not None and report.whole_through is not None and report.whole_through < ended.number
             work.unread, work.more = report.more or owes, report.more
-            liveness.listen(work, self._memory.policy, self._now, heard=bool(report.points or report.records))
+            liveness.listen(work, self._live.policy, self._now, heard=bool(report.points or report.records))
             self._reads_failed = 0
-            alarms.over(self._memory, self._unit, work.trial.prefix)
+            alarms.over(self._live, self._unit, work.trial.prefix)
         except OSError as error:
             work.unread = True
             self._reads_failed += not isinstance(error, PermissionError)  # that is an answer, and came at once
-            alarms.trouble(self._memory, self._unit, work.trial.prefix, error, work)
+            alarms.trouble(self._live, self._unit, work.trial.prefix, error, work)
         self._unit.add_points(fresh)
         if not work.unread:  # a new reader begins at the beginning: half of it would unsay what was proven
             self._prove(work)
         self._report(work, fresh)
 
-    def _prove(self, work: Work) -> None:
+    def _prove(self, work: LiveTrial) -> None:
         before = {(run.attempt, run.number): run for run in work.runs}
         proven = proof.prove(work.runs, work.records, work.steps)
         self._unit.set_runs(work, proven)
@@ -282,13 +282,13 @@ class Observer:
                     "run.resumed", work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
                 )
 
-    def _tell_older(self, work: Work, run: Run) -> None:
+    def _tell_older(self, work: LiveTrial, run: Run) -> None:
         step, newest = run.resumed_from_step, run.resume_step
         self._unit.event(
             "run.older_checkpoint", work=work, attempt=run.attempt, run=run.number, step=step, newest=newest
         )
 
-    def _tell_found(self, work: Work, run: Run, last: Run | None) -> None:
+    def _tell_found(self, work: LiveTrial, run: Run, last: Run | None) -> None:
         """Once, when the record of a run is first seen: its newest checkpoint was passed over, or none lay there."""
         torn = proof.torn_step(work.records[run.attempt, run.run_id or ""])
         if torn is not None:
@@ -300,31 +300,31 @@ class Observer:
                 "run.nothing_saved", work=work, attempt=run.attempt, run=run.number, lost_s=last.lost_work_s
             )
 
-    def _report(self, work: Work, fresh: list[Point]) -> None:
+    def _report(self, work: LiveTrial, fresh: list[Point]) -> None:
         """Show new values of the objective to the pruner, one step at a time, each step once."""
-        objectives = self._memory.spec.objectives
+        objectives = self._live.spec.objectives
         for point in fresh:
             if point.name != objectives[0].metric:
                 continue
             trial = work.trial
             if trial.last_step is None or point.step >= trial.last_step:
                 trial = replace(trial, last_step=point.step, last_value=point.value)
-            if point.step != NO_STEP and self._memory.spec.judges_steps:
+            if point.step != NO_STEP and self._live.spec.judges_steps:
                 trial = self._show(trial, point)
             self._unit.set_trial(work, trial)
 
     def _show(self, trial: Trial, point: Point) -> Trial:
         if math.isfinite(point.value):
             return self._ask_pruner(trial, point)
-        self._memory.proposer.withdraw(trial.number, point.step)  # an earlier run may have reported a number
+        self._live.proposer.withdraw(trial.number, point.step)  # an earlier run may have reported a number
         return trial
 
     def _ask_pruner(self, trial: Trial, point: Point) -> Trial:
         judged = trial.judged_step is not None and point.step <= trial.judged_step
         if judged or trial.pruned_at_step is not None:
-            self._memory.proposer.replay(trial.number, point.step, point.value)
+            self._live.proposer.replay(trial.number, point.step, point.value)
             return trial
-        verdict = self._memory.proposer.report(trial.number, point.step, point.value)
+        verdict = self._live.proposer.report(trial.number, point.step, point.value)
         self._unit.remember(verdict.study_attrs)
         return replace(
             trial,
@@ -335,7 +335,7 @@ class Observer:
 
     # --- what should stop
 
-    def _judge(self, work: Work) -> None:
+    def _judge(self, work: LiveTrial) -> None:
         attempt = work.attempt
         if attempt is None or attempt.state is AttemptState.STOPPING:
             return
@@ -347,33 +347,33 @@ class Observer:
         if attempt.stop_reason is not None and self._may_stop_now(work, attempt):
             self._unit.move_attempt(work, AttemptEvent.STOP, why=attempt.stop_reason)
 
-    def _reason_to_stop(self, work: Work, attempt: Attempt) -> StopReason | None:
-        policy, intent = self._memory.policy, self._unit.study.intent
+    def _reason_to_stop(self, work: LiveTrial, attempt: Attempt) -> StopReason | None:
+        policy, intent = self._live.policy, self._unit.study.intent
         if intent is Intent.CANCEL:
             return StopReason.CANCEL
-        if self._memory.halted and attempt.state is AttemptState.SUBMITTING and attempt.arn is None:
+        if self._live.halted and attempt.state is AttemptState.SUBMITTING and attempt.arn is None:
             return StopReason.USER  # not even asked for
         if work.trial.pruned_at_step is not None:
             return StopReason.PRUNE
         if self._passes_its_limit(work):
             return StopReason.TRIAL_BUDGET
-        if work.fruitless:
+        if work.no_progress:
             # what spot takes away each time before it is saved, on-demand keeps
             return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
         if liveness.stalled(work, policy):
             return StopReason.STALL
         if intent in (Intent.STOP, Intent.STOP_NOW):
             return StopReason.USER
-        if self._memory.past_deadline(self._now) or _has_run_out(attempt):
+        if self._live.past_deadline(self._now) or _has_run_out(attempt):
             return StopReason.LIMIT
         waits = work.waits_since is not None and attempt.spot
-        return StopReason.MOVE if waits and self._memory.goes_on_demand(work) else None
+        return StopReason.MOVE if waits and self._live.goes_on_demand(work) else None
 
     def _stop_by(self, why: StopReason) -> datetime:
         waits = why in (StopReason.USER, StopReason.LIMIT) and self._unit.study.intent is not Intent.STOP_NOW
-        return self._now + timedelta(seconds=self._memory.policy.stop_within_s if waits else 0.0)
+        return self._now + timedelta(seconds=self._live.policy.stop_within_s if waits else 0.0)
 
-    def _may_stop_now(self, work: Work, attempt: Attempt) -> bool:
+    def _may_stop_now(self, work: LiveTrial, attempt: Attempt) -> bool:
         """A stop that can wait is sent once a checkpoint newer than the wish lies in the store, or nothing trains."""
         if attempt.state is not AttemptState.TRAINING or attempt.stop_by is None or self._now >= attempt.stop_by:
             return True
@@ -386,26 +386,26 @@ class Observer:
 
     def _move(self) -> None:
         """Stop jobs that wait for spot capacity where others of the study's pools are likelier to have some."""
-        memory = self._memory
-        if memory.policy.pools == 1 or self._unit.study.intent is not Intent.RUN:
+        live = self._live
+        if live.policy.pools == 1 or self._unit.study.intent is not Intent.RUN:
             return
         waiting = [
             (work.waits_since, work.trial.number, work)
-            for work in memory.live.values()
+            for work in live.trials.values()
             if work.waits_since is not None and work.attempts[-1].stop_reason is None
         ]
         if not waiting or (self._now - min(waiting)[0]).total_seconds() < capacity.PATIENCE_S:
             return
-        scene = memory.survey(self._now)
+        snapshot = live.refresh_capacity(self._now)
         for since, _, work in sorted(waiting):
-            pays = partial(memory.could_pay, work)
-            pool = capacity.elsewhere(work.attempts, memory.policy, scene, since, pays)
+            pays = partial(live.could_pay, work)
+            pool = capacity.elsewhere(work.attempts, live.policy, snapshot, since, pays)
             if pool is not None:
                 self._leave(work, pool)
-                scene.movers += 1
-                scene.attempts[capacity.kind_of(pool)] += 1  # its place is kept for the others of this tick
+                snapshot.movers += 1
+                snapshot.attempts[capacity.kind_of(pool)] += 1  # its place is kept for the others of this tick
 
-    def _leave(self, work: Work, pool: Pool) -> None:
+    def _leave(self, work: LiveTrial, pool: Pool) -> None:
         attempt, unit = work.attempts[-1], self._unit
         unit.set_attempt(
             work, replace(attempt, stop_reason=StopReason.MOVE, stop_wanted_at=self._now, stop_by=self._now)
@@ -418,7 +418,7 @@ class Observer:
     def _warn(self) -> None:
         """Keep the warnings of the study as they are now; what is new is also an event."""
         unit = self._unit
-        fresh = liveness.warnings(self._memory.live.values(), self._memory.policy, self._now, self._memory.sync_delay_s)
+        fresh = liveness.warnings(self._live.trials.values(), self._live.policy, self._now, self._live.sync_delay_s)
         known = unit.study.warnings
         for line in fresh:
             if line not in known:
@@ -429,9 +429,9 @@ class Observer:
 
     # --- ends
 
-    def _conclude(self, work: Work) -> None:
+    def _conclude(self, work: LiveTrial) -> None:
         """Say what the end of an attempt means for its trial, once everything under its prefix was read."""
-        attempt, unit, policy = work.ended_attempt, self._unit, self._memory.policy
+        attempt, unit, policy = work.ended_attempt, self._unit, self._live.policy
         if attempt is None or work.trial.state is not TrialState.RUNNING or work.unread:
             return
         values = self._values(work)
@@ -442,10 +442,10 @@ class Observer:
             verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
         elif verdict.event is TrialEvent.BACK_OFF and decide.has_cost_its_limit(work.attempts, policy):
             verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.TRIAL_BUDGET))
-        elif verdict.event is TrialEvent.BACK_OFF and work.fruitless and not self._has_a_way_out(work, attempt):
+        elif verdict.event is TrialEvent.BACK_OFF and work.no_progress and not self._has_a_way_out(work, attempt):
             verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.NO_PROGRESS))
         if verdict.event is TrialEvent.SUCCEED:
-            alarms.cross_check(self._memory, unit, work, work.final_metrics)
+            alarms.cross_check(self._live, unit, work, work.final_metrics)
         unit.move_trial(
             work,
             verdict.event,
@@ -453,31 +453,31 @@ class Observer:
             due_at=verdict.due_at if unit.study.intent is Intent.RUN else None,
             values=values if verdict.event is TrialEvent.SUCCEED else None,
         )
-        tell(self._memory, unit, work)
+        tell(self._live, unit, work)
 
-    def _give_up(self, work: Work) -> None:
+    def _give_up(self, work: LiveTrial) -> None:
         """End a trial that waits for its next attempt, and whose limit was set below what it has cost."""
         waits = work.trial.state is TrialState.BACKING_OFF and self._unit.study.intent is Intent.RUN
-        if waits and decide.has_cost_its_limit(work.attempts, self._memory.policy):
+        if waits and decide.has_cost_its_limit(work.attempts, self._live.policy):
             self._unit.move_trial(work, TrialEvent.FAIL, reason=str(StopReason.TRIAL_BUDGET))
-            tell(self._memory, self._unit, work)
+            tell(self._live, self._unit, work)
 
-    def _has_a_way_out(self, work: Work, attempt: Attempt) -> bool:
+    def _has_a_way_out(self, work: LiveTrial, attempt: Attempt) -> bool:
         """Whether a trial that trained for nothing on spot may train on demand."""
-        return attempt.spot and self._memory.goes_on_demand(work)
+        return attempt.spot and self._live.goes_on_demand(work)
 
-    def _values(self, work: Work) -> tuple[float, ...] | None:
+    def _values(self, work: LiveTrial) -> tuple[float, ...] | None:
         """The objectives' values, None unless all are finite."""
         spent = decide.final_microusd(work.attempts) / MICROUSD
         values = [
             spent if objective.metric == COST_METRIC else work.value(objective.metric)
-            for objective in self._memory.spec.objectives
+            for objective in self._live.spec.objectives
         ]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         return tuple(finite) if len(finite) == len(values) else None
 
 
-def _is_to_be_read(work: Work) -> bool:
+def _is_to_be_read(work: LiveTrial) -> bool:
     return work.unread or (work.attempt is not None and is_training(work.attempt))
 
 
@@ -486,12 +486,12 @@ def _has_run_out(attempt: Attempt) -> bool:
     return attempt.run_s > attempt.max_run_s
 
 
-def tell(memory: Memory, unit: UnitOfWork, work: Work) -> None:
+def tell(live: LiveStudy, unit: UnitOfWork, work: LiveTrial) -> None:
     """Let the sampler learn of an end, in the same commit in which our row says it."""
     trial = work.trial
     if not trial.state.terminal:
         return
-    delta = memory.proposer.tell(trial.number, trial.state, trial.values)
+    delta = live.proposer.tell(trial.number, trial.state, trial.values)
     unit.remember(delta.study_attrs)
     if delta.attrs:
         unit.set_trial(work, replace(trial, attrs={**trial.attrs, **delta.attrs}))

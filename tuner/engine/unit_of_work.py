@@ -27,7 +27,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.core.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
-from tuner.engine.memory import Work
+from tuner.engine.live_study import LiveTrial
 from tuner.store.store import Store
 
 
@@ -41,8 +41,8 @@ class UnitOfWork:
         self.study = study
         self._study_before = study
         self._seq = last_seq
-        self._trials: dict[int, tuple[Trial | None, Work]] = {}
-        self._attempts: dict[tuple[int, int], tuple[Attempt | None, Work]] = {}
+        self._trials: dict[int, tuple[Trial | None, LiveTrial]] = {}
+        self._attempts: dict[tuple[int, int], tuple[Attempt | None, LiveTrial]] = {}
         self._runs: dict[tuple[int, int, int], Run] = {}
         self._points: dict[tuple[int, int, str], Point] = {}
         self._events: list[Event] = []
@@ -57,7 +57,7 @@ class UnitOfWork:
 
     # --- what happened
 
-    def event(self, kind: str, *, work: Work | None = None, attempt: int | None = None, **details: Json) -> int:
+    def event(self, kind: str, *, work: LiveTrial | None = None, attempt: int | None = None, **details: Json) -> int:
         """Record that something happened now; returns its number."""
         return self._record(
             EventDraft(kind=kind, happened_at=self.now, details=details),
@@ -65,13 +65,13 @@ class UnitOfWork:
             attempt,
         )
 
-    def trouble(self, error: Exception, work: Work | None = None) -> None:
+    def trouble(self, error: Exception, work: LiveTrial | None = None) -> None:
         """Record that a call failed in a way that the next tick makes good. One that we did not make did not fail."""
         if isinstance(error, OutOfCalls):
             return
         self.event("trouble", work=work, error=type(error).__name__, message=str(error))
 
-    def drafted(self, work: Work, attempt: int, drafts: Sequence[EventDraft]) -> None:
+    def drafted(self, work: LiveTrial, attempt: int, drafts: Sequence[EventDraft]) -> None:
         """Record what a decision says about an attempt."""
         for draft in drafts:
             self._record(draft, work.trial.number, attempt)
@@ -94,7 +94,7 @@ class UnitOfWork:
 
     # --- trials
 
-    def add_trial(self, work: Work) -> None:
+    def add_trial(self, work: LiveTrial) -> None:
         """A proposal becomes a row. Its `asked_seq` is filled in here."""
         seq = self._record(
             EventDraft(kind="trial.propose", happened_at=self.now, after=TrialState.PROPOSED),
@@ -104,7 +104,7 @@ class UnitOfWork:
         work.trial = replace(work.trial, asked_seq=seq)
         self._trials[work.trial.number] = (None, work)
 
-    def set_trial(self, work: Work, trial: Trial) -> None:
+    def set_trial(self, work: LiveTrial, trial: Trial) -> None:
         """Change what is known of a trial, but not its state."""
         assert trial.state is work.trial.state, f"trial {trial.number}: states change by events"
         self._touch_trial(work)
@@ -112,7 +112,7 @@ class UnitOfWork:
 
     def move_trial(
         self,
-        work: Work,
+        work: LiveTrial,
         event: TrialEvent,
         *,
         reason: str | None = None,
@@ -145,12 +145,12 @@ class UnitOfWork:
         )
         return seq
 
-    def _touch_trial(self, work: Work) -> None:
+    def _touch_trial(self, work: LiveTrial) -> None:
         self._trials.setdefault(work.trial.number, (work.trial, work))
 
     # --- attempts, runs, points
 
-    def add_attempt(self, work: Work, attempt: Attempt) -> None:
+    def add_attempt(self, work: LiveTrial, attempt: Attempt) -> None:
         """The intent to submit."""
         work.attempts.append(attempt)
         self._attempts[attempt.trial, attempt.number] = (None, work)
@@ -163,14 +163,14 @@ class UnitOfWork:
         self._record(draft, attempt.trial, attempt.number)
         self.set_trial(work, replace(work.trial, attempts=attempt.number))
 
-    def set_attempt(self, work: Work, attempt: Attempt) -> None:
+    def set_attempt(self, work: LiveTrial, attempt: Attempt) -> None:
         """Replace the last attempt of a trial; state changes come with events of their own."""
         current = work.attempts[-1]
         assert current.number == attempt.number, f"{attempt.job_name} is not the last attempt"
         self._attempts.setdefault((attempt.trial, attempt.number), (current, work))
         work.attempts[-1] = attempt
 
-    def move_attempt(self, work: Work, event: AttemptEvent, **details: Json) -> None:
+    def move_attempt(self, work: LiveTrial, event: AttemptEvent, **details: Json) -> None:
         """Take the last attempt through its table."""
         attempt = work.attempts[-1]
         after = next_attempt_state(attempt.state, event)
@@ -184,7 +184,7 @@ class UnitOfWork:
         self._record(draft, attempt.trial, attempt.number)
         self.set_attempt(work, replace(attempt, state=after))
 
-    def end_unsubmitted(self, work: Work, end: AttemptEnd, reason: str) -> None:
+    def end_unsubmitted(self, work: LiveTrial, end: AttemptEnd, reason: str) -> None:
         """End an attempt for which no job of ours exists: it cost nothing."""
         self.move_attempt(work, AttemptEvent.END, end=end, reason=reason)
         self.set_attempt(
@@ -199,7 +199,7 @@ class UnitOfWork:
             ),
         )
 
-    def set_runs(self, work: Work, runs: Sequence[Run]) -> None:
+    def set_runs(self, work: LiveTrial, runs: Sequence[Run]) -> None:
         """Replace a trial's runs; only those that changed are written."""
         known = {(run.attempt, run.number): run for run in work.runs}
         for run in runs:

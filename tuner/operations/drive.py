@@ -81,8 +81,8 @@ def drive(
 
 def _refused(engine: "Engine", *, once: bool) -> str | None:
     """What the user must see to. An engine that goes on waits for new credentials; a single cycle cannot."""
-    memory = engine.memory
-    return memory.halted or (memory.refused if once else None)
+    live = engine.live
+    return live.halted or (live.refused if once else None)
 
 
 def _apply_retention(study: Study, lease: Lease, store: Store, display: Display, clock: Clock) -> None:

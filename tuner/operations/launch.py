@@ -21,7 +21,7 @@ from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
-from tuner.engine.memory import limits_to_keep
+from tuner.engine.live_study import limits_to_keep
 from tuner.operations import backend
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of

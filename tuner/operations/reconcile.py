@@ -39,7 +39,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine import requests
-from tuner.engine.memory import Work, limits_to_keep
+from tuner.engine.live_study import LiveTrial, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations import backend
 from tuner.reports import audit
@@ -222,7 +222,7 @@ class Reconciler:
         begun = [each for each in self._store.live(unit.study.id) if BEGUN_WITH not in each[0].attrs]
         for trial, attempts, runs in begun:
             attrs = {**trial.attrs, BEGUN_WITH: former}
-            unit.set_trial(Work(trial, list(attempts), list(runs)), replace(trial, attrs=attrs))
+            unit.set_trial(LiveTrial(trial, list(attempts), list(runs)), replace(trial, attrs=attrs))
         if begun:
             numbers = ", ".join(str(trial.number) for trial, _, _ in begun)
             self._tell("info", f"unfinished trials keep the settings they began with: {numbers}")
@@ -271,7 +271,7 @@ class Reconciler:
         failed = [each for each in trials if each.state is TrialState.FAILED and each.number not in retried]
         spec = from_json(unit.study.spec)
         for number, old in enumerate(failed, start=len(trials)):
-            work = Work(_again(old, number, unit, spec))
+            work = LiveTrial(_again(old, number, unit, spec))
             unit.add_trial(work)
             unit.event("retry", work=work, of=old.number)
             self._tell("info", f"trial {number} repeats failed trial {old.number}, from a copy of its checkpoints")
@@ -291,7 +291,7 @@ class Reconciler:
             assert trial.retry_of is not None, "chosen by it"
             files = copy_own_files(objects, prefixes[trial.retry_of], trial.prefix, renew=self._renew)
             unit = UnitOfWork.following(self._store, study, self._clock.now())
-            unit.event(_COPIED, work=Work(trial), of=trial.retry_of, files=files)
+            unit.event(_COPIED, work=LiveTrial(trial), of=trial.retry_of, files=files)
             self._commit(unit)
 
     def _copied(self, study: Study, trial: Trial) -> bool:

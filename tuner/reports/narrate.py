@@ -10,7 +10,7 @@ from datetime import datetime
 from tuner.core.errors import gist
 from tuner.core.jobs import OUT_OF_MEMORY
 from tuner.core.records import Event, Json, Study, Summary
-from tuner.engine.memory import Memory, Work
+from tuner.engine.live_study import LiveStudy, LiveTrial
 from tuner.reports.records import Display, EngineView, EventLine, Level, LiveRow
 from tuner.spec.records import MICROUSD, Objective
 from tuner.store.store import Store, StoreUnreachable
@@ -31,15 +31,15 @@ class DisplayWatcher:
         for line in narrate(events):
             self._display.event(line)
 
-    def ticked(self, study: Study, memory: Memory) -> None:
+    def ticked(self, study: Study, live: LiveStudy) -> None:
         """Show the study as it is now; while the store cannot say, nothing: the engine waits for it by itself."""
         if self._summary is None:
             try:
-                self._best = self._find_best(study, memory.spec.objectives)
+                self._best = self._find_best(study, live.spec.objectives)
                 self._summary = self._store.summary(study.id)
             except StoreUnreachable:
                 return
-        self._display.tick(_view(study, memory, self._summary, self._best))
+        self._display.tick(_view(study, live, self._summary, self._best))
 
     def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
         """Say once that the engine waits, and once that it goes on."""
@@ -56,16 +56,16 @@ class DisplayWatcher:
         return (trials[0].number, trials[0].values[0]) if trials and trials[0].values else None
 
 
-def _view(study: Study, memory: Memory, summary: Summary, best: tuple[int, float] | None) -> EngineView:
-    budget = memory.policy.budget_microusd
+def _view(study: Study, live: LiveStudy, summary: Summary, best: tuple[int, float] | None) -> EngineView:
+    budget = live.policy.budget_microusd
     return EngineView(
         name=study.name,
         state=study.state,
         simulated=study.local_dir is not None,
         trials=summary.trials,
-        total=memory.policy.trials + memory.retried,
-        in_flight=memory.in_flight,
-        parallel=memory.policy.parallel,
+        total=live.policy.trials + live.retried,
+        in_flight=live.in_flight,
+        parallel=live.policy.parallel,
         best_value=best[1] if best else None,
         best_trial=best[0] if best else None,
         spend_usd=summary.spend_microusd / MICROUSD,
@@ -77,11 +77,11 @@ def _view(study: Study, memory: Memory, summary: Summary, best: tuple[int, float
         restarted_from_zero=summary.restarted_from_zero,
         lost_work_s=summary.lost_work_s,
         lost_work_unknown_runs=summary.lost_work_unknown_runs,
-        live=tuple(_row(work) for work in memory.live.values() if work.attempt is not None),
+        live=tuple(_row(work) for work in live.trials.values() if work.attempt is not None),
     )
 
 
-def _row(work: Work) -> LiveRow:
+def _row(work: LiveTrial) -> LiveRow:
     attempt = work.attempts[-1]
     return LiveRow(
         trial=work.trial.number,

@@ -32,7 +32,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.engine.memory import kept_limits
+from tuner.engine.live_study import kept_limits
 from tuner.spec.study_file import StudySpec, from_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tuner.core.decide import Policy, allowance_microusd
+from tuner.core.decide import Policy, reservation_microusd
 from tuner.core.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
 from tuner.core.prices import RateCard, cost_microusd
 from tuner.core.records import (
@@ -102,8 +102,8 @@ def ceiling(spec: StudySpec) -> Ceiling:
     rules = policy(spec, None)
     dearest = max(rules.rates_microusd_per_h)
     return Ceiling(
-        first_job_microusd=allowance_microusd(rules.max_run_s, dearest, rules),
-        further_job_microusd=allowance_microusd(0, dearest, rules),
+        first_job_microusd=reservation_microusd(rules.max_run_s, dearest, rules),
+        further_job_microusd=reservation_microusd(0, dearest, rules),
     )
 
 

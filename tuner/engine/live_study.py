@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from tuner.core import capacity, decide, proof
-from tuner.core.capacity import Kind, Limit, Scene, kind_of
+from tuner.core.capacity import CapacitySnapshot, Kind, Limit, kind_of
 from tuner.core.decide import Policy, Presence
 from tuner.core.jobs import CredentialsRefused, SecretMissing
 from tuner.core.proof import Steps
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tuner.search.proposer import Proposer  # Optuna is slow to import, and `status` passes here
 
 # So many whole runs without a newer checkpoint, and the next one would be lost as well.
-RUNS_FOR_NOTHING_MAX = 3
+NO_PROGRESS_RUNS_MAX = 3
 # No discount is larger than 90 %: what was billed for less was waived, and tells nothing of the next job.
 _SMALLEST_RATIO = 0.1
 # Attribute of a study: the quotas that Service Quotas told at launch, and refusals since.
@@ -58,7 +58,7 @@ class Silence:
 
 
 @dataclass
-class Work:
+class LiveTrial:
     """A trial that has not ended, with everything that decisions about it need."""
 
     trial: Trial
@@ -109,14 +109,14 @@ class Work:
         return attempt.observed_at + timedelta(seconds=attempt.max_run_s - attempt.run_s)
 
     @property
-    def fruitless(self) -> bool:
+    def no_progress(self) -> bool:
         """Whether the trial trains for nothing: whole runs, and no newer checkpoint; on demand, since it went there."""
         if self.unread:
             return False
         counted = {each.number for each in self.attempts if not each.spot} or {each.number for each in self.attempts}
         taken = {each.number for each in self.attempts if each.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)}
         runs = [run for run in self.runs if run.attempt in counted]
-        return proof.runs_for_nothing(runs, taken, self.checkpoint_at) >= RUNS_FOR_NOTHING_MAX
+        return proof.runs_without_progress(runs, taken, self.checkpoint_at) >= NO_PROGRESS_RUNS_MAX
 
     def value(self, metric: str) -> float | None:
         """The metric at its highest step."""
@@ -174,7 +174,7 @@ class Work:
 
 
 @dataclass
-class Memory:
+class LiveStudy:
     """One study, as its engine knows it."""
 
     spec: StudySpec
@@ -184,7 +184,7 @@ class Memory:
     trial_count: int  # of all; a new one gets this number
     spent_microusd: int
     spot_ratio: float | None = None  # the largest of ended spot attempts; None before one tells
-    live: dict[int, Work] = field(default_factory=dict)
+    trials: dict[int, LiveTrial] = field(default_factory=dict)
     rounds: Rounds = field(default_factory=Rounds)
     last_recorded_at: datetime | None = None
     retried: int = 0  # trials that repeat failed ones, outside the total
@@ -197,7 +197,7 @@ class Memory:
     totals: dict[Pool, PoolTotals] = field(default_factory=dict)  # of attempts that have ended, of other studies too
     limits: dict[Kind, Limit] = field(default_factory=dict)
     lost_at: dict[Pool, datetime] = field(default_factory=dict)
-    scene: Scene = field(init=False)  # the pools, as of the last look
+    snapshot: CapacitySnapshot = field(init=False)  # the pools, as of the last look
 
     @property
     def refused(self) -> str | None:
@@ -208,25 +208,25 @@ class Memory:
     @property
     def in_flight(self) -> int:
         """Live attempts."""
-        return sum(work.attempt is not None for work in self.live.values())
+        return sum(work.attempt is not None for work in self.trials.values())
 
     @property
     def reads_on(self) -> bool:
         """More lies under a prefix than one look reads."""
-        return any(work.more for work in self.live.values())
+        return any(work.more for work in self.trials.values())
 
     @property
     def concluding(self) -> bool:
         """An attempt has ended whose meaning is not written yet."""
         return any(
-            work.trial.state is TrialState.RUNNING and work.ended_attempt is not None for work in self.live.values()
+            work.trial.state is TrialState.RUNNING and work.ended_attempt is not None for work in self.trials.values()
         )
 
-    def waiting(self) -> list[Work]:
+    def waiting(self) -> list[LiveTrial]:
         """Unfinished trials without a job, in the order in which they get one."""
         # a proposal gets its job in the commit that records it, but for one that repeats a failed trial
         states = (TrialState.BACKING_OFF, TrialState.PROPOSED)
-        waiting = [work for work in self.live.values() if work.trial.state in states]
+        waiting = [work for work in self.trials.values() if work.trial.state in states]
         return sorted(waiting, key=lambda work: work.trial.number)
 
     def wants_more(self, study: Study) -> bool:
@@ -250,7 +250,7 @@ class Memory:
         if ratio is not None:
             self.spot_ratio = max(ratio, self.spot_ratio or 0.0)
 
-    def may_have_cost(self, work: Work, now: datetime) -> int:
+    def may_have_cost(self, work: LiveTrial, now: datetime) -> int:
         """Final figures of a trial and the estimate of its live attempt, whose job runs on since it was last seen."""
         attempt = work.attempt
         known = decide.final_microusd(work.attempts)
@@ -261,7 +261,7 @@ class Memory:
             unseen_s = max(0.0, (now - attempt.observed_at).total_seconds())
         return known + attempt.estimated_microusd + round(unseen_s * self._microusd_per_s(attempt))
 
-    def limit_reached_at(self, work: Work) -> datetime | None:
+    def limit_reached_at(self, work: LiveTrial) -> datetime | None:
         """When a trial may have cost its limit, should its instances stay up; None where that is not in sight."""
         attempt, limit = work.attempt, self.policy.trial_budget_microusd
         if limit is None or attempt is None or attempt.observed_at is None or work.runs_out_at is None:
@@ -275,48 +275,48 @@ class Memory:
 
     # --- pools
 
-    def goes_on_demand(self, work: Work | None) -> bool:
+    def goes_on_demand(self, work: LiveTrial | None) -> bool:
         """Whether the next attempt of this trial, or the first of a new one, is on demand."""
         if work is None:
             return not self.policy.spot
-        if self.policy.spot and capacity.shut(self.policy, self.scene, spot=False):
+        if self.policy.spot and capacity.shut(self.policy, self.snapshot, spot=False):
             return False  # accounts often have no quota on demand: spot may come back, such a quota does not
-        return capacity.goes_on_demand(work.attempts, self.policy, fruitless=work.fruitless)
+        return capacity.goes_on_demand(work.attempts, self.policy, no_progress=work.no_progress)
 
-    def survey(self, now: datetime) -> Scene:
+    def refresh_capacity(self, now: datetime) -> CapacitySnapshot:
         """Look at all pools anew; placements follow the last look. It costs what is in flight."""
-        scene = Scene(now=now, instance_count=self.policy.instance_count, limits=self.limits)
+        snapshot = CapacitySnapshot(now=now, instance_count=self.policy.instance_count, limits=self.limits)
         here: defaultdict[Pool, list[Presence]] = defaultdict(list)
         totals = dict(self.totals)
-        for work in self.live.values():
+        for work in self.trials.values():
             attempt = work.attempt
             if attempt is None:
-                scene.movers += work.moved
+                snapshot.movers += work.moved
                 continue
             pool = attempt.pool
-            scene.attempts[kind_of(pool)] += 1
-            scene.jobs[kind_of(pool)] += attempt.arn is not None
-            scene.movers += attempt.stop_reason is StopReason.MOVE
+            snapshot.attempts[kind_of(pool)] += 1
+            snapshot.jobs[kind_of(pool)] += attempt.arn is not None
+            snapshot.movers += attempt.stop_reason is StopReason.MOVE
             if attempt.arn is not None:
                 totals[pool] = totals.get(pool, PoolTotals()) + capacity.totals_of(attempt)
                 if attempt.state is not AttemptState.STOPPING:
                     here[pool].append(work.presence or Presence(up=False, since=attempt.submitted_at or now))
-        scene.standings = {
-            pool: capacity.standing_of(totals.get(pool, PoolTotals()), here[pool], self.lost_at.get(pool), now)
+        snapshot.stats = {
+            pool: capacity.pool_stats(totals.get(pool, PoolTotals()), here[pool], self.lost_at.get(pool), now)
             for pool in totals.keys() | self.lost_at.keys() | here.keys()
         }
-        self.scene = scene
-        return scene
+        self.snapshot = snapshot
+        return snapshot
 
-    def place(self, work: Work | None) -> Pool | None:
+    def choose_pool(self, work: LiveTrial | None) -> Pool | None:
         """The pool of this trial's next attempt, or of a new one's first; None while it gets none.
 
-        Then no pool that the budget allows it has room under its quota, or the budget allows it none: `affordable`.
+        Then no pool that the budget allows it has room under its quota, or the budget allows it none: `fits_budget`.
         """
         attempts, on_demand = work.attempts if work is not None else (), self.goes_on_demand(work)
-        return capacity.place(attempts, self.policy, self.scene, on_demand=on_demand, pays=self._pays(work))
+        return capacity.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand, pays=self._pays(work))
 
-    def place_instead(self, work: Work) -> Pool | None:
+    def choose_other_pool(self, work: LiveTrial) -> Pool | None:
         """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget.
 
         From on demand it goes back to spot where no listed type has a quota on demand; never the other way.
@@ -326,27 +326,27 @@ class Memory:
         if attempt.spot and on_demand:
             return None
         beside = self.reserved_in_flight_microusd - attempt.reserved_microusd
-        pool = capacity.place(
+        pool = capacity.choose_pool(
             work.attempts[:-1],
             self.policy,
-            self.scene,
+            self.snapshot,
             on_demand=on_demand,
             without=kind_of(attempt.pool),
-            pays=lambda pool: self.fits(beside + self.allowance_instead(work, pool)),
+            pays=lambda pool: self.fits(beside + self.reservation_instead(work, pool)),
         )
-        return None if pool is None or self.scene.closed(kind_of(pool)) else pool
+        return None if pool is None or self.snapshot.closed(kind_of(pool)) else pool
 
-    def allowance_instead(self, work: Work, pool: Pool) -> int:
+    def reservation_instead(self, work: LiveTrial, pool: Pool) -> int:
         """What the live attempt would reserve in this pool."""
         rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        return decide.allowance_microusd(work.attempts[-1].max_run_s, rate, self.policy)
+        return decide.reservation_microusd(work.attempts[-1].max_run_s, rate, self.policy)
 
-    def could_pay(self, work: Work, pool: Pool) -> bool:
+    def could_pay(self, work: LiveTrial, pool: Pool) -> bool:
         """Whether the budget would let this trial go on in another pool than its live attempt's."""
         attempts = work.attempts
         left_s = max(0, decide.max_run_left_s(attempts, self.policy))
         rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        dearer = decide.allowance_microusd(left_s, rate, self.policy) - attempts[-1].reserved_microusd
+        dearer = decide.reservation_microusd(left_s, rate, self.policy) - attempts[-1].reserved_microusd
         return self.fits(self.reserved_in_flight_microusd + dearer)
 
     def learn_limit(self, kind: Kind, instances: int, now: datetime) -> dict[str, Json]:
@@ -365,7 +365,7 @@ class Memory:
 
     def recall_losses(self) -> None:
         """What capacity took from unfinished trials before this engine came."""
-        for work in self.live.values():
+        for work in self.trials.values():
             pools = {attempt.number: attempt.pool for attempt in work.attempts}
             for run in work.runs:
                 if run.ended_at is not None and run.end is RunEnd.INTERRUPTED:
@@ -381,41 +381,41 @@ class Memory:
 
     # --- budget
 
-    def next_allowance(self, work: Work) -> int:
+    def next_reservation(self, work: LiveTrial) -> int:
         """What the next attempt of this unfinished trial would reserve."""
-        pool = self.place(work) or capacity.listed(self.policy, spot=not self.goes_on_demand(work))[0]
-        return self.allowance(work, pool)
+        pool = self.choose_pool(work) or capacity.listed(self.policy, spot=not self.goes_on_demand(work))[0]
+        return self.reservation(work, pool)
 
-    def allowance(self, work: Work | None, pool: Pool) -> int:
+    def reservation(self, work: LiveTrial | None, pool: Pool) -> int:
         """What an attempt in this pool would reserve."""
         attempts = work.attempts if work is not None else []
         left_s = max(0, decide.max_run_left_s(attempts, self.policy))
         rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        return decide.allowance_microusd(left_s, rate, self.policy)
+        return decide.reservation_microusd(left_s, rate, self.policy)
 
     @property
     def reserved_in_flight_microusd(self) -> int:
-        return sum(work.attempt.reserved_microusd for work in self.live.values() if work.attempt is not None)
+        return sum(work.attempt.reserved_microusd for work in self.trials.values() if work.attempt is not None)
 
     @property
     def reserved_microusd(self) -> int:
         """What attempts in flight, and those that unfinished trials are due, may still bill."""
-        return self.reserved_in_flight_microusd + sum(self.next_allowance(work) for work in self.waiting())
+        return self.reserved_in_flight_microusd + sum(self.next_reservation(work) for work in self.waiting())
 
-    def affordable(self, work: Work | None) -> bool:
+    def fits_budget(self, work: LiveTrial | None) -> bool:
         """Whether the next attempt of this trial, or of a new one, fits the budget in any pool, taken or dry as it is.
 
         A new trial stands behind all unfinished ones; an unfinished one only behind what is in flight.
         """
-        pools = capacity.usable(self.policy, self.scene, on_demand=self.goes_on_demand(work))
+        pools = capacity.usable(self.policy, self.snapshot, on_demand=self.goes_on_demand(work))
         return any(map(self._pays(work), pools))
 
-    def _pays(self, work: Work | None) -> Callable[[Pool], bool]:
+    def _pays(self, work: LiveTrial | None) -> Callable[[Pool], bool]:
         """Whether the budget lets this trial's next attempt, or a new one's first, go to a pool."""
         if self.policy.budget_microusd is None:
             return lambda _pool: True
         others = self.reserved_microusd if work is None else self.reserved_in_flight_microusd
-        return lambda pool: self.fits(others + self.allowance(work, pool))
+        return lambda pool: self.fits(others + self.reservation(work, pool))
 
     def fits(self, reserved_microusd: int) -> bool:
         """Whether the budget has room for these reservations beside what is spent."""
