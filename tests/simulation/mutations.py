@@ -56,7 +56,7 @@ def _without_guard():
 
 
 def _reserves_nothing():
-    return mock.patch.object(live.LiveStudy, "fits", return_value=True)
+    return mock.patch.object(live_study.LiveStudy, "fits", return_value=True)
 
 
 def _rests_for_the_type_it_prefers():
@@ -68,11 +68,11 @@ def _rests_for_the_type_it_prefers():
         pool = capacity.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand)
         return pool is None or self._pays(work)(pool)
 
-    return mock.patch.object(live.LiveStudy, "affordable", fits_budget)
+    return mock.patch.object(live_study.LiveStudy, "fits_budget", fits_budget)
 
 
 def _forgets_what_is_in_flight():
-    return mock.patch.object(live.LiveStudy, "reserved_in_flight_microusd", 0)
+    return mock.patch.object(live_study.LiveStudy, "reserved_in_flight_microusd", 0)
 
 
 def _reserves_less():
@@ -81,20 +81,20 @@ def _reserves_less():
     def reservation(run_s, rate, policy):
         return int(run_s * policy.instance_count * rate // 3600)
 
-    return mock.patch.object(decide, "allowance_microusd", reservation)
+    return mock.patch.object(decide, "reservation_microusd", reservation)
 
 
 def _parallel_by_one_too_many():
-    return mock.patch.object(live.LiveStudy, "in_flight", property(_one_fewer))
+    return mock.patch.object(live_study.LiveStudy, "in_flight", property(_one_fewer))
 
 
 def _one_fewer(self) -> int:
-    return sum(work.attempt is not None for work in self.live.values()) - 1
+    return sum(work.attempt is not None for work in self.trials.values()) - 1
 
 
 def _keeps_the_reservation_of_the_first_type():
     return mock.patch.object(
-        live.LiveStudy, "allowance_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
+        live_study.LiveStudy, "reservation_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
     )
 
 
@@ -265,13 +265,13 @@ def _believes_the_clock():
         sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
         anew = heard or last.looked_at is None or sign != last.sign
         passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
-        work.silence = live.Silence(now, sign, passed_s)
+        work.silence = live_study.Silence(now, sign, passed_s)
 
     return mock.patch.object(liveness, "listen", listen)
 
 
 def _never_finds_runs_for_nothing():
-    return mock.patch.object(live.LiveTrial, "fruitless", False)
+    return mock.patch.object(live_study.LiveTrial, "no_progress", False)
 
 
 def _never_stops_a_trial_for_its_limit():
@@ -364,7 +364,7 @@ _first_load = Engine._load
 
 
 def _load_once(self):
-    if not hasattr(self, "memory"):
+    if not hasattr(self, "live"):
         _first_load(self)
 
 

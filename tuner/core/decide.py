@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+from tuner.core.events import EventKind
 from tuner.core.jobs import OUT_OF_MEMORY, HistoryRow, JobStatus, Observation, classify_failure, out_of_memory_at
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Json, RunEnd, Span, StopReason, Trial
 from tuner.core.states import ATTEMPT_TABLE, AttemptEvent, TrialEvent, next_attempt_state
@@ -72,7 +73,7 @@ class Policy:
 class EventDraft:
     """An event before it has its number."""
 
-    kind: str
+    kind: EventKind
     happened_at: datetime
     before: str | None = None
     after: str | None = None
@@ -223,16 +224,16 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
         if event is None or after is None:
             # what the table does not have is the cloud's affair: recorded, and nothing changes
             known = event is None and foreseen(row.status)
-            kind = "history" if known else "unforeseen"
+            kind = EventKind.HISTORY if known else EventKind.UNFORESEEN
             events.append(EventDraft(kind=kind, happened_at=row.started_at, details=details))
             continue
-        kind = f"attempt.{event}" if after is not state else "history"
+        kind = EventKind(f"attempt.{event}") if after is not state else EventKind.HISTORY
         events.append(EventDraft(kind=kind, happened_at=row.started_at, before=state, after=after, details=details))
         state = after
     if seen.status.final and state is not AttemptState.ENDED:
         # the status is the truth even where the history lacks its row
         after = next_attempt_state(state, AttemptEvent.END)
-        events.append(EventDraft(kind="attempt.end", happened_at=seen.modified_at, before=state, after=after))
+        events.append(EventDraft(kind=EventKind.ATTEMPT_END, happened_at=seen.modified_at, before=state, after=after))
         state = after
     figures = account(history, seen.modified_at if seen.status.final else now)
     estimate = figures.billed_s * attempt.instance_count * attempt.rate_microusd_per_h * billed_ratio / 3600

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tuner.core.events import EventKind
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
 from tuner.engine.live_study import LiveStudy, LiveTrial
@@ -45,7 +46,7 @@ def compare(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, seen: Observatio
         f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
         f"botocore, a proxy), then: tuner resume {unit.study.name}"
     )
-    unit.event("differs", work=work, attempt=attempt.number, job=attempt.job_name, message=live.halted)
+    unit.event(EventKind.DIFFERS, work=work, attempt=attempt.number, job=attempt.job_name, message=live.halted)
     unit.remember({HALTED: live.halted})
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
@@ -70,7 +71,7 @@ def halt(live: LiveStudy, unit: UnitOfWork, why: str, options: str) -> None:
         f"{why}. Nothing new is begun; jobs that run go on to their end. Mend it (changes of the study file need "
         f"--accept-changes), then: tuner resume {unit.study.name}{options}"
     )
-    unit.event("halted", message=live.halted)
+    unit.event(EventKind.HALTED, message=live.halted)
     unit.remember({HALTED: live.halted})
     if unit.study.intent is Intent.RUN:
         unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
@@ -88,7 +89,7 @@ def over(live: LiveStudy, unit: UnitOfWork, what: str) -> None:
     """`what` went well again."""
     error = live.troubles.pop(what, None)
     if isinstance(error, CredentialsRefused | SecretMissing):
-        unit.event("recovered", what=what)
+        unit.event(EventKind.RECOVERED, what=what)
 
 
 def cross_check(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, final: Mapping[str, float]) -> None:
@@ -104,4 +105,4 @@ def cross_check(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, final: Mappi
             continue
         if not math.isfinite(theirs):  # the last line of its log that looked like one; events hold JSON, which has none
             continue
-        unit.event("metric.differs", work=work, metric=objective.metric, value=ours, service_value=theirs)
+        unit.event(EventKind.METRIC_DIFFERS, work=work, metric=objective.metric, value=ours, service_value=theirs)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tuner.core import decide
 from tuner.core.calls import UNMETERED, Call, Calls, OutOfCalls
 from tuner.core.capacity import Kind, kind_of, listed
+from tuner.core.events import EventKind
 from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
@@ -64,7 +65,7 @@ def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
             return
         if proposal is None:
             unit.set_study(replace(unit.study, exhausted=True))
-            unit.event("exhausted")
+            unit.event(EventKind.EXHAUSTED)
             return
         _begin_attempt(live, unit, _add_trial(live, unit, proposal), pool)
 
@@ -264,7 +265,7 @@ class Dispatcher:
         refusals = attempt.refusals + (refused is not None)
         unit.set_attempt(work, replace(self._in_pool(work, pool), refusals=refusals, next_try_at=later))
         why = "its quota is used up" if refused is None else str(refused)
-        unit.event("rerouted", work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
+        unit.event(EventKind.REROUTED, work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
         return True
 
     def _certainly_none(self, work: LiveTrial) -> bool:
@@ -290,7 +291,7 @@ class Dispatcher:
         later = unit.now + decide.back_off(attempt.refusals + 1, self._live.policy.poll_s)
         unit.set_attempt(work, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
         if attempt.refusals == 0:
-            kind = "refused.capacity" if isinstance(error, CapacityUnavailable) else "refused"
+            kind = EventKind.REFUSED_CAPACITY if isinstance(error, CapacityUnavailable) else EventKind.REFUSED
             unit.event(kind, work=work, attempt=attempt.number, error=type(error).__name__, message=str(error))
         if isinstance(error, RoleNotReady) and attempt.refusals >= _ROLE_TRIES:
             raise CredentialsRefused(str(error))
@@ -320,9 +321,9 @@ class Dispatcher:
         if seen.digest == attempt.digest:
             attempt = self._where_it_is(work, seen)
             unit.set_attempt(work, replace(attempt, arn=seen.arn, submitted_at=seen.created_at))
-            unit.event("adopted", work=work, attempt=attempt.number, job=attempt.job_name)
+            unit.event(EventKind.ADOPTED, work=work, attempt=attempt.number, job=attempt.job_name)
             return True
-        unit.event("foreign", work=work, attempt=attempt.number, job=attempt.job_name)
+        unit.event(EventKind.FOREIGN, work=work, attempt=attempt.number, job=attempt.job_name)
         unit.end_unsubmitted(work, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
         return False
 

@@ -21,6 +21,7 @@ from tuner.core import decide
 from tuner.core.calls import UNMETERED, Calls
 from tuner.core.capacity import PATIENCE_S
 from tuner.core.clock import Clock
+from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import JobService
 from tuner.core.records import (
@@ -327,7 +328,7 @@ class Engine:
                 unit.move_trial(work, TrialEvent.CANCEL, reason="cancelled")
                 tell(self.live, unit, work)
         if state is not unit.study.state:
-            unit.event("study", before=unit.study.state, after=state)
+            unit.event(EventKind.STUDY, before=unit.study.state, after=state)
             unit.set_study(replace(unit.study, state=state))
 
     def _state(self, unit: UnitOfWork) -> StudyState:

@@ -13,6 +13,7 @@ from functools import partial
 
 from tuner.core import capacity, decide, proof
 from tuner.core.calls import UNMETERED, Call, Calls
+from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
 from tuner.core.prices import cost_microusd
@@ -196,7 +197,7 @@ class Observer:
         if billable_s is None and attempt.run_s > 0:
             # it trained, and the service does not say what it bills: the dearest reading, and said
             billable_s = training_s = round(attempt.run_s + attempt.upload_s)
-            self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=billable_s)
+            self._unit.event(EventKind.BILLING_MISSING, work=work, attempt=attempt.number, assumed_s=billable_s)
         self._book(work, end, reason, billable_s=billable_s, training_s=training_s)
 
     def _end_lost(self, work: LiveTrial) -> None:
@@ -204,7 +205,7 @@ class Observer:
         attempt = work.attempts[-1]
         seconds = decide.dearest_s(attempt, self._now)
         self._unit.move_attempt(work, AttemptEvent.END, reason="the job was deleted")
-        self._unit.event("billing_missing", work=work, attempt=attempt.number, assumed_s=seconds)
+        self._unit.event(EventKind.BILLING_MISSING, work=work, attempt=attempt.number, assumed_s=seconds)
         work.unread = True
         reason = f"job {attempt.job_name} was deleted by somebody else"
         self._book(work, AttemptEnd.SERVICE_FAULT, reason, billable_s=seconds, training_s=seconds)
@@ -229,7 +230,7 @@ class Observer:
         )
         self._unit.set_attempt(work, ended)
         self._unit.event(
-            "ledger", work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
+            EventKind.LEDGER, work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
         )
         live.spent_microusd += spend
         live.learn_ratio(decide.spot_ratio(attempt.spot, billable_s, training_s))
@@ -273,19 +274,19 @@ class Observer:
             if was.had_checkpoint is None and run.had_checkpoint is not None:
                 self._tell_found(work, run, last)
             if run.restarted_from_zero and not was.restarted_from_zero:
-                self._unit.event("run.restarted_from_zero", work=work, attempt=run.attempt, run=run.number)
+                self._unit.event(EventKind.RUN_RESTARTED_FROM_ZERO, work=work, attempt=run.attempt, run=run.number)
             if proof.went_back(run):
                 if not proof.went_back(was):
                     self._tell_older(work, run)
             elif run.resumed_from_step is not None and was.resumed_from_step is None:
                 self._unit.event(
-                    "run.resumed", work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
+                    EventKind.RUN_RESUMED, work=work, attempt=run.attempt, run=run.number, step=run.resumed_from_step
                 )
 
     def _tell_older(self, work: LiveTrial, run: Run) -> None:
         step, newest = run.resumed_from_step, run.resume_step
         self._unit.event(
-            "run.older_checkpoint", work=work, attempt=run.attempt, run=run.number, step=step, newest=newest
+            EventKind.RUN_OLDER_CHECKPOINT, work=work, attempt=run.attempt, run=run.number, step=step, newest=newest
         )
 
     def _tell_found(self, work: LiveTrial, run: Run, last: Run | None) -> None:
@@ -293,11 +294,16 @@ class Observer:
         torn = proof.torn_step(work.records[run.attempt, run.run_id or ""])
         if torn is not None:
             self._unit.event(
-                "checkpoint.torn", work=work, attempt=run.attempt, run=run.number, step=torn, used=run.resume_step
+                EventKind.CHECKPOINT_TORN,
+                work=work,
+                attempt=run.attempt,
+                run=run.number,
+                step=torn,
+                used=run.resume_step,
             )
         elif last is not None and run.had_checkpoint is False:
             self._unit.event(
-                "run.nothing_saved", work=work, attempt=run.attempt, run=run.number, lost_s=last.lost_work_s
+                EventKind.RUN_NOTHING_SAVED, work=work, attempt=run.attempt, run=run.number, lost_s=last.lost_work_s
             )
 
     def _report(self, work: LiveTrial, fresh: list[Point]) -> None:
@@ -343,7 +349,7 @@ class Observer:
         if why is not None and why is not attempt.stop_reason:
             attempt = replace(attempt, stop_reason=why, stop_wanted_at=self._now, stop_by=self._stop_by(why))
             self._unit.set_attempt(work, attempt)
-            self._unit.event("stop.wanted", work=work, attempt=attempt.number, why=why)
+            self._unit.event(EventKind.STOP_WANTED, work=work, attempt=attempt.number, why=why)
         if attempt.stop_reason is not None and self._may_stop_now(work, attempt):
             self._unit.move_attempt(work, AttemptEvent.STOP, why=attempt.stop_reason)
 
@@ -411,7 +417,12 @@ class Observer:
             work, replace(attempt, stop_reason=StopReason.MOVE, stop_wanted_at=self._now, stop_by=self._now)
         )
         unit.event(
-            "stop.wanted", work=work, attempt=attempt.number, why=StopReason.MOVE, left=str(attempt.pool), to=str(pool)
+            EventKind.STOP_WANTED,
+            work=work,
+            attempt=attempt.number,
+            why=StopReason.MOVE,
+            left=str(attempt.pool),
+            to=str(pool),
         )
         unit.move_attempt(work, AttemptEvent.STOP, why=StopReason.MOVE)
 
@@ -422,7 +433,7 @@ class Observer:
         known = unit.study.warnings
         for line in fresh:
             if line not in known:
-                unit.event("warning", message=line)
+                unit.event(EventKind.WARNING, message=line)
         now_known = liveness.replaced(known, fresh)
         if now_known != known:
             unit.set_study(replace(unit.study, warnings=now_known))

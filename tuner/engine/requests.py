@@ -11,6 +11,7 @@ silence nor crash the engine at every start. A cancellation stays: no later stop
 from dataclasses import replace
 from typing import cast
 
+from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, usd
 from tuner.core.records import SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.engine.unit_of_work import UnitOfWork
@@ -28,10 +29,14 @@ def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Stu
         changed = _changed(unit, request, bound_microusd)
     except (SpecError, PriceUnknown) as error:
         unit.event(
-            "request.refused", verb=request.verb, values=dict(request.values), who=request.who, message=str(error)
+            EventKind.REQUEST_REFUSED,
+            verb=request.verb,
+            values=dict(request.values),
+            who=request.who,
+            message=str(error),
         )
         return unit.study
-    unit.event("request", verb=request.verb, values=dict(request.values), who=request.who)
+    unit.event(EventKind.REQUEST, verb=request.verb, values=dict(request.values), who=request.who)
     unit.set_study(changed)
     return changed
 

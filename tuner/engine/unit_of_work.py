@@ -12,6 +12,7 @@ from typing import Self
 
 from tuner.core.calls import OutOfCalls
 from tuner.core.decide import EventDraft
+from tuner.core.events import EventKind
 from tuner.core.records import (
     Attempt,
     AttemptEnd,
@@ -57,7 +58,9 @@ class UnitOfWork:
 
     # --- what happened
 
-    def event(self, kind: str, *, work: LiveTrial | None = None, attempt: int | None = None, **details: Json) -> int:
+    def event(
+        self, kind: EventKind, *, work: LiveTrial | None = None, attempt: int | None = None, **details: Json
+    ) -> int:
         """Record that something happened now; returns its number."""
         return self._record(
             EventDraft(kind=kind, happened_at=self.now, details=details),
@@ -69,7 +72,7 @@ class UnitOfWork:
         """Record that a call failed in a way that the next tick makes good. One that we did not make did not fail."""
         if isinstance(error, OutOfCalls):
             return
-        self.event("trouble", work=work, error=type(error).__name__, message=str(error))
+        self.event(EventKind.TROUBLE, work=work, error=type(error).__name__, message=str(error))
 
     def drafted(self, work: LiveTrial, attempt: int, drafts: Sequence[EventDraft]) -> None:
         """Record what a decision says about an attempt."""
@@ -97,7 +100,7 @@ class UnitOfWork:
     def add_trial(self, work: LiveTrial) -> None:
         """A proposal becomes a row. Its `asked_seq` is filled in here."""
         seq = self._record(
-            EventDraft(kind="trial.propose", happened_at=self.now, after=TrialState.PROPOSED),
+            EventDraft(kind=EventKind.TRIAL_PROPOSE, happened_at=self.now, after=TrialState.PROPOSED),
             work.trial.number,
             None,
         )
@@ -124,7 +127,7 @@ class UnitOfWork:
         after = next_trial_state(before.state, event)
         seq = self._record(
             EventDraft(
-                kind=f"trial.{event}",
+                kind=EventKind(f"trial.{event}"),
                 happened_at=self.now,
                 before=before.state,
                 after=after,
@@ -155,7 +158,7 @@ class UnitOfWork:
         work.attempts.append(attempt)
         self._attempts[attempt.trial, attempt.number] = (None, work)
         draft = EventDraft(
-            kind="attempt.submit",
+            kind=EventKind.ATTEMPT_SUBMIT,
             happened_at=self.now,
             after=AttemptState.SUBMITTING,
             details={"job": attempt.job_name, "instance": attempt.instance_type, "spot": attempt.spot},
@@ -175,7 +178,7 @@ class UnitOfWork:
         attempt = work.attempts[-1]
         after = next_attempt_state(attempt.state, event)
         draft = EventDraft(
-            kind=f"attempt.{event}",
+            kind=EventKind(f"attempt.{event}"),
             happened_at=self.now,
             before=attempt.state,
             after=after,

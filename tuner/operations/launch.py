@@ -19,6 +19,7 @@ from pathlib import Path
 from tuner.aws import prepare as preparing
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError
+from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
 from tuner.engine.live_study import limits_to_keep
@@ -277,7 +278,7 @@ def _expects_cycles(study: Study, store: Store) -> bool:
     if store.pending_requests(study.id):
         return True
     recent = store.events(study.id, after_seq=store.last_seq(study.id) - _RECENT_EVENTS)
-    telling = (event for event in reversed(recent) if event.kind in ("request", "study"))
+    telling = (event for event in reversed(recent) if event.kind in (EventKind.REQUEST, EventKind.STUDY))
     last = next(telling, None)
     return study.intent is Intent.RUN and last is not None and last.details.get("verb") == "set"
 

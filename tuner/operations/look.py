@@ -11,6 +11,7 @@ from datetime import datetime
 from tuner.aws.logs import CloudLogs
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError, how_to_go_on
+from tuner.core.events import EventKind
 from tuner.core.records import Study
 from tuner.operations import backend, lease_holder, retention
 from tuner.operations.context import operating_errors
@@ -49,7 +50,7 @@ def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
 
 def _driven_by_cycles(study: Study, store: Store) -> bool:
     """Whether whoever took the study up last was a cycle, as cron makes them: then none is alive in between."""
-    taken_up = [event for event in store.events(study.id) if event.kind == "resume"]
+    taken_up = [event for event in store.events(study.id) if event.kind == EventKind.RESUME]
     return bool(taken_up) and taken_up[-1].details.get("once") is True
 
 

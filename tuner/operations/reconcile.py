@@ -23,6 +23,7 @@ from typing import cast
 from tuner.aws import prepare
 from tuner.core.clock import Clock
 from tuner.core.errors import Exit, UserError
+from tuner.core.events import EventKind
 from tuner.core.jobs import JobError, JobService
 from tuner.core.prices import usd
 from tuner.core.records import (
@@ -62,7 +63,6 @@ from tuner.storage.bundle import BundleRefused
 from tuner.storage.checkpoints import copy_own_files
 from tuner.store.store import LONG_STEP_S, Store
 
-_COPIED = "copied"  # the event of a copy that was done
 _KINDS = {
     "harmless": "may differ, and is taken over by --accept-changes or tuner set",
     "needs_accept": "needs --accept-changes, and is for all jobs from then on",
@@ -113,7 +113,7 @@ class Reconciler:
             self._compare_file(unit, accept_changes=wish.accept_changes)
         else:
             self._tell_end(unit.study)
-        unit.event("resume", who=wish.who, once=wish.once)
+        unit.event(EventKind.RESUME, who=wish.who, once=wish.once)
         if goes_on:
             _run(unit)
             if wish.retry_failed:
@@ -162,7 +162,7 @@ class Reconciler:
         self._tell(
             "info", f"the state directory {unit.study.local_dir} is gone: {to} has the study's jobs, and is used"
         )
-        unit.event("moved", before=unit.study.local_dir, after=str(to))
+        unit.event(EventKind.MOVED, before=unit.study.local_dir, after=str(to))
         unit.set_study(replace(unit.study, local_dir=str(to)))
 
     # --- the study file and the code
@@ -244,7 +244,7 @@ class Reconciler:
         changed = {change.key for change in found}
         if in_file:
             unit.remember({SET_LIVE: {key: said for key, said in in_file.items() if key not in changed}})
-        unit.event("changes_accepted", changes=[str(change) for change in found], bundle_uri=bundle_uri)
+        unit.event(EventKind.CHANGES_ACCEPTED, changes=[str(change) for change in found], bundle_uri=bundle_uri)
         unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))
 
     def _compare_code(self, study: Study, current: StudySpec) -> None:
@@ -273,7 +273,7 @@ class Reconciler:
         for number, old in enumerate(failed, start=len(trials)):
             work = LiveTrial(_again(old, number, unit, spec))
             unit.add_trial(work)
-            unit.event("retry", work=work, of=old.number)
+            unit.event(EventKind.RETRY, work=work, of=old.number)
             self._tell("info", f"trial {number} repeats failed trial {old.number}, from a copy of its checkpoints")
         if not failed:
             self._tell("info", "no failed trial is left to be retried")
@@ -291,11 +291,11 @@ class Reconciler:
             assert trial.retry_of is not None, "chosen by it"
             files = copy_own_files(objects, prefixes[trial.retry_of], trial.prefix, renew=self._renew)
             unit = UnitOfWork.following(self._store, study, self._clock.now())
-            unit.event(_COPIED, work=LiveTrial(trial), of=trial.retry_of, files=files)
+            unit.event(EventKind.COPIED, work=LiveTrial(trial), of=trial.retry_of, files=files)
             self._commit(unit)
 
     def _copied(self, study: Study, trial: Trial) -> bool:
-        return any(event.kind == _COPIED for event in self._store.events(study.id, trial=trial.number))
+        return any(event.kind == EventKind.COPIED for event in self._store.events(study.id, trial=trial.number))
 
 
 def _run(unit: UnitOfWork) -> None:
@@ -303,7 +303,7 @@ def _run(unit: UnitOfWork) -> None:
     if study.intent is not Intent.RUN:
         study = replace(study, intent=Intent.RUN, intent_at=unit.now)
     if not study.state.active:
-        unit.event("study", before=study.state, after=StudyState.RUNNING)
+        unit.event(EventKind.STUDY, before=study.state, after=StudyState.RUNNING)
         study = replace(study, state=StudyState.RUNNING)
     unit.set_study(study)
 

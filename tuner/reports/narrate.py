@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from tuner.core.errors import gist
+from tuner.core.events import EventKind
 from tuner.core.jobs import OUT_OF_MEMORY
 from tuner.core.records import Event, Json, Study, Summary
 from tuner.engine.live_study import LiveStudy, LiveTrial
@@ -197,41 +198,44 @@ def _request(event: Event) -> str:
 
 
 _TOLD: dict[str, tuple[Level, Callable[[Event], str]]] = {
-    "attempt.submit": (
+    EventKind.ATTEMPT_SUBMIT: (
         "info",
         lambda e: f"trial {e.trial}: attempt {e.attempt} on {_of(e, 'instance')}{' spot' if _of(e, 'spot') else ''}",
     ),
-    "run.resumed": ("good", _resumed),
-    "run.restarted_from_zero": ("error", _restarted),
-    "run.nothing_saved": ("warn", _nothing_saved),
-    "run.older_checkpoint": ("error", _older),
-    "checkpoint.torn": ("warn", _torn),
-    "warning": ("warn", lambda e: f"{_of(e, 'message')}"),
-    "trial.succeed": ("good", lambda e: f"trial {e.trial} succeeded"),
-    "trial.prune": ("info", lambda e: f"trial {e.trial} pruned{_reason(e)}"),
-    "trial.fail": ("error", lambda e: f"trial {e.trial} failed{_reason_to_fail(e)}"),
-    "trial.cancel": ("warn", lambda e: f"trial {e.trial} cancelled"),
-    "trial.back_off": ("warn", lambda e: f"trial {e.trial} waits for its next attempt{_reason(e)}"),
-    "attempt.restart": ("warn", lambda e: f"trial {e.trial}: the service restarted its job"),
-    "retry": ("info", lambda e: f"trial {e.trial} repeats failed trial {_of(e, 'of')}"),
-    "adopted": ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found and adopted"),
-    "foreign": ("error", lambda e: f"job {_of(e, 'job')} is not ours; trial {e.trial} takes the next name"),
-    "refused.capacity": ("warn", lambda e: f"trial {e.trial} waits for capacity: {_of(e, 'message')}"),
-    "refused": ("warn", lambda e: f"trial {e.trial} could not be submitted, tried again: {_of(e, 'message')}"),
-    "billing_missing": ("warn", lambda e: f"trial {e.trial}: no billing figures, {_of(e, 'assumed_s')} s assumed"),
-    "unforeseen": ("warn", lambda e: f"trial {e.trial}: unknown job status {_of(e, 'status')}, recorded"),
-    "trouble": ("warn", lambda e: f"{_of(e, 'message')}"),
-    "recovered": ("good", lambda e: f"the job service takes our calls again ({_of(e, 'what')})"),
-    "differs": ("error", lambda e: f"{_of(e, 'message')}"),
-    "halted": ("error", lambda e: f"{_of(e, 'message')}"),
-    "metric.differs": (
+    EventKind.RUN_RESUMED: ("good", _resumed),
+    EventKind.RUN_RESTARTED_FROM_ZERO: ("error", _restarted),
+    EventKind.RUN_NOTHING_SAVED: ("warn", _nothing_saved),
+    EventKind.RUN_OLDER_CHECKPOINT: ("error", _older),
+    EventKind.CHECKPOINT_TORN: ("warn", _torn),
+    EventKind.WARNING: ("warn", lambda e: f"{_of(e, 'message')}"),
+    EventKind.TRIAL_SUCCEED: ("good", lambda e: f"trial {e.trial} succeeded"),
+    EventKind.TRIAL_PRUNE: ("info", lambda e: f"trial {e.trial} pruned{_reason(e)}"),
+    EventKind.TRIAL_FAIL: ("error", lambda e: f"trial {e.trial} failed{_reason_to_fail(e)}"),
+    EventKind.TRIAL_CANCEL: ("warn", lambda e: f"trial {e.trial} cancelled"),
+    EventKind.TRIAL_BACK_OFF: ("warn", lambda e: f"trial {e.trial} waits for its next attempt{_reason(e)}"),
+    EventKind.ATTEMPT_RESTART: ("warn", lambda e: f"trial {e.trial}: the service restarted its job"),
+    EventKind.RETRY: ("info", lambda e: f"trial {e.trial} repeats failed trial {_of(e, 'of')}"),
+    EventKind.ADOPTED: ("info", lambda e: f"trial {e.trial}: job {_of(e, 'job')} was found and adopted"),
+    EventKind.FOREIGN: ("error", lambda e: f"job {_of(e, 'job')} is not ours; trial {e.trial} takes the next name"),
+    EventKind.REFUSED_CAPACITY: ("warn", lambda e: f"trial {e.trial} waits for capacity: {_of(e, 'message')}"),
+    EventKind.REFUSED: ("warn", lambda e: f"trial {e.trial} could not be submitted, tried again: {_of(e, 'message')}"),
+    EventKind.BILLING_MISSING: (
+        "warn",
+        lambda e: f"trial {e.trial}: no billing figures, {_of(e, 'assumed_s')} s assumed",
+    ),
+    EventKind.UNFORESEEN: ("warn", lambda e: f"trial {e.trial}: unknown job status {_of(e, 'status')}, recorded"),
+    EventKind.TROUBLE: ("warn", lambda e: f"{_of(e, 'message')}"),
+    EventKind.RECOVERED: ("good", lambda e: f"the job service takes our calls again ({_of(e, 'what')})"),
+    EventKind.DIFFERS: ("error", lambda e: f"{_of(e, 'message')}"),
+    EventKind.HALTED: ("error", lambda e: f"{_of(e, 'message')}"),
+    EventKind.METRIC_DIFFERS: (
         "warn",
         lambda e: (
             f"trial {e.trial}: {_of(e, 'metric')} is {_of(e, 'value')}, but SageMaker read {_of(e, 'service_value')} "
             "from the same log: see training.metrics and what report() is given; our value is used"
         ),
     ),
-    "exhausted": ("info", lambda _: "the search space is exhausted: nothing is left to propose"),
-    "request": ("info", _request),
-    "study": ("info", lambda e: f"the study is {_of(e, 'after')}"),
+    EventKind.EXHAUSTED: ("info", lambda _: "the search space is exhausted: nothing is left to propose"),
+    EventKind.REQUEST: ("info", _request),
+    EventKind.STUDY: ("info", lambda e: f"the study is {_of(e, 'after')}"),
 }

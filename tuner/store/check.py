@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
+from tuner.core.events import EventKind
 from tuner.core.prices import cost_microusd
 from tuner.core.records import Attempt, AttemptState, Event, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
@@ -178,7 +179,7 @@ def _time(facts: _Facts) -> Iterator[str]:
             yield f"event {after.seq} was recorded before event {before.seq}"
     latest: dict[tuple[int | None, int | None], datetime] = {}
     for event in facts.events:
-        if event.kind != "history":
+        if event.kind != EventKind.HISTORY:
             continue
         whose = (event.trial, event.attempt)
         if event.happened_at < latest.get(whose, event.happened_at):

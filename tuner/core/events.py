@@ -1,0 +1,57 @@
+"""What can happen to a study: every kind of event, by name.
+
+Rules: a kind is stored as its value, so a value never changes. Kinds of transitions are the name of the machine and of
+its event.
+"""
+
+from enum import StrEnum
+
+
+class EventKind(StrEnum):
+    """A kind of event, as it is stored."""
+
+    TRIAL_PROPOSE = "trial.propose"
+    TRIAL_SUBMIT = "trial.submit"
+    TRIAL_BACK_OFF = "trial.back_off"
+    TRIAL_PAUSE = "trial.pause"
+    TRIAL_SUCCEED = "trial.succeed"
+    TRIAL_PRUNE = "trial.prune"
+    TRIAL_FAIL = "trial.fail"
+    TRIAL_CANCEL = "trial.cancel"
+    ATTEMPT_SUBMIT = "attempt.submit"
+    ATTEMPT_WAIT = "attempt.wait"
+    ATTEMPT_TRAIN = "attempt.train"
+    ATTEMPT_INTERRUPT = "attempt.interrupt"
+    ATTEMPT_RESTART = "attempt.restart"
+    ATTEMPT_STOP = "attempt.stop"
+    ATTEMPT_END = "attempt.end"
+    HISTORY = "history"
+    UNFORESEEN = "unforeseen"
+    LEDGER = "ledger"
+    BILLING_MISSING = "billing_missing"
+    RUN_RESUMED = "run.resumed"
+    RUN_RESTARTED_FROM_ZERO = "run.restarted_from_zero"
+    RUN_OLDER_CHECKPOINT = "run.older_checkpoint"
+    RUN_NOTHING_SAVED = "run.nothing_saved"
+    CHECKPOINT_TORN = "checkpoint.torn"
+    STOP_WANTED = "stop.wanted"
+    REROUTED = "rerouted"
+    REFUSED = "refused"
+    REFUSED_CAPACITY = "refused.capacity"
+    ADOPTED = "adopted"
+    FOREIGN = "foreign"
+    RETRY = "retry"
+    COPIED = "copied"
+    WARNING = "warning"
+    TROUBLE = "trouble"
+    RECOVERED = "recovered"
+    DIFFERS = "differs"
+    HALTED = "halted"
+    METRIC_DIFFERS = "metric.differs"
+    EXHAUSTED = "exhausted"
+    REQUEST = "request"
+    REQUEST_REFUSED = "request.refused"
+    RESUME = "resume"
+    MOVED = "moved"
+    CHANGES_ACCEPTED = "changes_accepted"
+    STUDY = "study"
