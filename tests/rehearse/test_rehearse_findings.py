@@ -9,7 +9,7 @@ import pytest
 import rehearsed as scripts
 
 from tuner.local.namespace import find_isolation
-from tuner.rehearse.runs import RehearsalOptions, Runs, RunWatcher
+from tuner.rehearse.runs import RehearsalOptions, RehearsalProgress, Runs
 from tuner.rehearse.stage import LiveRun, Stage, StagedJob
 
 FIT = {
@@ -143,7 +143,7 @@ def test_what_is_printed_of_each_batch_does_not_cut_a_long_first_epoch():
     """Losses without a step say nothing of the objective, which comes with its first step after the leash."""
     objectives = (SimpleNamespace(metric="val_accuracy"),)
     stage = cast("Stage", SimpleNamespace(spec=SimpleNamespace(objectives=objectives)))
-    runs = Runs(stage, {}, RehearsalOptions(leash_s=60.0), cast("RunWatcher", None), isolated=True)
+    runs = Runs(stage, {}, RehearsalOptions(max_duration_s=60.0), cast("RehearsalProgress", None), isolated=True)
     job, run = cast("StagedJob", SimpleNamespace(training_for_s=lambda: 61.0)), LiveRun()
     run.loose_reports.update(batch_loss=1000)
     assert not runs._is_enough(job, run)

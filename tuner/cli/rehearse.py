@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(clock, sys.stderr)
     try:
         with _ending_signals():
-            outcome = rehearse(args.file, _wish(args), progress, clock, learned_rates(args.store))
+            outcome = rehearse(args.file, _options(args), progress, clock, learned_rates(args.store))
     except (SpecError, BundleRefused, RehearsalRefused) as error:
         raise UserError(f"rehearse: {error}", Exit.USAGE) from error
     except RehearsalBroken as error:
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     return Exit.DONE if outcome.fit else Exit.CHECK_FAILED
 
 
-def _wish(args: argparse.Namespace) -> RehearsalOptions:
+def _options(args: argparse.Namespace) -> RehearsalOptions:
     return RehearsalOptions(
         overrides=tuple(args.set),
         inputs=_inputs(args.input),
         steps=args.steps,
-        leash_s=duration(args.leash, "--leash"),
+        max_duration_s=duration(args.leash, "--leash"),
         interruptions=args.interruptions,
         seed=args.seed,
         tolerance=args.tolerance,

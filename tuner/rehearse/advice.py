@@ -1,17 +1,17 @@
 """How often to save: from what a save costs and how often capacity is taken.
 
-Young and Daly: with saves of C seconds and one interruption in M seconds of running, saving every sqrt(2 C M) seconds
-wastes least. Waste is what saving takes, half an interval of work per interruption, and starting again.
+Young and Daly: a save takes C seconds and one interruption comes in M seconds of running. Then saving every
+sqrt(2 C M) seconds wastes least. Waste is the time of saves, half an interval of work per interruption, and restarts.
 
-How often SageMaker's spot capacity is taken is published nowhere. Two sources, named in each line of advice: what this
-store has learned of a type, else an assumption. The assumption rests on the Spot Advisor's class of the EC2 type
-(shipped table with its date), which says what share of instances was taken in a month but not how long they ran; its
-highest class, over 20 %, is read as one interruption in 3.4 hours of running: the median of ten recorded pools of V100
-instances of that class (2022 and 2023). Lower classes are read in proportion. An error of a factor of four in the rate
-doubles or halves the interval, and costs a few percent of the waste.
+AWS does not publish how often SageMaker's spot capacity is taken. Each line of advice names its source: the rate that
+this store has measured for the type, or an assumption. The assumption uses the Spot Advisor's class of the EC2 type
+(a shipped table with its date). That class gives the share of instances taken in a month, not how long they ran. We
+read its highest class, over 20 %, as one interruption in 3.4 hours of running: the median of ten recorded pools of V100
+instances of that class (2022 and 2023). Lower classes are scaled down in proportion. If the rate is wrong by a factor
+of four, the interval is wrong by a factor of two, which adds a few percent to the waste.
 
-Rules: pure. What could not be measured gives no advice; nothing is assumed about the speed of other machines but where
-the text says so.
+Rules: pure. Without a measurement there is no advice. The speed of other machines is assumed only where the text says
+so.
 """
 
 import csv
@@ -30,14 +30,14 @@ from tuner.spec.study_file import StudySpec
 _WORST_PER_HOUR = 1 / 3.4
 # The middle of each class of the Spot Advisor, as a share of its highest one.
 _CLASSES = {"<5": 0.1, "5-10": 0.3, "10-15": 0.5, "15-20": 0.7, ">20": 1.0}
-# A save that takes less cannot be timed on a busy machine: the kernel tells of its beginning when it is over.
+# Shorter saves cannot be timed on a busy machine: the kernel reports their beginning after their end.
 LEAST_SAVE_S = 0.01
 _HOUR_S = 3600
-_BURST = 4  # a mean that is so many medians is made of bursts
+_BURST = 4  # reports come in bursts if the mean is this many medians
 
 
 def measures(seen: Evidence) -> Measures:
-    """What the runs of a rehearsal tell about speed and size."""
+    """Speed and size, as the runs of a rehearsal show them."""
     run = seen.reference
     step_s = step_seconds(run)
     restarts = [
@@ -58,7 +58,7 @@ def measures(seen: Evidence) -> Measures:
 
 
 def step_seconds(run: RunSeen) -> float | None:
-    """Median time between two reports; the mean where reports come in bursts, as lines of a log may."""
+    """Median time between two reports; the mean if reports come in bursts, as log lines may."""
     moments = [run.reported_at[step] for step in sorted(run.points)]
     gaps = [max(0.0, later - earlier) for earlier, later in pairwise(moments)]
     if not any(gaps):
@@ -76,7 +76,7 @@ def steps_per_save(seen: Evidence) -> int | None:
 
 
 def startup_seconds(run: RunSeen, step_s: float | None) -> float | None:
-    """From the start of the script to the beginning of its first step, as long as the other steps."""
+    """From the start of the script to the beginning of its first step, which counts as long as the others."""
     if run.first_step is None or step_s is None:
         return None
     return max(0.0, run.reported_at[run.first_step] - run.started_at - step_s)
@@ -121,7 +121,7 @@ def overhead(interval_s: float, save_s: float, restart_s: float, per_hour: float
 
 
 def assumed_rate(kind: str, region: str) -> tuple[float | None, str]:
-    """Interruptions per hour of running that are assumed for a type, and why; None for one that is not listed."""
+    """The assumed interruptions per hour of running of a type, and their source; None for an unlisted type."""
     listed = _shipped().get((region, kind)) or _shipped().get(("us-east-1", kind))
     if listed is None:
         return None, ""

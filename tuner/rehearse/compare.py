@@ -1,7 +1,7 @@
-"""Comparing metric curves: where an interrupted training departs from an uninterrupted one, and by how much.
+"""Compare metric curves: where an interrupted training departs from the reference, and by how much.
 
-Rules: pure. Every value that was reported counts, those of steps that were done again included. NaN equals NaN: a
-training that diverges does so the same way twice.
+Rules: pure. Every reported value counts, also those of repeated steps. NaN equals NaN, since a training that diverges
+does so in the same way twice.
 """
 
 import math
@@ -26,7 +26,7 @@ class Departure:
 
 
 def difference(one: float, other: float) -> float:
-    """How far two values are apart, relative to the larger; infinite where only one of them is finite."""
+    """The relative difference of two values; infinite if only one of them is finite."""
     if one == other or (math.isnan(one) and math.isnan(other)):
         return 0.0
     if not (math.isfinite(one) and math.isfinite(other)):
@@ -35,7 +35,7 @@ def difference(one: float, other: float) -> float:
 
 
 def departures(reference: Curve, curves: Iterable[Curve], tolerance: float) -> list[Departure]:
-    """For each metric that differs at any step that both have: the first such step. In the order of steps."""
+    """The first differing step of each metric that differs at a common step, in the order of steps."""
     first: dict[str, Departure] = {}
     for curve in curves:
         for step in sorted(curve.keys() & reference.keys()):
@@ -61,14 +61,14 @@ def worst(reference: Curve, curves: Iterable[Curve]) -> float:
 
 
 def missing_steps(reference: Curve, curves: Sequence[Curve]) -> list[int]:
-    """Steps that no run reported, although runs went on beyond them."""
+    """Steps that no run reported, although later steps were reported."""
     reported = {step for curve in curves for step in curve}
     end = max(reported, default=-1)
     return sorted(step for step in reference if step not in reported and step < end)
 
 
 def redone(before: RunSeen, after: RunSeen) -> int:
-    """How many steps that were reported before an interruption were trained again after it."""
+    """How many steps reported before an interruption were trained again after it."""
     first = after.first_step
     return 0 if first is None else sum(step >= first for step in before.points)
 
@@ -76,7 +76,7 @@ def redone(before: RunSeen, after: RunSeen) -> int:
 def went_back(before: Sequence[RunSeen], run: RunSeen) -> bool:
     """Whether a run began before the newest complete checkpoint that it found.
 
-    Not said where no run has reported that far: such a script numbers its checkpoints otherwise than its reports.
+    False if no run has reported that step: such a script numbers its checkpoints and its reports differently.
     """
     reached = max((other.last_step for other in before if other.last_step is not None), default=None)
     if run.first_step is None or run.resume_step is None or reached is None:
@@ -85,11 +85,10 @@ def went_back(before: Sequence[RunSeen], run: RunSeen) -> bool:
 
 
 def resumed_from(reference: Curve, before: Sequence[RunSeen], run: RunSeen) -> int | None:
-    """The step from which a run went on: its manifest's if it may be that, else the one before its first.
+    """The step from which a run resumed: its manifest's if plausible, else the one before its first step.
 
-    None if it did not go on.
-
-    It did only if its first step is beyond the trial's first, whatever lay in the checkpoint folder.
+    None if it did not resume. A run resumed only if its first step is beyond the trial's first one, whatever the
+    checkpoint folder held.
     """
     firsts = [other.first_step for other in before if other.first_step is not None]
     if run.first_step is None or not firsts or run.first_step <= min(firsts):

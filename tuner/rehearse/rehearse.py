@@ -1,9 +1,9 @@
-"""The rehearsal of a script: before money is spent, it is run here, interrupted, and seen to resume.
+"""Rehearse a script: run it on this machine, interrupt it, and prove that it resumes, before money is spent.
 
-It puts together the study as it can be run here, a stage in a directory of its own, the runs that are made there, and
-the verdict on them.
+This module prepares the study for this machine, makes a stage in a temporary directory, lets `runs` run the script
+there, and asks `verdict` for the checks.
 
-Rules: nothing is left behind, whatever ends the rehearsal; where it differs from what will run, a note says so.
+Rules: a rehearsal leaves nothing behind, however it ends. A note names each difference from the real run.
 """
 
 import os
@@ -18,7 +18,7 @@ from tuner.local.namespace import find_isolation
 from tuner.operations import backend
 from tuner.rehearse.advice import advise, measures
 from tuner.rehearse.records import Rehearsal, RehearsalRefused
-from tuner.rehearse.runs import RehearsalOptions, Runs, RunWatcher
+from tuner.rehearse.runs import RehearsalOptions, RehearsalProgress, Runs
 from tuner.rehearse.stage import ROOT, Stage
 from tuner.rehearse.verdict import checks
 from tuner.spec.records import Input
@@ -26,24 +26,24 @@ from tuner.spec.study_file import StudySpec, load, refuse_missing_secrets, refus
 
 
 def rehearse(
-    file: Path, wish: RehearsalOptions, watcher: RunWatcher, clock: Clock, learned: Mapping[str, float]
+    file: Path, options: RehearsalOptions, progress: RehearsalProgress, clock: Clock, learned: Mapping[str, float]
 ) -> Rehearsal:
     """Run a study's script here. `learned` are interruptions per hour of running, by instance type.
 
-    Raises SpecError, BundleRefused, RehearsalRefused for what has to be changed first, RehearsalBroken for what
-    something else than the script broke.
+    Raises SpecError, BundleRefused or RehearsalRefused if the study must be changed first, and RehearsalBroken if
+    something other than the script failed.
     """
-    written = load(file, wish.overrides)
-    spec, notes = prepared(written, wish.inputs or {})
+    written = load(file, options.overrides)
+    spec, notes = prepared(written, options.inputs or {})
     proposal = backend.make_proposer(spec).ask(0)
     params = {} if proposal is None else proposal.params
     bundle = backend.make_bundle(spec)
-    with _folder(wish.keep) as folder:
+    with _folder(options.keep) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as probe:
             isolated = find_isolation(Path(probe)).is_private
-        stage = Stage(folder, spec, bundle, clock, wish.grace_s)
+        stage = Stage(folder, spec, bundle, clock, options.grace_s)
         try:
-            evidence = Runs(stage, params, wish, watcher, isolated=isolated).make()
+            evidence = Runs(stage, params, options, progress, isolated=isolated).make()
         finally:
             stage.close()
     measured = measures(evidence)
@@ -71,7 +71,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def prepared(spec: StudySpec, inputs: Mapping[str, Path]) -> tuple[StudySpec, tuple[str, ...]]:
-    """The study as it can be run here, and where that differs from what will run. Raises RehearsalRefused."""
+    """The study as this machine can run it, and a note for each difference. Raises RehearsalRefused."""
     training = spec.training
     if training.entry_point is None:
         raise RehearsalRefused(
@@ -79,7 +79,7 @@ def prepared(spec: StudySpec, inputs: Mapping[str, Path]) -> tuple[StudySpec, tu
         )
     notes = []
     if training.entrypoint == "image":
-        notes.append("training.entrypoint: image: rehearsed with the bootstrap in its place")
+        notes.append("training.entrypoint: image: the rehearsal starts it through the bootstrap")
     if training.instance_count > 1:
         notes.append(f"training.instance_count: rehearsed on 1 instance, not on {training.instance_count}")
     here = replace(
@@ -113,7 +113,7 @@ def prepared(spec: StudySpec, inputs: Mapping[str, Path]) -> tuple[StudySpec, tu
         checkpoints=replace(spec.checkpoints, root=ROOT),
     )
     refuse_unbuilt(changed)
-    refuse_missing_secrets(changed, os.environ)  # the script is given them, as it will be
+    refuse_missing_secrets(changed, os.environ)  # the script gets them, as in the real run
     return changed, tuple(notes)
 
 

@@ -1,12 +1,14 @@
-"""The runs that a rehearsal makes of a script, one after the other.
+"""The runs of a rehearsal, in order.
 
-One run without interruptions is what the others are compared with. A second trial is killed and stopped at random
-moments and resumed, each time with everything gone but what had reached the store. Then it is resumed from what the
-last interruption left, once for each of the newest files, with half of that file: which of them is the checkpoint and
-which a log beside it, nobody says. Only where curves differ, the first run is repeated, to tell chance from a defect.
+1. A reference run without interruptions. The other runs are compared with it.
+2. A second trial that is killed and stopped at random moments and then resumed. Each time only what had reached the
+   store survives.
+3. Resumes with a torn file: the last interruption's files, with one of the newest files cut in half. Every one of them
+   is tried, because we cannot know which file is the checkpoint and which is a log.
+4. A second reference run, only if the curves differ: it tells randomness from a defect.
 
-Rules: what is drawn comes from the seed. It decides which runs to make and how long to wait for each, and judges
-nothing: that is the verdict's.
+Rules: every random choice comes from the seed. This module decides which runs to make and how long to wait;
+`verdict` judges them.
 """
 
 import random
@@ -22,13 +24,13 @@ from tuner.rehearse.advice import step_seconds
 from tuner.rehearse.compare import departures
 from tuner.rehearse.records import Ending, Evidence, RunSeen, SavesSeen, TornSeen
 from tuner.rehearse.saves import own_files, save_seconds
-from tuner.rehearse.stage import LiveRun, Outcome, Stage, StagedJob, newest_files, snapshot, tear, written_since
+from tuner.rehearse.stage import FollowOutcome, LiveRun, Stage, StagedJob, newest_files, snapshot, tear, written_since
 from tuner.spec.study_file import COST_METRIC
 
-_LEAST_STEPS = 4  # fewer cannot be interrupted between a save and the end
-_LEASHES_MAX = 10  # a first step that takes longer than so many leashes is not waited for
-_SILENT_LEASHES = 5
-_SILENT_STEPS = 20  # a run that reports nothing for so many steps' time hangs
+_LEAST_STEPS = 4  # with fewer steps there is no room for an interruption between a save and the end
+_DURATIONS_MAX = 10  # how many times max_duration_s we wait for the first steps
+_SILENT_DURATIONS = 5
+_SILENT_STEPS = 20  # a run that reports nothing for the time of this many steps hangs
 _ENDS_WITHIN_STEPS = 3
 _TORN_STEPS = 2
 _TORN_ATTEMPT = 9
@@ -37,12 +39,12 @@ _TORN_MAX = 4  # files; each costs a start of the script
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalOptions:
-    """What the user asked of a rehearsal."""
+    """The options of `tuner rehearse`."""
 
     overrides: tuple[str, ...] = ()
-    inputs: Mapping[str, Path] | None = None  # directories that stand for channels
+    inputs: Mapping[str, Path] | None = None  # local directories, by channel
     steps: int | None = None  # the step to train up to
-    leash_s: float = 60.0  # how long the uninterrupted run may take, where no step is given
+    max_duration_s: float = 60.0  # of the reference run, if `steps` is not given
     interruptions: int = 3
     seed: int = 0
     tolerance: float = 1e-6
@@ -50,21 +52,21 @@ class RehearsalOptions:
     grace_s: float = 15.0  # between SIGTERM and SIGKILL; AWS gives 120 s
 
 
-class RunWatcher(Protocol):
-    """Whoever looks on while a rehearsal runs."""
+class RehearsalProgress(Protocol):
+    """Shows how far a rehearsal is."""
 
     def phase(self, text: str) -> None:
-        """Something else is tried now."""
+        """The rehearsal begins its next part."""
         ...
 
     def step(self, step: int | None, of: int | None) -> None:
-        """How far the run is; called often."""
+        """The run has reached this step; called often."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Blow:
-    """One interruption to come: so long after this step was reported, by SIGKILL or by StopTrainingJob."""
+class _Interruption:
+    """A planned interruption: `delay_s` after this step is reported, by SIGKILL or by StopTrainingJob."""
 
     step: int
     delay_s: float
@@ -78,25 +80,25 @@ class Runs:
         self,
         stage: Stage,
         params: Mapping[str, ParamValue],
-        wish: RehearsalOptions,
-        watcher: RunWatcher,
+        options: RehearsalOptions,
+        progress: RehearsalProgress,
         *,
         isolated: bool,
     ) -> None:
         self._stage = stage
         self._params = params
-        self._wish = wish
-        self._watcher = watcher
+        self._options = options
+        self._progress = progress
         self._isolated = isolated
         self._objectives = tuple(each.metric for each in stage.spec.objectives if each.metric != COST_METRIC)
-        self._patience_s = wish.leash_s * _SILENT_LEASHES
+        self._patience_s = options.max_duration_s * _SILENT_DURATIONS
 
     def make(self) -> Evidence:
         reference, saves = self._uninterrupted()
         evidence = Evidence(
             objectives=self._objectives,
-            tolerance=self._wish.tolerance,
-            grace_s=self._wish.grace_s,
+            tolerance=self._options.tolerance,
+            grace_s=self._options.grace_s,
             isolated=self._isolated,
             reference=reference,
             saves=saves,
@@ -104,38 +106,38 @@ class Runs:
         if reference.ending is Ending.FAILED or not saves.after_steps or len(reference.points) <= 1:
             return evidence
         self._patience_s = max(self._patience_s, _longest_s(reference) * _SILENT_STEPS)
-        blows = self._blows(reference, saves)
-        if not blows:
+        interruptions = self._plan_interruptions(reference, saves)
+        if not interruptions:
             return evidence
-        runs = self._interrupted(reference, blows)
+        runs = self._interrupted(reference, interruptions)
         evidence = replace(evidence, interrupted=tuple(runs), torn=self._torn(reference, saves, runs))
         return replace(evidence, repeat=self._repeat(evidence))
 
     # --- without interruptions
 
     def _uninterrupted(self) -> tuple[RunSeen, SavesSeen]:
-        wish = self._wish
-        limit = f"to step {wish.steps}" if wish.steps is not None else f"for {wish.leash_s:g}s"
-        self._watcher.phase(f"without interruptions, {limit} or to its end")
+        options = self._options
+        limit = f"to step {options.steps}" if options.steps is not None else f"for {options.max_duration_s:g}s"
+        self._progress.phase(f"without interruptions, {limit} or to its end")
         job = self._start("reference")
         job.observe_saves()
-        outcome = self._follow(job, 1, lambda run: self._is_enough(job, run), wish.steps)
-        if outcome == "reached" and wish.steps is not None:
-            # A script that knows where to end does so now; another one goes on, and is cut.
+        outcome = self._follow(job, 1, lambda run: self._is_enough(job, run), options.steps)
+        if outcome == "reached" and options.steps is not None:
+            # A script that reads TUNER_UNTIL_STEP ends now; another one goes on, and we end it.
             limit_s = job.training_for_s() + max(1.0, _ENDS_WITHIN_STEPS * _step_s(job.run(1)))
-            outcome = self._follow(job, 1, lambda _: job.training_for_s() > limit_s, wish.steps)
-        seen = _up_to(wish.steps, self._end(job, 1, outcome))
+            outcome = self._follow(job, 1, lambda _: job.training_for_s() > limit_s, options.steps)
+        seen = _up_to(options.steps, self._end(job, 1, outcome))
         return seen, self._saves(job, seen)
 
     def _is_enough(self, job: StagedJob, run: LiveRun) -> bool:
-        steps, since_s = self._wish.steps, job.training_for_s()
+        steps, since_s = self._options.steps, job.training_for_s()
         if not run.points and any(run.loose_reports[name] >= _LEAST_STEPS for name in self._objectives):
-            return since_s > self._wish.leash_s  # the objective has no steps, and never will
+            return since_s > self._options.max_duration_s  # the script reports the objective without steps
         if steps is not None:
             return max(run.points, default=-1) >= steps
-        if since_s > self._wish.leash_s * _LEASHES_MAX:
+        if since_s > self._options.max_duration_s * _DURATIONS_MAX:
             return True
-        return since_s > self._wish.leash_s and len(run.points) >= _LEAST_STEPS
+        return since_s > self._options.max_duration_s and len(run.points) >= _LEAST_STEPS
 
     def _saves(self, job: StagedJob, seen: RunSeen) -> SavesSeen:
         stored = self._stage.prefix_folder("reference")
@@ -151,83 +153,83 @@ class Runs:
 
     # --- with interruptions
 
-    def _blows(self, reference: RunSeen, saves: SavesSeen) -> list[_Blow]:
-        """Random steps after the first save and before the last step; one of several is a stop."""
-        rng = random.Random(self._wish.seed)  # noqa: S311 - to be repeated, not to be secret
+    def _plan_interruptions(self, reference: RunSeen, saves: SavesSeen) -> list[_Interruption]:
+        """Random steps after the first save and before the last step. If there are several, one is a stop."""
+        rng = random.Random(self._options.seed)  # noqa: S311 - to be repeated, not to be secret
         first, last = saves.after_steps[0], max(reference.points)
         if reference.ending is Ending.COMPLETED and first >= last:
-            return []  # saved at its end only: there is nothing to resume
+            return []  # it saves only at its end, so nothing can be resumed
         before_end = [step for step in sorted(reference.points) if step < last]
         steps = [step for step in before_end if step > first] or before_end
-        chosen = sorted(rng.sample(steps, min(self._wish.interruptions, len(steps))))
+        chosen = sorted(rng.sample(steps, min(self._options.interruptions, len(steps))))
         stopped = rng.randrange(len(chosen)) if len(chosen) > 1 else None
         step_s = step_seconds(reference) or 0.0
-        return [_Blow(step, rng.random() * step_s, index == stopped) for index, step in enumerate(chosen)]
+        return [_Interruption(step, rng.random() * step_s, index == stopped) for index, step in enumerate(chosen)]
 
-    def _interrupted(self, reference: RunSeen, blows: list[_Blow]) -> list[RunSeen]:
-        """One trial to the reference's last step, through all these interruptions, or until it is lost."""
+    def _interrupted(self, reference: RunSeen, interruptions: list[_Interruption]) -> list[RunSeen]:
+        """Train one trial to the reference's last step through all interruptions; stop early if it is lost."""
         runs: list[RunSeen] = []
         attempt, number, last = 1, 1, max(reference.points)
         job = self._start("interrupted")
-        for count, blow in enumerate(blows, start=1):
-            how = "stopped (SIGTERM)" if blow.stop else "killed"
-            self._watcher.phase(f"to be {how} after step {blow.step}, {count} of {len(blows)}")
-            outcome = self._follow(job, number, self._is_due(blow, last), last)
-            if outcome != "reached" or not self._strike(job, number, blow, runs):
+        for count, interruption in enumerate(interruptions, start=1):
+            how = "stopped (SIGTERM)" if interruption.stop else "killed"
+            self._progress.phase(f"to be {how} after step {interruption.step}, {count} of {len(interruptions)}")
+            outcome = self._follow(job, number, self._is_due(interruption, last), last)
+            if outcome != "reached" or not self._interrupt(job, number, interruption, runs):
                 break
             snapshot(self._stage.prefix_folder("interrupted"), self._stage.prefix_folder("torn"))
-            if blow.stop:
+            if interruption.stop:
                 attempt, number = attempt + 1, 1
                 job = self._start("interrupted", attempt)
             else:
                 number += 1
             outcome = self._follow(job, number, lambda run: bool(run.points), None)
-            if outcome != "reached" or _began_anew(job.run(number), reference):
+            if outcome != "reached" or _started_over(job.run(number), reference):
                 break
         else:
-            self._watcher.phase(f"resumed, to step {last}")
+            self._progress.phase(f"resumed, to step {last}")
             outcome = self._follow(job, number, self._is_at_end(reference), last)
         return [*runs, self._end(job, number, outcome)]
 
-    def _is_due(self, blow: _Blow, last: int) -> Callable[[LiveRun], bool]:
-        """When an interruption proves something: at its step, once there is anything in the store to resume from."""
+    def _is_due(self, interruption: _Interruption, last: int) -> Callable[[LiveRun], bool]:
+        """An interruption is due at its step, once the store holds something to resume from."""
         stored = self._stage.prefix_folder("interrupted")
 
         def is_due(run: LiveRun) -> bool:
             step = max(run.points, default=-1)
-            return step >= blow.step and (step > last or bool(own_files(stored)))
+            return step >= interruption.step and (step > last or bool(own_files(stored)))
 
         return is_due
 
     @staticmethod
     def _is_at_end(reference: RunSeen) -> Callable[[LiveRun], bool]:
-        """When a run has come as far as the one without interruptions: to its own end, or to where that one was cut."""
+        """Whether a run has reached the end of the reference run: its own end, or the step at which we cut that one."""
         last, was_cut = max(reference.points), reference.ending is not Ending.COMPLETED
         return lambda run: was_cut and max(run.points, default=-1) >= last
 
     @staticmethod
-    def _strike(job: StagedJob, number: int, blow: _Blow, runs: list[RunSeen]) -> bool:
-        """Interrupt a run and add what was seen of it; False if it had ended before."""
-        job.pause(blow.delay_s)
-        if not (job.stop() if blow.stop else job.interrupt()):
+    def _interrupt(job: StagedJob, number: int, interruption: _Interruption, runs: list[RunSeen]) -> bool:
+        """Interrupt a run and record what it did; False if it ended before."""
+        job.pause(interruption.delay_s)
+        if not (job.stop() if interruption.stop else job.interrupt()):
             return False
-        runs.append(job.seen(number, Ending.STOPPED if blow.stop else Ending.KILLED))
+        runs.append(job.seen(number, Ending.STOPPED if interruption.stop else Ending.KILLED))
         return True
 
     def _torn(self, reference: RunSeen, saves: SavesSeen, runs: list[RunSeen]) -> tuple[TornSeen, ...]:
-        """Resumes from what the last interruption left, each with another of its newest files cut in half."""
+        """Resume from what the last interruption left, once for each of its newest files, cut in half."""
         folder = self._stage.prefix_folder("torn")
         taken = [run for run in runs if run.ending in (Ending.KILLED, Ending.STOPPED) and run.points]
         if not folder.is_dir() or not taken or runs[-1].ending in (Ending.FAILED, Ending.SILENT):
             return ()
         names = written_since(folder, taken[-1].started_at)
-        # Those first that an upload can really catch half-written.
+        # First the files that an upload can really catch half-written.
         names.sort(key=lambda name: name not in saves.in_place)
         found: list[TornSeen] = []
         for name in names[:_TORN_MAX]:
             found.append(self._resumed_torn(f"torn-{len(found) + 1}", name, reference, max(taken[-1].points)))
             if found[-1].run.ending is Ending.SILENT:
-                break  # the worst that can be, and minutes each time
+                break  # nothing is worse, and each costs minutes
         return tuple(found)
 
     def _resumed_torn(self, role: str, name: str, reference: RunSeen, before: int) -> TornSeen:
@@ -236,7 +238,7 @@ class Runs:
         tear(folder / name)
         first = min(reference.points)
         goal = max([step for step in sorted(reference.points) if step > before][:_TORN_STEPS], default=before)
-        self._watcher.phase(f"resumed with half of {name}, to step {goal}")
+        self._progress.phase(f"resumed with half of {name}, to step {goal}")
         # An attempt of its own: reports that come back with the checkpoints belong to those before.
         job = self._start(role, _TORN_ATTEMPT)
 
@@ -254,29 +256,29 @@ class Runs:
         if not found:
             return None
         last = found[-1].step
-        self._watcher.phase(f"without interruptions again, to step {last}: is it the same twice?")
+        self._progress.phase(f"without interruptions again, to step {last}: is it the same twice?")
         job = self._start("repeat")
         return self._end(job, 1, self._reach(job, 1, last, last))
 
     # --- small things
 
     def _start(self, role: str, attempt: int = 1) -> StagedJob:
-        # Only the first run is told where to end: the others must not be over before they are interrupted.
-        until = self._wish.steps if role == "reference" else None
+        # Only the reference run gets TUNER_UNTIL_STEP: the others must not end before they are interrupted.
+        until = self._options.steps if role == "reference" else None
         return self._stage.start(role, self._params, attempt=attempt, until=until)
 
-    def _reach(self, job: StagedJob, number: int, step: int, of: int) -> Outcome:
+    def _reach(self, job: StagedJob, number: int, step: int, of: int) -> FollowOutcome:
         return self._follow(job, number, lambda run: max(run.points, default=-1) >= step, of)
 
-    def _follow(self, job: StagedJob, number: int, reached: Callable[[LiveRun], bool], of: int | None) -> Outcome:
+    def _follow(self, job: StagedJob, number: int, reached: Callable[[LiveRun], bool], of: int | None) -> FollowOutcome:
         def look(run: LiveRun) -> bool:
-            self._watcher.step(max(run.points, default=None), of)
+            self._progress.step(max(run.points, default=None), of)
             return reached(run)
 
         return job.follow(number, look, self._patience_s)
 
-    def _end(self, job: StagedJob, number: int, outcome: Outcome) -> RunSeen:
-        """End a run, whatever it does."""
+    def _end(self, job: StagedJob, number: int, outcome: FollowOutcome) -> RunSeen:
+        """End a run, whatever it is doing."""
         ending = Ending.SILENT if outcome == "silent" else Ending.CUT
         seen = job.seen(number, job.ended_as() if job.is_over() else ending)
         job.cut()
@@ -284,7 +286,7 @@ class Runs:
 
 
 def _up_to(step: int | None, run: RunSeen) -> RunSeen:
-    """A run without what it did after a step; that it ended there was our wish."""
+    """The run up to `step`. We asked it to end there, so a completed run counts as cut."""
     if step is None or not run.points or max(run.points) < step:
         return run
     limit = max(step, min(run.points))
@@ -294,8 +296,8 @@ def _up_to(step: int | None, run: RunSeen) -> RunSeen:
     return replace(run, ending=ending, points=points, reported_at=at)
 
 
-def _began_anew(run: LiveRun, reference: RunSeen) -> bool:
-    """Whether a run that could have resumed began at the beginning: more interruptions would tell nothing new."""
+def _started_over(run: LiveRun, reference: RunSeen) -> bool:
+    """Whether a run started over although it could have resumed. More interruptions would show nothing new."""
     record = run.record
     had_checkpoint = record is not None and (record.resume_step is not None or record.own_files > 0)
     return had_checkpoint and min(run.points) <= min(reference.points)
@@ -307,5 +309,5 @@ def _step_s(run: LiveRun) -> float:
 
 
 def _longest_s(run: RunSeen) -> float:
-    """The longest time that a run reported nothing."""
+    """The longest time between two reports."""
     return max(abs(later - earlier) for earlier, later in pairwise([run.started_at, *sorted(run.reported_at.values())]))

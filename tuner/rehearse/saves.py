@@ -1,11 +1,10 @@
-"""How a script writes its checkpoints, and how long that takes: told by the kernel (inotify) while it does.
+"""How a script writes its checkpoints, and how long a save takes, as inotify reports it.
 
-It exists to tell a checkpoint that appears as a whole, by a rename, from one that is written under its final name,
-which the checkpoint agent may upload half-finished; and to time saves of scripts that know nothing of us.
+It tells a checkpoint that appears by a rename from one that is written under its final name: the checkpoint agent may
+upload the second kind half-written. It also times the saves of scripts that do not import our library.
 
-Rules: only looks. Where the kernel has no watch to give, nothing is known, and nothing is guessed. Names of our own
-(metrics, records) and the agent's markers are passed over; names that the agent ignores are part of a save, but no
-file that is ever uploaded.
+Rules: read only. Without inotify the answer is unknown; nothing is guessed. Our own files (metrics, records) and the
+agent's markers do not count. Names that the agent ignores are part of a save, but are never uploaded.
 """
 
 import ctypes
@@ -34,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def own_files(folder: Path) -> dict[str, os.stat_result]:
-    """The script's files of a checkpoint folder, as the store will have them: relative name and status."""
+    """The script's files in a checkpoint folder that the store will get: relative name and status."""
     found = {}
     for where, _, names in os.walk(folder):
         for name in names:
@@ -48,12 +47,12 @@ def own_files(folder: Path) -> dict[str, os.stat_result]:
 
 
 class SaveWatch:
-    """Watches one checkpoint folder, whatever is made in it included, from its making to the end of a run."""
+    """Watches a checkpoint folder and its subfolders from its creation to the end of a run."""
 
     def __init__(self, folder: Path) -> None:
-        self.moments: list[float] = []  # of writes of the script's, in the order in which they were told
+        self.moments: list[float] = []  # of the script's writes, in the order of the reports
         self.in_place: set[str] = set()
-        self._folders: dict[int, str] = {}  # by watch: relative to `folder`, "" or with a slash at its end
+        self._folders: dict[int, str] = {}  # by watch: path relative to `folder`, "" or ending in a slash
         self._root = folder
         self._descriptor = _libc.inotify_init1(_NONBLOCK | _CLOEXEC)
         self._add("")
@@ -68,14 +67,14 @@ class SaveWatch:
             self._descriptor = -1
 
     def wait(self, timeout_s: float, now: Callable[[], float]) -> None:
-        """Take note of what happens in the folder, as it does, until the time is up."""
+        """Record what happens in the folder until the time is up."""
         until = now() + timeout_s
         while (left_s := until - now()) > 0:
             if select.select([self._descriptor] if self.works else [], [], [], left_s)[0]:
                 self.drain(now())
 
     def drain(self, now: float) -> None:
-        """Take note of what happened since the last call."""
+        """Record what happened since the last call."""
         for watch, mask, name in self._events():
             folder = self._folders.get(watch)
             if folder is not None:
@@ -105,7 +104,7 @@ class SaveWatch:
         if mask & _IS_FOLDER and mask & (_CREATE | _MOVED_TO):
             self._add(f"{name}/")
         if mask & _MOVED_FROM:
-            # It was not its final name: what was written there appears elsewhere as a whole.
+            # This was a temporary name: the file appears whole under another one.
             self.in_place = {one for one in self.in_place if one != name and not one.startswith(f"{name}/")}
         elif mask & _MODIFY and not any(part.endswith(IGNORED) for part in parts):
             self.in_place.add(name)
@@ -114,7 +113,7 @@ class SaveWatch:
     def _add(self, relative: str) -> None:
         path = os.fsencode(self._root / relative)
         watch = _libc.inotify_add_watch(self._descriptor, path, ctypes.c_uint32(_MASK)) if self._descriptor >= 0 else -1
-        if watch < 0:  # gone again, or no more watches: less is known
+        if watch < 0:  # the folder is gone, or there are no more watches
             return
         self._folders[watch] = relative
         with suppress(OSError), os.scandir(self._root / relative) as entries:
@@ -124,7 +123,7 @@ class SaveWatch:
 
 
 def save_seconds(moments: Sequence[float], step_s: float) -> float | None:
-    """How long a save takes, median: writes that lie closer together than half a step belong to one save."""
+    """The median time of a save. Writes less than half a step apart belong to one save."""
     if not moments:
         return None
     spans, begun = [], moments[0]

@@ -1,12 +1,11 @@
-"""Where a rehearsal runs: a local SageMaker in a state directory of its own, and one job of it at a time.
+"""The stage of a rehearsal: a local SageMaker in its own state directory, with one job at a time.
 
-It exists so that what is rehearsed is what will run: the request is the study's, the container, its bootstrap, the
-checkpoint agent and the way in which an instance dies are the local service's. The stage decides nothing: it starts,
-looks, takes capacity away, stops and cuts.
+A rehearsal must run what the real study will run. So the request is the study's, and the container, the bootstrap, the
+checkpoint agent and the death of an instance are the local service's. The stage decides nothing: it starts jobs, looks
+at them, takes capacity away, stops jobs and ends them.
 
-Rules: nothing of the user's is written to, but what the script itself writes to absolute paths outside of /tmp,
-/var/tmp and /dev/shm; HOME is a folder of its own. All processes of a job are gone when `close` returns, and so is the
-directory, unless it is to be kept.
+Rules: we write to none of the user's files; only the script can, by absolute paths outside /tmp, /var/tmp and /dev/shm.
+HOME is a temporary folder. When `close` returns, all processes of the jobs are gone.
 """
 
 import json
@@ -51,19 +50,19 @@ BUCKET = "tuner-rehearsal"
 ROOT = f"s3://{BUCKET}/"
 _SYNC_S = 0.05
 _LOOK_S = 0.02
-_DOWN_S = 0.3  # how long capacity is away: what lies in the store is looked at meanwhile
+_DOWN_S = 0.3  # how long capacity is away; we look at the store meanwhile
 _LEAST_PATIENCE_S = 60.0
-# Jobs end by themselves, should the rehearsal be killed: none is ever meant to run so long.
+# Jobs end by themselves if the rehearsal is killed. No rehearsal needs that long.
 _MAX_RUN_S = 6 * 3600
 _OUTSIDE_SHOWN = 20
 _TAIL_BYTES = 4096
 
-Outcome = Literal["reached", "over", "silent"]
+FollowOutcome = Literal["reached", "over", "silent"]
 
 
 @dataclass(slots=True)
 class LiveRun:
-    """A run of the script as far as it was seen."""
+    """What a run of the script has reported so far."""
 
     points: dict[int, dict[str, float]] = field(default_factory=dict)
     reported_at: dict[int, float] = field(default_factory=dict)
@@ -95,7 +94,7 @@ class Stage:
         self.study = _study(spec, folder, bundle_uri, clock.now())
 
     def start(self, role: str, params: Mapping[str, ParamValue], *, attempt: int = 1, until: int | None) -> "StagedJob":
-        """Start the script as an attempt of the trial that plays this role; `until` is a step to end at."""
+        """Start the script as an attempt of the trial with this role; `until` is the step to end at."""
         trial = _trial(self.study, role, params, self.clock.now())
         name = job_name(f"{self.study.key}-{role}", 0, attempt)
         request = workload.job_request(self.spec, self.study, trial, _attempt(self.spec, trial, attempt, name))
@@ -111,7 +110,7 @@ class Stage:
         return StagedJob(self, job, trial.prefix, attempt)
 
     def prefix_folder(self, role: str) -> Path:
-        """What lies under the checkpoint prefix of a role, as files."""
+        """The folder that stands for a role's checkpoint prefix."""
         return self.folder / "s3" / BUCKET / self.study.key / role
 
     def take_capacity(self) -> None:
@@ -130,16 +129,16 @@ class Stage:
 
 
 class StagedJob:
-    """One job on the stage: what its runs reported, and the ways to end them."""
+    """One job on the stage: the reports of its runs, and the ways to end them."""
 
     def __init__(self, stage: Stage, job: JobDir, prefix: str, attempt: int) -> None:
-        self.saved_after: list[int] = []  # the step reported last, each time that own files had changed
+        self.saved_after: list[int] = []  # the last reported step at each change of the script's files
         self.watch: SaveWatch | None = None
         self._stage = stage
         self._job = job
         self._attempt = attempt
         self._runs: dict[str, LiveRun] = {}
-        # What is on the instance's disk is there first; what the last run left is in the store only.
+        # New files are on the instance's disk first; those of earlier runs are only in the store.
         self._readers = (
             MetricsReader(DirectoryObjects(stage.folder / "jobs"), f"s3://{job.name}/ml/checkpoints/"),
             MetricsReader(DirectoryObjects(stage.folder / "s3"), prefix),
@@ -155,12 +154,12 @@ class StagedJob:
         return self._job.ml / "checkpoints"
 
     def run(self, number: int) -> LiveRun:
-        """The run of this number, from 1; an empty one as long as nothing was heard of it."""
+        """The run of this number, from 1; an empty one before its first report."""
         ids = sorted(self._runs)
         return self._runs[ids[number - 1]] if number <= len(ids) else LiveRun()
 
-    def follow(self, number: int, reached: Callable[[LiveRun], bool], patience_s: float) -> Outcome:
-        """Look on until a run has come that far, its job is over, or nothing was heard for too long."""
+    def follow(self, number: int, reached: Callable[[LiveRun], bool], patience_s: float) -> FollowOutcome:
+        """Wait until a run has come that far, its job is over, or it has reported nothing for too long."""
         silent_since = self._stage.clock.now()
         while True:
             now = self._stage.clock.now()
@@ -188,11 +187,11 @@ class StagedJob:
             self._rest()
 
     def observe_saves(self) -> None:
-        """Keep note of how checkpoints are written; the run must not be over."""
+        """Record how checkpoints are written. The run must not be over."""
         self._own = {}
 
     def _look(self, *, whole: bool = False) -> bool:
-        """Read what is new on the instance, and in the store where it may be gone; whether there was anything."""
+        """Read new reports from the instance, and from the store if its disk may be gone. True if there were any."""
         stamp = _stamp(self.checkpoints)
         readers = self._readers if whole else self._readers[:1] if stamp != self._stamp else ()
         self._stamp = stamp
@@ -205,7 +204,7 @@ class StagedJob:
                 self._runs.setdefault(record.run, LiveRun()).record = record
         if self._own is not None:
             self._look_at_saves()
-            if news:  # its disk goes when it ends
+            if news:  # its disk is deleted at its end
                 self._outside = self._outside_files() or self._outside
         return bool(news)
 
@@ -231,7 +230,7 @@ class StagedJob:
         if self._job.rows()[-1].status in ENDS:
             return True
         if not self._job.is_attended() and self._job.rows()[-1].status not in ENDS:
-            raise RehearsalBroken(f"the process that looks after {self._job.name} is gone: run it again")
+            raise RehearsalBroken(f"the supervisor of {self._job.name} is gone: run the rehearsal again")
         return False
 
     def _rows_of(self, status: str) -> list[Row]:
@@ -240,7 +239,7 @@ class StagedJob:
     # --- ending a run ---
 
     def interrupt(self) -> bool:
-        """Take the instance away without notice, for a moment; False if the script was faster and has ended."""
+        """Take the instance away without notice for a moment. False if the script has ended before."""
         self._outside = self._outside_files()
         taken = len(self._rows_of("Interrupted"))
         self._stage.take_capacity()
@@ -253,7 +252,7 @@ class StagedJob:
         return True
 
     def stop(self) -> bool:
-        """StopTrainingJob: SIGTERM, a grace period, SIGKILL; False if the script was faster and has ended."""
+        """StopTrainingJob: SIGTERM, a grace period, SIGKILL. False if the script has ended before."""
         self._outside = self._outside_files()
         self._stage.jobs.stop(self._job.name)
         while not self.is_over():
@@ -263,14 +262,14 @@ class StagedJob:
         return self.ended_as() is Ending.STOPPED
 
     def cut(self) -> None:
-        """End it at once, with everything that belongs to it."""
+        """End the job and all its processes at once."""
         if self._job.path.exists():
             end_all_of(self._job.path)
         if self.watch is not None:
             self.watch.close()
 
     def seen(self, number: int, ending: Ending) -> RunSeen:
-        """What is known of a run that has just ended so."""
+        """The record of a run that has just ended."""
         run, rows, started = self.run(number), self._job.rows(), self._rows_of("Training")
         last, stopping = rows[-1], self._rows_of("Stopping")
         if ending not in (Ending.KILLED, Ending.STOPPED):
@@ -290,7 +289,7 @@ class StagedJob:
         )
 
     def _last_words(self, number: int) -> str:
-        """Why a run failed: the last line that it printed, else what the service says."""
+        """Why a run failed: its last printed line, else the service's reason."""
         logs = self._job.log_paths()
         if number <= len(logs):
             with logs[number - 1].open("rb") as file:
@@ -306,9 +305,9 @@ class StagedJob:
         return ends.get(self._job.rows()[-1].status, Ending.FAILED)
 
     def _outside_files(self) -> tuple[str, ...]:
-        """Files that the script wrote and that an interruption takes, by the names that it knows them by.
+        """The script's files that an interruption deletes, by the paths that the script uses.
 
-        What lies in /dev/shm is its own memory, and not seen from here.
+        Files in /dev/shm are in its own memory and cannot be seen from here.
         """
         job, found = self._job, []
         places = {"/tmp/": job.tmp, "/var/tmp/": job.var_tmp, "~/": job.home, "/opt/ml/": job.ml}  # noqa: S108 - names
@@ -328,7 +327,7 @@ class StagedJob:
 
 
 def snapshot(source: Path, target: Path) -> list[str]:
-    """Put the script's files under a prefix under another one, at once: objects are never changed in place.
+    """Copy the script's files from one prefix to another by hard links: objects are never changed in place.
 
     Metrics and records are left out: they belong to the runs that wrote them.
     """

@@ -1,7 +1,7 @@
-"""From what a rehearsal saw to what it says: one check a line, each with what to do where it did not pass.
+"""The verdict of a rehearsal: one line for each check, with a remedy if it did not pass.
 
-Rules: pure. A check that fails hides those that rest on it: they are left out, not guessed. Words that the script said
-are passed on as they are: whoever prints them makes them safe. What was only not seen here is never called impossible.
+Rules: pure. If a check fails, the checks that depend on it are left out, not guessed. The script's own words are passed
+on unchanged; the command line makes them safe to print. What did not happen here is never called impossible.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -174,7 +174,7 @@ def _ended_early(run: RunSeen, before: RunSeen) -> Check:
 
 
 def _from_zero(run: RunSeen, before: RunSeen) -> Check:
-    text = f"interrupted after step {before.last_step}, it began again at step {run.first_step}, beside its checkpoint"
+    text = f"interrupted after step {before.last_step}, it began again at step {run.first_step}, not at its checkpoint"
     return _failed(RESUMES, text, _suspecting(_LOAD, [before]))
 
 
@@ -243,7 +243,7 @@ def _outside(seen: Evidence, curve: Check) -> Check:
 
 
 def _worst_torn(made: Sequence[Check]) -> Check:
-    """What is said of the worst of the files; where all are survived, of each."""
+    """The check of the worst file; if the script survived all, one line that names each."""
     worst_of_all = min(made, key=lambda check: _WORST_FIRST.index(check.result))
     if worst_of_all.result is not Result.PASSED:
         return worst_of_all

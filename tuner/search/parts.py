@@ -1,11 +1,11 @@
 """Samplers, pruners and search spaces of Optuna, made from what a study file says.
 
-It exists so that any sampler and pruner of Optuna can be named with its arguments, and so that what cannot work is
-said at once in one line, before a job costs money.
+Any sampler and pruner of Optuna can be named with its arguments. What cannot work is refused in one line before a job
+costs money.
 
 Rules: only names that Optuna publishes are looked up. Arguments are checked against the signature, then by making the
-object. A sampler is made anew for each trial, seeded by the trial's number, so that a resumed study draws what the
-uninterrupted one would have; samplers that walk through a sequence keep one seed.
+object. A new sampler is made for each trial, seeded by the trial's number, so that a resumed study draws what the
+uninterrupted one would have drawn. Samplers that walk through a sequence keep one seed.
 """
 
 import importlib.util

@@ -1,16 +1,15 @@
 """The boundary to Optuna: our rows go in, proposals and verdicts come out.
 
-It exists so that nothing else knows Optuna (with its helpers `proposals_parts` and `proposals_view` it is the only
-importer), and so that a sweep that was killed proposes what it would have proposed alive.
+Only this room imports Optuna. A sweep that was killed and resumed proposes what it would have proposed without that.
 
 Theory of operation. A real Optuna study is kept in memory and rebuilt from our rows; it holds nothing that the rows do
-not. Each call returns what it changed, as JSON, for the caller to commit; if that commit fails the view has run ahead
-and the caller calls `rebuild`, as after any exception. The sampler is made anew for each trial, seeded by its number.
+not. Each call returns its changes as JSON, and the caller commits them. If that commit fails, the view is ahead of the
+rows, and the caller calls `rebuild`, as after any exception. Each trial gets a new sampler, seeded by its number.
 
 Rules:
 - Rows are the truth: attributes of the sampler (of trials and of the study) are stored and given back, except the
   optimizer that CMA-ES pickles; that is computed again, by asking again at the same point of the same order of events.
-- A verdict is asked for once per step, in order, and stored: ASHA asked again says the opposite.
+- The pruner is asked once per step, in order, and its verdict is stored: ASHA asked twice says the opposite.
 - Values that are not finite never enter; the caller decides what they mean.
 - Times of trials in the view are those of the view. Ours are in the store.
 """
@@ -157,7 +156,7 @@ class Proposer:
     def rebuild(
         self, rows: Sequence[ViewTrial], study_attrs: Mapping[str, Json], earlier: Sequence[ViewTrial] = ()
     ) -> None:
-        """Make the view anew from all recorded trials, in the order in which they were asked for and told.
+        """Rebuild the view from all recorded trials, in the order in which they were asked for and told.
 
         `earlier` are finished trials of other studies. They stand before ours, so their count must never change.
         """
@@ -411,9 +410,9 @@ def _distributions_from_json(text: str) -> dict[str, BaseDistribution]:
 
 @contextmanager
 def _quiet(level: int) -> Iterator[None]:
-    """Keep Optuna from repeating itself: a sampler made anew for each trial would warn as often.
+    """Keep Optuna from repeating itself: a new sampler is made for each trial and would warn each time.
 
-    Its log is heard once, when the proposer is made. Experimental samplers are chosen by name, so their warnings, which
+    Its log is shown once, when the proposer is made. Experimental samplers are chosen by name, so their warnings, which
     are exceptions to users of `-W error`, say nothing new.
     """
     before = optuna.logging.get_verbosity()

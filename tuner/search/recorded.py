@@ -1,4 +1,4 @@
-"""Our rows as the sampler's view is rebuilt from them: by the engine, and by whoever wants the Optuna study to plot it.
+"""Our rows, in the form from which the sampler's view is rebuilt: by the engine, and by callers that plot the study.
 
 Rules: only what the sampler may see: steps in order, finite values, of the objective alone, and none at all where
 nobody prunes by them.

@@ -1,7 +1,7 @@
 """The Optuna study that proposes: a view of our rows, kept in memory.
 
-It exists because a study in memory costs milliseconds a cycle where Optuna's own database costs hundreds, and because
-two things of ours have no place in Optuna: a proposal that is taken back, and a trial that is paused.
+A study in memory costs milliseconds a cycle; Optuna's own database costs hundreds. And Optuna has no word for two
+things that we need: a proposal that is taken back, and a trial that is paused.
 
 Rules: trials stand in order of their numbers and a trial's id is its number. Nothing is ever unpickled from a
 database. The private names of `InMemoryStorage` are touched in this module only.
@@ -22,9 +22,9 @@ from tuner.core.records import Json, ParamValue
 class ViewStorage(InMemoryStorage):
     """Optuna's storage in memory, which can also take back the newest trial and show trials as paused.
 
-    `paused` holds the numbers of trials that rest at a rung. They are unfinished and stay so, since Optuna reopens
-    nothing; whoever reads the list of trials sees them as `paused_as` with their last value, or else the sampler would
-    take the best trials for ones of which nothing is known.
+    `paused` holds the numbers of trials that rest at a rung. They stay unfinished inside, because Optuna
+    reopens no trial. A reader of the list of trials sees them as `paused_as` with their last value. Otherwise the
+    sampler would know nothing of the best trials.
     """
 
     def __init__(self, paused_as: TrialState) -> None:
