@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSResponse
 from tuner.aws.connections import Aws
 from tuner.local.service import LocalSageMaker
 from tuner.local.transport import attach
-from tuner.operations.backend import AwsPlace
+from tuner.operations.backend import AwsBackend
 from tuner.storage.objects import DirectoryObjects
 
 ACCOUNT = "123456789012"  # moto's
@@ -76,7 +76,7 @@ def wire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Aws, "_client", client)
     monkeypatch.setattr(Aws, "session", property(_session_of))
-    monkeypatch.setattr(AwsPlace, "objects", lambda *_, **__: DirectoryObjects(account.state_dir / "s3"))
+    monkeypatch.setattr(AwsBackend, "objects", lambda *_, **__: DirectoryObjects(account.state_dir / "s3"))
 
 
 def session() -> boto3.session.Session:

@@ -388,8 +388,9 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     store = context.open_store(None)
     study = store.study("cloud")
     assert study.bundle_uri == ""
-    world = backend.make_world(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
-    reader = world.progress()
+    where = backend.BACKENDS.of(study)
+    services = where.services(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
+    reader = services.progress()
     assert isinstance(reader, CloudMetrics)
     assert isinstance(reader._inner, ReadAhead)
     assert reader._metrics == ("score", "loss")

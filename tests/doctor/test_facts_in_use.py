@@ -11,7 +11,6 @@ from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.records import AttemptState, Fact
-from tuner.engine.engine import World
 from tuner.engine.live_study import LiveTrial
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
 from tuner.operations import backend
@@ -66,16 +65,9 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
     store.put_fact(fact(SYNC_FACT, {"max": 42.0}))
     store.put_fact(fact(RATES_FACT, {"CreateTrainingJob": 0.25}))
     found = prepare.prepare(load(study_file(tmp_path)), account.aws(), store, SystemClock().now())
-    place = backend.place(found.spec, None)
-    world = World(
-        store=store,
-        clock=VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)),
-        jobs=place.jobs(),
-        progress=lambda: None,
-        proposer=lambda _: None,
-        watcher=None,
-    )
-    given = backend._counted(world, place, records.study())
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    where = backend.BACKENDS.on_aws(found.spec)
+    given = where.services(records.study(), found.spec, store=store, clock=clock, watcher=None)
     assert given.sync_delay_s == 42
     assert given.calls._rates[Call.CREATE].per_s == 0.25
     store.close()

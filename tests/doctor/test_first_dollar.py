@@ -85,7 +85,7 @@ def planned(account, folder, seed=1):
 def run(account, folder, store, say=lambda _: None):
     """Facts by name, of a job that went well."""
     asked = planned(account, folder)
-    place = backend.place(asked.spec, None)
+    place = backend.BACKENDS.on_aws(asked.spec)
     outcome = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
     assert outcome.fault is None
     assert {fact.scope for fact in outcome.facts} == {SCOPE}
@@ -138,7 +138,7 @@ def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, sto
 def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
     """On a busy machine, or where a call is throttled, all files may be there before a look shows the job training."""
     asked = planned(cloud, tmp_path)
-    place = backend.place(asked.spec, None)
+    place = backend.BACKENDS.on_aws(asked.spec)
     jobs = Refusing(place.jobs(), describe=[Throttled("slow down")])
     held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
     clock = SystemClock()
@@ -410,7 +410,7 @@ def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsy
 def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
     """Ctrl-C in the middle: nobody is left running, nothing is recorded, nothing stays in the bucket."""
     asked = planned(cloud, tmp_path)
-    place = backend.place(asked.spec, None)
+    place = backend.BACKENDS.on_aws(asked.spec)
 
     def interrupt(line):
         if line.endswith("Training"):
@@ -426,7 +426,7 @@ def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, s
     asked = planned(cloud, tmp_path)
     refusal = AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
     monkeypatch.setattr(first_dollar.preflight, "read_quotas", lambda _aws, _wanted: ({}, refusal))
-    place = backend.place(asked.spec, None)
+    place = backend.BACKENDS.on_aws(asked.spec)
     facts = first_dollar.run(asked, place, store, SystemClock(), say=lambda _: None, pace=PACE).facts
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
 
@@ -521,7 +521,7 @@ def test_the_disk_of_the_job_is_not_the_studys(cloud, tmp_path):
 
 def test_a_stop_that_is_throttled_is_sent_again(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
-    place = backend.place(asked.spec, None)
+    place = backend.BACKENDS.on_aws(asked.spec)
     gone = CredentialsRefused("expired")
     jobs, _ = refused(asked, place, store, list_changed=[KeyboardInterrupt()], stop=[Throttled("slow down"), gone])
     assert jobs.asked["stop"] == 3
@@ -532,14 +532,16 @@ def test_a_job_whose_creation_was_not_answered_is_stopped_once_it_shows_itself(c
     asked = planned(cloud, tmp_path)
     late = [JobNotFound("no such job"), JobNotFound("no such job")]
     lost = [ServiceUnavailable("no answer")]
-    jobs, _ = refused(asked, backend.place(asked.spec, None), store, create=lost, stop=[*late, Throttled("slow down")])
+    jobs, _ = refused(
+        asked, backend.BACKENDS.on_aws(asked.spec), store, create=lost, stop=[*late, Throttled("slow down")]
+    )
     assert jobs.asked["stop"] == 5
 
 
 def test_a_job_that_was_refused_is_not_looked_for(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
     for reason in (RequestRejected("no"), AssertionError("a bug, before anything was sent")):
-        jobs, lines = refused(asked, backend.place(asked.spec, None), store, create=[reason])
+        jobs, lines = refused(asked, backend.BACKENDS.on_aws(asked.spec), store, create=[reason])
         assert (jobs.asked["stop"], lines) == (1, [])
 
 
@@ -547,5 +549,5 @@ def test_a_job_whose_creation_was_interrupted_is_looked_for(cloud, tmp_path, sto
     """Nobody knows whether the request was sent."""
     asked = planned(cloud, tmp_path)
     late = [JobNotFound("no such job"), JobNotFound("no such job")]
-    jobs, _ = refused(asked, backend.place(asked.spec, None), store, create=[KeyboardInterrupt()], stop=late)
+    jobs, _ = refused(asked, backend.BACKENDS.on_aws(asked.spec), store, create=[KeyboardInterrupt()], stop=late)
     assert jobs.asked["stop"] == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from tests.endtoend.conftest import SCRIPT, Desk
-from tuner.operations.backend import place_of
+from tuner.operations.backend import BACKENDS
 from tuner.spec import workload
 from tuner.spec.study_file import from_json
 from tuner.store.store import Store
@@ -133,7 +133,7 @@ def make_stray(desk):
     try:
         study = store.study("small")
         spec = from_json(study.spec)
-        jobs = place_of(study).jobs()
+        jobs = BACKENDS.of(study).jobs()
         attempt = store.attempts(study.id)[0]
         request = stray_request(store, study, spec, attempt)
         jobs.create(request)

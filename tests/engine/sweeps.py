@@ -11,7 +11,7 @@ import yaml
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Holder, Intent, Study, StudyState
-from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.engine.engine import LEASE_S, Engine, Services, Unwatched
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Outage, Script, SimulatedFaults, SimulatorSettings
@@ -116,7 +116,7 @@ class Sweep:
         lease = self.store.acquire(
             self.study.id, holder(self.engines), now=self.clock.now(), period_s=LEASE_S, gone=lambda _holder: True
         )
-        world = World(
+        services = Services(
             store=self.store,
             clock=self.clock,
             jobs=self.cloud,
@@ -125,7 +125,7 @@ class Sweep:
             watcher=Unwatched(),
             crash_point=lambda point: self.crash_point(point),  # noqa: PLW0108 - tests exchange it later
         )
-        return Engine(self.store.study_by_id(self.study.id), lease, world)
+        return Engine(self.store.study_by_id(self.study.id), lease, services)
 
     def run(self, hours: float = 200.0) -> StudyState:
         """Drive the study to its end or rest; fails if that takes longer than `hours`."""

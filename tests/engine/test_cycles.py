@@ -1,7 +1,7 @@
 """Studies driven from outside, in virtual time: by cycles of `resume --once`, as cron makes them, and by `stop` and
 `cancel` that are left, taken up and waited for.
 
-The verbs are the real ones; only the world that their engines are given is simulated.
+The verbs are the real ones; only the backend that they are given is simulated.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,10 @@ from sweeps import Sweep
 from test_alarms import describing
 
 from tuner.cli.printing import next_commands
-from tuner.core.clock import VirtualClock
 from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import RequestRejected
 from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
-from tuner.engine.engine import LEASE_S, World
+from tuner.engine.engine import LEASE_S, Services
 from tuner.operations import backend, change, launch
 from tuner.operations import look as looking
 from tuner.operations.reconcile import Reconciler, Resumption
@@ -53,6 +52,7 @@ class User:
     """Verbs, one process each."""
 
     sweep: Sweep
+    backends: backend.Backends
     said: list[str] = field(default_factory=list)
     last_words: str = ""
 
@@ -60,7 +60,15 @@ class User:
         signals = Signals()
         screen = Screen(signals, leave_at)
         try:
-            return verb(*words, self.sweep.store, display=screen, signals=signals, clock=self.sweep.clock, **options)
+            return verb(
+                *words,
+                self.sweep.store,
+                display=screen,
+                signals=signals,
+                clock=self.sweep.clock,
+                backends=self.backends,
+                **options,
+            )
         finally:
             self.said, self.last_words = screen.lines, signals.last_words
 
@@ -87,29 +95,57 @@ class User:
         return self.sweep.store.study_by_id(self.sweep.study.id)
 
 
+@dataclass(frozen=True)
+class SimulatedBackend(backend.LocalBackend):
+    """The sweep's own cloud; one look reads `batch` lines of a trial."""
+
+    sweep: Sweep
+    batch: int | None
+
+    def jobs_in_turn(self, _store, _clock):
+        return self.sweep.cloud
+
+    def services(self, _study, _spec, *, store, clock, watcher) -> Services:
+        return Services(
+            store=store,
+            clock=clock,
+            jobs=self.sweep.cloud,
+            progress=lambda: self.sweep.cloud.progress(batch=self.batch),
+            proposer=backend.make_proposer,
+            watcher=watcher,
+        )
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class DeadlyBackend(backend.LocalBackend):
+    """The process dies where it would start its engine."""
+
+    def services(self, *_, **__):
+        raise Killed
+
+
+@dataclass
+class Always(backend.Backends):
+    """The same backend for every study."""
+
+    backend: backend.Backend
+
+    def make(self, _spec, _local_dir):
+        return self.backend
+
+
 @pytest.fixture
-def user(make_sweep, tmp_path, monkeypatch):
+def user(make_sweep, tmp_path):
     """Somebody with one study, of which nobody has driven anything yet; one look reads `batch` lines of a trial."""
 
     def begin(batch: int | None = None, **options) -> User:
         sweep = make_sweep(**options)
 
-        def world(_study, _spec, *, store, clock, watcher) -> World:
-            return World(
-                store=store,
-                clock=clock,
-                jobs=sweep.cloud,
-                progress=lambda: sweep.cloud.progress(batch=batch),
-                proposer=backend.make_proposer,
-                watcher=watcher,
-            )
-
-        monkeypatch.setattr(VirtualClock, "wake", lambda _clock: None, raising=False)
-        monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
-        monkeypatch.setattr(backend, "moved_to", lambda _study: None)
-        monkeypatch.setattr(backend, "jobs_in_turn", lambda *_: sweep.cloud)
-        monkeypatch.setattr(backend, "make_world", world)
-        return User(sweep)
+        sweep.clock.wake = lambda: None
+        return User(sweep, Always(SimulatedBackend(tmp_path, "us-east-1", sweep, batch)))
 
     return begin
 
@@ -219,13 +255,17 @@ def test_cycles_do_not_go_on_with_jobs_that_are_not_what_was_asked_for(user):
     assert len(someone.sweep.cloud.jobs) == 1
 
 
-def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user, monkeypatch):
+def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user):
     """Whoever dies right after leaves what the next cycle finds."""
     someone = at_work(user, script=UNSAVED)
     someone.stop(now_=True)
     assert someone.study.state is StudyState.STOPPED
-    monkeypatch.setattr(launch, "drive", lambda taken_up, lease, store, **_: store.release(lease))
-    someone.resume()
+
+    alive = someone.backends
+    someone.backends = Always(DeadlyBackend(alive.backend.directory, alive.backend.region))
+    with pytest.raises(Killed):
+        someone.resume()
+    someone.backends = alive
     assert (someone.study.state, someone.study.intent) == (StudyState.RUNNING, Intent.RUN)
 
 

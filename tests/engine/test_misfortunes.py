@@ -199,7 +199,7 @@ def test_a_store_that_goes_away_while_a_conflict_is_dealt_with_is_waited_for(mak
     sweep: Sweep = make_sweep()
     engine = sweep.engine()
     store = Unreliable(sweep.store)
-    engine._world = replace(engine._world, store=store)
+    engine._services = replace(engine._services, store=store)
     store.errors = [("commit", StoreConflict("another wrote")), ("live", StoreUnreachable("gone"))]
     assert engine.run(lambda: False) is StudyState.FINISHED
     assert store.errors == []
@@ -256,7 +256,7 @@ def test_a_restart_that_has_read_only_half_does_not_unsay_what_was_proven(make_s
     proven = sweep.store.runs(sweep.study.id)
     assert [run.resumed_from_step is not None for run in proven] == [False, True]
     again = sweep.engine()
-    again._world = replace(again._world, progress=lambda: sweep.cloud.progress(batch=1))
+    again._services = replace(again._services, progress=lambda: sweep.cloud.progress(batch=1))
     again._load()
     again.tick()
     assert sweep.store.runs(sweep.study.id) == proven
@@ -312,7 +312,7 @@ def test_a_clock_that_was_set_back_makes_no_lease_good_that_somebody_else_took(m
             sweep.engine()
             sweep.clock.jump(timedelta(seconds=-LEASE_S - 190))
 
-    engine._world = replace(engine._world, crash_point=overtaken)
+    engine._services = replace(engine._services, crash_point=overtaken)
     sweep.store.add_request(sweep.study.id, "stop", {"intent": "stop_now"}, "me", sweep.clock.now())
     with pytest.raises(LeaseLost):
         engine.tick()
@@ -344,7 +344,7 @@ def test_a_clock_that_is_ahead_hides_no_news(make_sweep):
         changes={"trials": 6, "parallel": 6}, script=lambda _request: Script(epochs=next(number), step_s=60.0)
     )
     engine = sweep.engine()
-    engine._world = replace(engine._world, clock=Ahead(sweep.clock))
+    engine._services = replace(engine._services, clock=Ahead(sweep.clock))
     engine.run(lambda: False)
     ended_at = {job.name: job.history[-1].started_at for job in sweep.cloud.jobs.values()}
     seen_late = [attempt.ended_at - Ahead.BY - ended_at[attempt.job_name] for attempt in sweep.attempts()]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -42,21 +43,32 @@ class Told:
         return [line for _, line in self.lines if text in line]
 
 
+class StoredHere(backend.Backends):
+    """Every study is local, and its objects are in this store."""
+
+    def __init__(self, objects):
+        self._objects = objects
+
+    def make(self, _spec, _local_dir):
+        made = backend.LocalBackend(self._objects._root.parent, "us-east-1")
+        return Mock(wraps=made, objects=lambda: self._objects)
+
+
 @pytest.fixture
-def objects(tmp_path, monkeypatch):
+def objects(tmp_path):
     """The object store of the studies of this test."""
-    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
     return DirectoryObjects(tmp_path / "s3")
 
 
-def take_up(sweep, wish=ME):
-    told = Told()
+def take_up(sweep, wish=ME, objects=None):
+    """As `resume` does; the objects of a sweep are where the fixture `objects` has them, unless given."""
+    told, backends = Told(), StoredHere(objects or DirectoryObjects(sweep.folder.parent / "s3"))
     sweep.engines += 1
     lease = sweep.store.acquire(
         sweep.study.id, holder(sweep.engines), now=sweep.clock.now(), period_s=LEASE_S, gone=lambda _: True
     )
     study = sweep.store.study_by_id(sweep.study.id)
-    told.study = Reconciler(sweep.store, lease, told, sweep.clock).take_up(study, wish)
+    told.study = Reconciler(sweep.store, lease, told, sweep.clock, backends).take_up(study, wish)
     return told
 
 
@@ -128,62 +140,55 @@ def test_a_study_with_repeated_trials_still_proposes_its_whole_total(make_sweep,
     assert [trial.number for trial in sweep.trials()] == list(range(7))
 
 
-def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, objects, monkeypatch):
+def test_a_copy_that_was_cut_off_is_made_again_before_any_job(make_sweep, objects, tmp_path):
     sweep = failing(make_sweep)
     old = sweep.trials()[1]
     for step in (1, 2):
         objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
-    copy, copied = DirectoryObjects.copy, []
 
-    def full_disk(self, source, target):
-        if copied:
-            raise StorageUnavailable("no space left")
-        copied.append(target)
-        copy(self, source, target)
+    def fill_up():
+        raise StorageUnavailable("no space left")
 
-    monkeypatch.setattr(DirectoryObjects, "copy", full_disk)
     with pytest.raises(StorageUnavailable):
-        take_up(sweep, RETRY)
-    monkeypatch.undo()
-    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(objects._root.parent, "us-east-1"))
+        take_up(sweep, RETRY, Counting(tmp_path / "s3", after=fill_up))
     take_up(sweep)  # without asking for it again
     new = sweep.trials()[4]
     assert len(list(objects.list(new.prefix))) == 2
     assert len(sweep.trials()) == 5
 
 
-def counted(monkeypatch, after=lambda: None):
-    """The targets of every copy that is made from now on; `after` happens after each."""
-    copy, copied = DirectoryObjects.copy, []
+class Counting(DirectoryObjects):
+    """Keeps the target of every copy; `after` happens after each."""
 
-    def counting(self, source, target):
-        copy(self, source, target)
-        copied.append(target)
-        after()
+    def __init__(self, root, after=lambda: None):
+        super().__init__(root)
+        self.copied, self._after = [], after
 
-    monkeypatch.setattr(DirectoryObjects, "copy", counting)
-    return copied
+    def copy(self, source, target):
+        super().copy(source, target)
+        self.copied.append(target)
+        self._after()
 
 
-def test_a_copy_that_was_done_is_not_made_again(make_sweep, objects, monkeypatch):
+def test_a_copy_that_was_done_is_not_made_again(make_sweep, objects, tmp_path):
     """Under cron a trial may wait for its job, through many resumes."""
     sweep = failing(make_sweep)
     old = sweep.trials()[1]
     for step in (1, 2):
         objects.write(f"{old.prefix}step-0000000{step}/state", b"x")
-    copied = counted(monkeypatch)
-    take_up(sweep, RETRY)
-    assert len(copied) == 2
+    counting = Counting(tmp_path / "s3")
+    take_up(sweep, RETRY, counting)
+    assert len(counting.copied) == 2
     for _ in range(3):
-        take_up(sweep, RETRY)
-    assert len(copied) == 2
+        take_up(sweep, RETRY, counting)
+    assert len(counting.copied) == 2
     assert sweep.kinds(4) == ["trial.propose", "retry", "copied"]
     sweep.run()
     assert sweep.trials()[4].state is TrialState.SUCCEEDED
     assert broken(sweep) == []
 
 
-def test_who_loses_the_lease_copies_nothing_more(make_sweep, objects, monkeypatch):
+def test_who_loses_the_lease_copies_nothing_more(make_sweep, objects, tmp_path):
     """The next engine's jobs may already write to the prefixes of the copies."""
     sweep = failing(make_sweep)
     old = sweep.trials()[1]
@@ -193,14 +198,14 @@ def test_who_loses_the_lease_copies_nothing_more(make_sweep, objects, monkeypatc
     def take_over():
         sweep.store.acquire(sweep.study.id, holder(99), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
 
-    copied = counted(monkeypatch, after=take_over)
+    counting = Counting(tmp_path / "s3", after=take_over)
     with pytest.raises(LeaseLost):
-        take_up(sweep, RETRY)
-    assert len(copied) == 1
+        take_up(sweep, RETRY, counting)
+    assert len(counting.copied) == 1
     assert "copied" not in sweep.kinds(4)
 
 
-def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objects, monkeypatch):
+def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objects, tmp_path):
     sweep = failing(make_sweep)
     old = sweep.trials()[1]
     for step in (1, 2, 3):
@@ -213,8 +218,7 @@ def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objec
             sweep.store.acquire(sweep.study.id, holder(99), now=sweep.clock.now(), period_s=60, gone=lambda _: False)
         refused.append(held)
 
-    counted(monkeypatch, after=minutes_later)
-    take_up(sweep, RETRY)
+    take_up(sweep, RETRY, Counting(tmp_path / "s3", after=minutes_later))
     assert len(refused) == 3
 
 

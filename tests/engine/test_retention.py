@@ -62,7 +62,7 @@ def steps(objects, trial):
 )
 def test_what_stays(make_sweep, tmp_path, keep, stays):
     sweep, objects = swept(make_sweep, tmp_path, keep)
-    found = retention.refresh_capacity(sweep.store, sweep.study, objects)
+    found = retention.survey(sweep.store, sweep.study, objects)
     before = sum(info.size for info in objects.list("s3://tuner-local/"))
     assert found.total_bytes == before
     assert [steps(objects, trial) for trial in sweep.trials()] == [(1, 2, 3)] * 4  # a survey deletes nothing
@@ -75,14 +75,14 @@ def test_what_stays(make_sweep, tmp_path, keep, stays):
         left = [info.uri.removeprefix(trial.prefix) for info in objects.list(trial.prefix)]
         assert set(ENDED) <= set(left)
     assert before - sum(info.size for info in objects.list("s3://tuner-local/")) == found.size_bytes
-    assert retention.refresh_capacity(sweep.store, sweep.study, objects).waste == ()
+    assert retention.survey(sweep.store, sweep.study, objects).waste == ()
 
 
 def test_a_torn_newest_step_goes_and_the_newest_complete_one_stays(make_sweep, tmp_path):
     sweep, objects = swept(make_sweep, tmp_path, "latest")
     prefix = sweep.trials()[0].prefix
     objects.delete([f"{prefix}step-00000003/weights"])
-    found = retention.refresh_capacity(sweep.store, sweep.study, objects)
+    found = retention.survey(sweep.store, sweep.study, objects)
     assert found.waste[0].kept_step == 2
     retention.collect(found, sweep.study, objects)
     assert steps(objects, sweep.trials()[0]) == (2,)
@@ -108,18 +108,21 @@ def test_where_no_step_is_whole_nothing_is_deleted(make_sweep, tmp_path):
     prefix = sweep.trials()[0].prefix
     for step in (1, 2, 3):
         rewritten(objects, prefix, step)
-    assert 0 not in {waste.trial for waste in retention.refresh_capacity(sweep.store, sweep.study, objects).waste}
+    assert 0 not in {waste.trial for waste in retention.survey(sweep.store, sweep.study, objects).waste}
 
 
-def test_checkpoints_are_read_only_where_something_would_go(make_sweep, tmp_path, monkeypatch):
+def test_checkpoints_are_read_only_where_something_would_go(make_sweep, tmp_path):
     """Reading costs time, and money where the store is far away."""
     sweep, objects = swept(make_sweep, tmp_path, "latest")
     retention.sweep(sweep.store, sweep.study, objects, dry_run=False)
-    read, original = [], DirectoryObjects.read
-    monkeypatch.setattr(
-        DirectoryObjects, "read", lambda self, uri, *args: (read.append(uri), original(self, uri, *args))[1]
-    )
-    assert retention.refresh_capacity(sweep.store, sweep.study, objects).waste == ()
+    read = []
+
+    class Watched(DirectoryObjects):
+        def read(self, uri, *args):
+            read.append(uri)
+            return super().read(uri, *args)
+
+    assert retention.survey(sweep.store, sweep.study, Watched(tmp_path / "s3")).waste == ()
     assert [uri for uri in read if not uri.endswith("manifest.json")] == []
 
 
@@ -128,7 +131,7 @@ def test_what_has_no_manifests_stays_whole_where_its_latest_would(make_sweep, tm
     prefix = sweep.trials()[0].prefix
     objects.delete([info.uri for info in objects.list(prefix)])
     objects.write(f"{prefix}model-5.pt", b"mine")
-    assert 0 not in {waste.trial for waste in retention.refresh_capacity(sweep.store, sweep.study, objects).waste}
+    assert 0 not in {waste.trial for waste in retention.survey(sweep.store, sweep.study, objects).waste}
 
 
 def test_trials_that_have_not_ended_are_not_looked_at(make_sweep, tmp_path):
@@ -139,7 +142,7 @@ def test_trials_that_have_not_ended_are_not_looked_at(make_sweep, tmp_path):
     for trial in sweep.trials():
         assert not trial.state.terminal
         fill(tmp_path, objects, trial.prefix)
-    assert retention.refresh_capacity(sweep.store, sweep.study, objects).waste == ()
+    assert retention.survey(sweep.store, sweep.study, objects).waste == ()
 
 
 NEIGHBOURS = [
@@ -158,7 +161,7 @@ def test_nothing_but_checkpoints_of_own_trials_is_ever_deleted(make_sweep, tmp_p
     neighbours = [uri.format(key=sweep.study.key) for uri in NEIGHBOURS]
     for uri in neighbours:
         objects.write(uri, b"theirs")
-    retention.collect(retention.refresh_capacity(sweep.store, sweep.study, objects), sweep.study, objects)
+    retention.collect(retention.survey(sweep.store, sweep.study, objects), sweep.study, objects)
     left = {info.uri for bucket in ("tuner-local", "other-bucket") for info in objects.list(f"s3://{bucket}/")}
     assert left == {*neighbours, *(trial.prefix + name for trial in sweep.trials() for name in ENDED)}
 
@@ -196,19 +199,19 @@ def test_a_survey_finds_no_trial_whose_row_points_elsewhere(make_sweep, tmp_path
     fill(tmp_path, objects, stolen)
     trials = sweep.trials()
     sweep.store.trials = lambda _study, **_: [replace(trials[0], prefix=stolen)]
-    assert retention.refresh_capacity(sweep.store, sweep.study, objects).waste == ()
+    assert retention.survey(sweep.store, sweep.study, objects).waste == ()
 
 
-def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path, monkeypatch):
+def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path):
     """The next engine may have been told to keep more, or may be copying for `--retry-failed`."""
     sweep, objects = swept(make_sweep, tmp_path, "none")
     before = {info.uri for info in objects.list("s3://tuner-local/")}
-    monkeypatch.setattr(backend, "place_of", lambda _study: backend.LocalPlace(tmp_path, "us-east-1"))
+    here = backend.LocalBackend(tmp_path, "us-east-1")
     study = sweep.store.study_by_id(sweep.study.id)
     lease = acquired(sweep, 50)
     acquired(sweep, 51)
     with pytest.raises(LeaseLost):
-        drive._apply_retention(study, lease, sweep.store, Quiet(), sweep.clock)
+        drive._apply_retention(study, lease, sweep.store, Quiet(), sweep.clock, here)
     assert {info.uri for info in objects.list("s3://tuner-local/")} == before
 
     class TakenOver(DirectoryObjects):
@@ -216,9 +219,13 @@ def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path, monkeypa
             super().delete(uris)
             acquired(sweep, 53)
 
-    monkeypatch.setattr(backend.LocalPlace, "objects", lambda _place: TakenOver(tmp_path / "s3"))
+    class Taken(backend.LocalBackend):
+        def objects(self):
+            return TakenOver(self.directory / "s3")
+
+    taken = Taken(tmp_path, "us-east-1")
     with pytest.raises(LeaseLost):
-        drive._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock)
+        drive._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock, taken)
     assert [steps(objects, trial) for trial in sweep.trials()] == [(), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
 
 
@@ -237,7 +244,7 @@ def test_hashing_renews_the_lease(make_sweep, tmp_path):
     """A large checkpoint takes longer to read than a lease lasts."""
     sweep, objects = swept(make_sweep, tmp_path, "latest")
     renewed = []
-    retention.refresh_capacity(sweep.store, sweep.study, objects, renew=lambda: renewed.append(1))
+    retention.survey(sweep.store, sweep.study, objects, renew=lambda: renewed.append(1))
     assert len(renewed) == 4  # a block for each trial
 
 

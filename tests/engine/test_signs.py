@@ -291,7 +291,7 @@ def test_a_clock_that_was_set_forward_stops_no_job(make_sweep, ahead):
     sweep = make_sweep(script=script_of(epochs=20, step_s=170.0), changes=IMPATIENT)
     engine = sweep.engine()
     clock = Skewed(sweep.clock)
-    engine._world = replace(engine._world, clock=clock)
+    engine._services = replace(engine._services, clock=clock)
     drive(sweep, engine, 800)
     clock.ahead = ahead  # from now on all that the containers write is so long ago
     engine.run(lambda: False)

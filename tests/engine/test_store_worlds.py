@@ -204,7 +204,7 @@ def test_a_server_that_is_away_for_a_minute(
 
     monkeypatch.setattr(sweep.clock, "wait", come_back)
     engine, said = sweep.engine(), Said()
-    engine._world = replace(engine._world, watcher=DisplayWatcher(said, sweep.store))
+    engine._services = replace(engine._services, watcher=DisplayWatcher(said, sweep.store))
     sweep.crash_point = crash
     try:
         assert engine.run(lambda: False) is StudyState.FINISHED

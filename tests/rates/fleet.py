@@ -17,7 +17,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.hints import Hint
 from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
-from tuner.engine.engine import LEASE_S, Engine, Unwatched, World
+from tuner.engine.engine import LEASE_S, Engine, Services, Unwatched
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script
@@ -141,7 +141,7 @@ class Fleet:
         calls = None if self._rates is None else SharedCalls(self.store, SCOPE, self.clock, self._rates)
         plain = self.meter.service(lambda: None)
         jobs = plain if calls is None else RateLimited(self.meter.service(calls.page), calls)
-        world = World(
+        services = Services(
             store=self.store,
             clock=self.clock,
             jobs=jobs,
@@ -151,7 +151,7 @@ class Fleet:
             calls=calls or UNMETERED,
             hints=None if self._hints is None else self._hints(self, study),
         )
-        return Engine(self.store.study_by_id(study.id), lease, world)
+        return Engine(self.store.study_by_id(study.id), lease, services)
 
     def run(self, duration: timedelta) -> None:
         """Let all engines tick in their turns."""

@@ -81,7 +81,7 @@ def test_stops_go_out_at_their_rate_and_all_of_them(tmp_path: Path) -> None:
     fleet.run(timedelta(minutes=5))
     [sweep] = fleet.sweeps
     slow = {**RATES, Call.STOP: CallRate(per_s=0.1, burst=3.0)}
-    fleet.engines[0]._world.calls._rates = slow
+    fleet.engines[0]._services.calls._rates = slow
     sweep.store.add_request(sweep.study.id, "stop", {"intent": Intent.STOP_NOW}, "ann", fleet.clock.now())
     fleet.run(timedelta(minutes=25))
     assert {attempt.end for attempt in fleet.attempts()} == {"stopped"}

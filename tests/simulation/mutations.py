@@ -148,7 +148,7 @@ def _acts_before_it_records():
     def commit(self, work, point):
         if point == "intended":
             Dispatcher(
-                self.live, self._world.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
+                self.live, self._services.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
             ).act()
         original(self, work, point)
 
@@ -198,7 +198,7 @@ def _takes_over_the_living():
 
 def _lease_ends_between_polls():
     def renew(self):
-        self.lease = self._world.store.renew(self.lease, now=self._world.clock.now(), period_s=20.0)
+        self.lease = self._services.store.renew(self.lease, now=self._services.clock.now(), period_s=20.0)
 
     return mock.patch.object(Engine, "_renew", renew)
 

@@ -23,7 +23,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.jobs import HistoryRow
 from tuner.core.prices import RateCard
 from tuner.core.records import Event, Holder, Intent, Study, StudyState
-from tuner.engine.engine import LEASE_S, Engine, World
+from tuner.engine.engine import LEASE_S, Engine, Services
 from tuner.operations.backend import make_proposer
 from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.reports.records import EventLine
@@ -287,7 +287,7 @@ class Soak:
         return process.engine.cycle(over)
 
     def _await_next_cycle(self, process: Process) -> None:
-        engine, clock = process.engine, process.engine._world.clock
+        engine, clock = process.engine, process.engine._services.clock
         self._leave(process)
         try:
             clock.wait(clock.now() + _CRON, due=engine._next_due(clock.now()))
@@ -322,7 +322,7 @@ class Soak:
         batch = self.rng.choice((None, None, 1, 3))
         if self.scenario.cycles:  # a later process with a larger one would read what those before it did not
             batch = 2
-        world = World(
+        services = Services(
             store=gate,
             clock=clock,
             jobs=Port(self, process),
@@ -336,7 +336,7 @@ class Soak:
             study = gate.study_by_id(self.study.id)
             if self.processes > 1:  # after the first, which launched it, each takes the study up as cron's do
                 study = Reconciler(self.store, lease, Unseen(), clock).take_up(study, Resumption("cron", once=True))
-            process.engine = Engine(study, lease, world)
+            process.engine = Engine(study, lease, services)
         except (LeaseHeld, StoreUnreachable):
             return None
         self.current = self.last_process = process

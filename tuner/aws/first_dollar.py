@@ -90,7 +90,7 @@ BEYOND = (
 
 
 class ProbeBackend(Protocol):
-    """Where the job runs: `worlds.AwsPlace`."""
+    """Where the job runs: `operations.backend.AwsBackend`."""
 
     @property
     def aws(self) -> Aws: ...

@@ -22,8 +22,8 @@ from tuner.cli.table import render, table
 from tuner.core.clock import SystemClock
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import counted, dollars, safe
-from tuner.operations import backend
 from tuner.operations import doctor as examiner
+from tuner.operations.backend import BACKENDS
 from tuner.operations.context import operating_errors
 from tuner.reports.views import iso, simulated
 from tuner.spec import study_file as spec_file
@@ -69,8 +69,7 @@ def _first_dollar(args: argparse.Namespace) -> int:
         small = first_dollar.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
         planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
-        place = backend.place(ready.spec, None)
-        assert isinstance(place, backend.AwsPlace), "a completed study of AWS"
+        place = BACKENDS.on_aws(ready.spec)
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         if queue_of(store.facts(place.scope)) is None:

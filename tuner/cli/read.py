@@ -120,7 +120,7 @@ def best(args: argparse.Namespace) -> int:
         found = store.study(args.study)
         docs = views.best_view(store, found, args.count)
     if args.download is not None:
-        objects = backend.place_of(found).objects()
+        objects = backend.BACKENDS.of(found).objects()
         for doc in docs:
             say(f"trial {doc['number']}: {len(download(doc, objects, args.download))} files to {safe(args.download)}")
     if args.json:

@@ -59,7 +59,7 @@ class SystemClock:
         self._woken = True
 
 
-class World(Protocol):
+class EventSource(Protocol):
     """What moves when virtual time passes."""
 
     def next_event_at(self) -> datetime | None:
@@ -72,7 +72,7 @@ class World(Protocol):
 
 
 class VirtualClock:
-    """Time that passes only in `wait`, which jumps to the next poll boundary at or after the next event of the world.
+    """Time that passes only in `wait`, which jumps to the next poll boundary at or after the next event of its source.
 
     The engine looks only at its poll boundaries, exactly as in production, so detection delays are kept while empty
     polls are skipped.
@@ -80,11 +80,11 @@ class VirtualClock:
 
     def __init__(self, start: datetime) -> None:
         self._now = self._start = start
-        self._world: World | None = None
+        self._source: EventSource | None = None
 
-    def attach(self, world: World) -> None:
-        """Join the world that this clock moves."""
-        self._world = world
+    def attach(self, source: EventSource) -> None:
+        """Join what this clock moves."""
+        self._source = source
 
     def now(self) -> datetime:
         return self._now
@@ -95,11 +95,11 @@ class VirtualClock:
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:
         poll = until - self._now
         if poll > timedelta(0):
-            moments = [m for m in (due, self._world.next_event_at() if self._world else None) if m is not None]
+            moments = [m for m in (due, self._source.next_event_at() if self._source else None) if m is not None]
             idle = min(moments, default=until) - self._now
             self._now += max(1, -(-idle // poll)) * poll
-        if self._world is not None:
-            self._world.advance(self._now)
+        if self._source is not None:
+            self._source.advance(self._now)
 
     def jump(self, by: timedelta) -> None:
         """Set the clock forward or back, as an administrator or a bad time server would."""

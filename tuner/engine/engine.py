@@ -94,7 +94,7 @@ def _live_on(_point: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class Services:
     """What an engine is given. `progress` makes a new reader; `crash_point` is where tests die.
 
     `calls` says how many calls `jobs` may be asked for now, `hints` tells early of jobs that changed;
@@ -116,12 +116,12 @@ class World:
 class Engine:
     """Drives one study for as long as it holds the lease."""
 
-    def __init__(self, study: Study, lease: Lease, world: World) -> None:
+    def __init__(self, study: Study, lease: Lease, services: Services) -> None:
         self.study = study
         self.lease = lease
-        self._world = world
-        left_s = (lease.expires_at - world.clock.now()).total_seconds()
-        self._lease_until_s = world.clock.elapsed_s() + left_s  # as `elapsed_s` counts
+        self._services = services
+        left_s = (lease.expires_at - services.clock.now()).total_seconds()
+        self._lease_until_s = services.clock.elapsed_s() + left_s  # as `elapsed_s` counts
         self._stop_requested: Callable[[], bool] = lambda: False
         self._load()
 
@@ -129,18 +129,18 @@ class Engine:
 
     def _load(self) -> None:
         """Everything from the store: at the start, and after a commit that failed."""
-        store = self._world.store
+        store = self._services.store
         self.study = study = store.study_by_id(self.study.id)
         spec = from_json(study.spec)
         summary = store.summary(study.id)
         last_seq = store.last_seq(study.id)
         last = store.events(study.id, after_seq=last_seq - 1)
-        self._progress = self._world.progress()
+        self._progress = self._services.progress()
         self.live = LiveStudy(
             spec=spec,
             policy=workload.policy(spec, study),
-            sync_delay_s=self._world.sync_delay_s,
-            proposer=self._world.proposer(spec),
+            sync_delay_s=self._services.sync_delay_s,
+            proposer=self._services.proposer(spec),
             last_seq=last_seq,
             last_recorded_at=last[-1].recorded_at if last else None,
             trial_count=sum(summary.trials.values()),
@@ -156,7 +156,7 @@ class Engine:
         self.live.recall_losses()
         self.live.rejections = self._rejections()
         self.live.halted = cast("str | None", study.attrs.get(HALTED))
-        self.live.refresh_capacity(self._world.clock.now())
+        self.live.refresh_capacity(self._services.clock.now())
         self._load_view()
 
     def _pool_totals(self, study: Study) -> dict[Pool, PoolTotals]:
@@ -164,7 +164,7 @@ class Engine:
 
         A local study has a market of its own, which others tell nothing about.
         """
-        store = self._world.store
+        store = self._services.store
         known = [study] if study.backend == "local" else store.studies()[-_STUDIES_RECALLED:]
         region = from_json(study.spec).region
         alike = [each.id for each in known if each.backend == study.backend and from_json(each.spec).region == region]
@@ -172,20 +172,20 @@ class Engine:
 
     def _rejections(self) -> list[str]:
         """Why the last creates were refused for good, if they were: a cycle's own are too few to tell."""
-        asked = self._world.store.asked_last(self.study.id, limit=REJECTED_ALIKE)
+        asked = self._services.store.asked_last(self.study.id, limit=REJECTED_ALIKE)
         last = takewhile(lambda each: each.end is AttemptEnd.REJECTED, asked)
         return [(each.reason or "").replace(each.job_name, "JOB") for each in last][::-1]
 
     def _load_view(self) -> None:
         """Build the sampler's study anew from our rows."""
-        for point in self._world.store.points(self.study.id):
+        for point in self._services.store.points(self.study.id):
             if point.trial in self.live.trials:
                 work = self.live.trials[point.trial]
                 work.latest[point.name, point.step] = point
                 work.hear(point.at)
-        rows = view_rows(self._world.store, self.study, self.live.spec)
+        rows = view_rows(self._services.store, self.study, self.live.spec)
         self.live.retried = sum(RETRY_OF in row.attrs for row in rows)
-        self.live.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._world.store, self.study))
+        self.live.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._services.store, self.study))
 
     # --- the loop
 
@@ -198,9 +198,9 @@ class Engine:
         while not stop_requested():
             if not self.tick().active:
                 break
-            now = self._world.clock.now()
+            now = self._services.clock.now()
             poll = timedelta(seconds=self.live.policy.poll_s)
-            self._world.clock.wait(now + poll, due=self._next_due(now))
+            self._services.clock.wait(now + poll, due=self._next_due(now))
         return self.study.state
 
     def cycle(self, stop_requested: Callable[[], bool]) -> StudyState:
@@ -225,20 +225,20 @@ class Engine:
                 self._load()
         except StoreUnreachable as error:
             self._wait_for_store(error)
-        self._world.watcher.ticked(self.study, self.live)
+        self._services.watcher.ticked(self.study, self.live)
         return self.study.state
 
     def _renew(self) -> None:
         # a lease that ran out between two polls would be there for the taking while its engine lives
         period_s = LEASE_S + 2 * self.live.policy.poll_s
-        clock = self._world.clock
+        clock = self._services.clock
         until_s = clock.elapsed_s() + period_s
-        self.lease = self._world.store.renew(self.lease, now=clock.now(), period_s=period_s)
+        self.lease = self._services.store.renew(self.lease, now=clock.now(), period_s=period_s)
         self._lease_until_s = until_s
 
     def _wait_for_store(self, error: StoreUnreachable) -> None:
         """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
-        clock, watcher = self._world.clock, self._world.watcher
+        clock, watcher = self._services.clock, self._services.watcher
         watcher.store_away(clock.now(), error)
         while not self._stop_requested():
             clock.wait(clock.now() + timedelta(seconds=self.live.policy.poll_s))
@@ -253,12 +253,12 @@ class Engine:
         raise error
 
     def _tick(self) -> None:
-        now = self._world.clock.now()
+        now = self._services.clock.now()
         self._renew()
         unit = self._unit(now)
         self._apply_requests(unit)
-        world = self._world
-        Observer(self.live, world.jobs, self._progress, unit, calls=world.calls, hints=world.hints).observe()
+        given = self._services
+        Observer(self.live, given.jobs, self._progress, unit, calls=given.calls, hints=given.hints).observe()
         self._commit(unit, "observed")
         unit = self._unit(now)
         submit_due(self.live, unit)
@@ -270,11 +270,11 @@ class Engine:
         unit = self._unit(now)
         dispatcher = Dispatcher(
             self.live,
-            self._world.jobs,
+            self._services.jobs,
             unit,
             may_send=self._lease_is_good,
-            crash_point=self._world.crash_point,
-            calls=self._world.calls,
+            crash_point=self._services.crash_point,
+            calls=self._services.calls,
         )
         dispatcher.act()
         self._settle(unit)
@@ -282,31 +282,31 @@ class Engine:
 
     def _lease_is_good(self) -> bool:
         # by both clocks: one that is set back makes a lease look good that another engine took since
-        left_s = (self.lease.expires_at - self._world.clock.now()).total_seconds()
-        return min(left_s, self._lease_until_s - self._world.clock.elapsed_s()) > _LEASE_MARGIN_S
+        left_s = (self.lease.expires_at - self._services.clock.now()).total_seconds()
+        return min(left_s, self._lease_until_s - self._services.clock.elapsed_s()) > _LEASE_MARGIN_S
 
     def _unit(self, now: datetime) -> UnitOfWork:
         return UnitOfWork(self.study, last_seq=self.live.last_seq, now=now, recorded_after=self.live.last_recorded_at)
 
     def _commit(self, unit: UnitOfWork, point: str) -> None:
-        self._world.crash_point(f"before {point}")
+        self._services.crash_point(f"before {point}")
         change = unit.change()
         if change is not None:
-            self._world.store.commit(self.lease, change, now=unit.now)
+            self._services.store.commit(self.lease, change, now=unit.now)
             self.study = unit.study
             self.live.last_seq += len(change.events)
             self.live.last_recorded_at = unit.recorded_at
             for trial in (*change.new_trials, *(after for _, after in change.trials)):
                 if trial.state.terminal:
                     self._forget(trial)
-            self._world.watcher.committed(change.events)
-        self._world.crash_point(f"after {point}")
+            self._services.watcher.committed(change.events)
+        self._services.crash_point(f"after {point}")
 
     # --- requests of the user
 
     def _apply_requests(self, unit: UnitOfWork) -> None:
         live = self.live
-        for request in self._world.store.pending_requests(self.study.id):
+        for request in self._services.store.pending_requests(self.study.id):
             bound_microusd = live.spent_microusd + live.reserved_in_flight_microusd
             study = requests.apply(unit, request, bound_microusd=bound_microusd)
             live.spec = from_json(study.spec)

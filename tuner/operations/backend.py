@@ -1,19 +1,20 @@
-"""The worlds that an engine can be put into: which job service, which object store, which market.
+"""The backend of a study: which job service, which object store, which market.
 
-A recorded study has a *place*: a state directory on this machine, or an account and region of AWS. Everything that
-touches its jobs or objects asks its place for them, and cannot tell which one it is.
+A recorded study has one backend: a state directory of this machine, or an account and region of AWS. A use case is
+given `Backends`, asks it for the backend of a study, and cannot tell which of the two it has. Tests hand in others.
 
-Rules: only this module, its callers and tests choose a world. Heavy imports (boto3, Optuna) stand inside functions, so
-that verbs that only read the store do not pay for them. A study's place on AWS never speaks to another account than
-the one recorded: there its jobs would seem deleted and its budget unspent.
+Rules: only `Backends` chooses a backend. Heavy imports (boto3, Optuna) stand inside functions, so that verbs that only
+read the store do not pay for them. A backend on AWS never speaks to another account than the recorded one: there the
+study's jobs would seem deleted and its budget unspent.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tuner.aws.connections import Aws
 from tuner.core.clock import Clock
@@ -25,9 +26,10 @@ from tuner.spec.records import LocalMarket
 from tuner.spec.study_file import COST_METRIC, StudySpec, from_json
 
 if TYPE_CHECKING:
+    from tuner.aws.prepare import Prepared
     from tuner.aws.rates import SharedCalls
     from tuner.core.jobs import JobService
-    from tuner.engine.engine import Watcher, World
+    from tuner.engine.engine import Services, Watcher
     from tuner.sagemaker.service import SageMakerJobs
     from tuner.search.proposer import Proposer
     from tuner.storage.bundle import Bundle
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from tuner.store.store import Store
 
 LOCAL_DIR_VARIABLE = "TUNER_LOCAL"
+# Names of jobs, oldest first, and whether more may come.
+ListedJobs: TypeAlias = Callable[[], tuple[Sequence[str], bool]]
 
 
 def default_local_dir() -> Path:
@@ -55,15 +59,44 @@ def make_proposer(spec: StudySpec) -> "Proposer":
     )
 
 
+class Backend(Protocol):
+    """What a use case asks of the backend of one study."""
+
+    def verify(self) -> None:
+        """Raise UserError or AwsError unless it can be reached: else every job would seem deleted."""
+        ...
+
+    def objects(self) -> "Objects":
+        """The object store for a verb: it tries again by itself."""
+        ...
+
+    def jobs_in_turn(self, store: "Store", clock: Clock) -> "JobService":
+        """The job service for a verb: it shares the account's calls with the engines, and waits for its turn."""
+        ...
+
+    def services(
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+    ) -> "Services":
+        """Everything that the engine of a recorded study is given."""
+        ...
+
+    def logs(self, jobs: ListedJobs, spec: StudySpec, *, clock: Clock, tail: int | None, follow: bool) -> Iterator[str]:
+        """The output of these jobs, run after run."""
+        ...
+
+    def prepared(self, spec: StudySpec, store: "Store", now: datetime) -> "Prepared":
+        """The settings of a study after an accepted change, completed and checked. Raises UserError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class LocalPlace:
+class LocalBackend:
     """A state directory: jobs are processes of this machine, `s3://` is a tree."""
 
     directory: Path
     region: str
 
     def verify(self) -> None:
-        """Raise UserError unless it is there: without it, every job would seem deleted and its work undone."""
         if not self.directory.is_dir():
             raise UserError(
                 f"the state directory {self.directory} is not there; where it was moved or copied to DIR: "
@@ -82,9 +115,40 @@ class LocalPlace:
 
         return DirectoryObjects(self.directory / "s3")
 
+    def jobs_in_turn(self, store: "Store", clock: Clock) -> "JobService":  # noqa: ARG002 - nobody counts local calls
+        return self.jobs()
+
+    def services(
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+    ) -> "Services":
+        """A local market starts at the study's launch."""
+        from tuner.local.market import write_market  # noqa: PLC0415 - as above
+
+        if spec.local is not None:
+            write_market(self.directory, study.key, _market(spec.local, study))
+        return _services(self.jobs(), self.objects(), store=store, clock=clock, watcher=watcher)
+
+    def logs(
+        self,
+        jobs: ListedJobs,
+        spec: StudySpec,  # noqa: ARG002 - a local job has one host
+        *,
+        clock: Clock,
+        tail: int | None,
+        follow: bool,
+    ) -> Iterator[str]:
+        from tuner.reports.local_jobs import read_logs  # noqa: PLC0415 - only `logs` needs it
+
+        return read_logs(self.directory, jobs, tail=tail, follow=follow, clock=clock)
+
+    def prepared(self, spec: StudySpec, store: "Store", now: datetime) -> "Prepared":  # noqa: ARG002 - nobody is asked
+        from tuner.aws.prepare import Prepared  # noqa: PLC0415 - few verbs need it
+
+        return Prepared(spec=spec, rates={}, warnings=(), quotas={})
+
 
 @dataclass(frozen=True, slots=True)
-class AwsPlace:
+class AwsBackend:
     """An account and a region of AWS."""
 
     account: str
@@ -110,8 +174,81 @@ class AwsPlace:
 
         return S3Objects(self.aws.lasting("s3", patient=patient))
 
+    def jobs_in_turn(self, store: "Store", clock: Clock) -> "JobService":
+        from tuner.aws.rates import RateLimited, RetryingJobService  # noqa: PLC0415 - few verbs need it
 
-Place: TypeAlias = LocalPlace | AwsPlace
+        calls = _shared_calls(store, self.scope, clock, store.facts(self.scope))
+        return RetryingJobService(RateLimited(self.jobs(next_page=calls.page), calls), clock)
+
+    def services(
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+    ) -> "Services":
+        given = _services(self.jobs(), self.objects(patient=False), store=store, clock=clock, watcher=watcher)
+        given = self._shared(given, study)
+        return given if workload.starts_bootstrap(spec) else self._with_cloudwatch(given, study, spec)
+
+    def _shared(self, given: "Services", study: Study) -> "Services":
+        """For an engine that shares its account's calls with others, and learns early of changes where it can."""
+        from tuner.aws.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
+        from tuner.aws.rates import RateLimited  # noqa: PLC0415
+        from tuner.engine.liveness import sync_delay_s  # noqa: PLC0415
+        from tuner.storage.progress import ReadAhead  # noqa: PLC0415
+
+        known = given.store.facts(self.scope)
+        calls = _shared_calls(given.store, self.scope, given.clock, known)
+        return replace(
+            given,
+            jobs=RateLimited(self.jobs(next_page=calls.page), calls),
+            progress=lambda: ReadAhead(given.progress()),
+            calls=calls,
+            hints=hints_for(given.store, self.scope, self.aws, study.key, given.clock),
+            sync_delay_s=sync_delay_s(known),
+        )
+
+    def _with_cloudwatch(self, given: "Services", study: Study, spec: StudySpec) -> "Services":
+        """For jobs without our bootstrap, which writes metrics under their prefixes."""
+        from tuner.aws.metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
+
+        def progress() -> CloudMetrics:
+            live = partial(given.store.live, study.id)
+            return CloudMetrics(
+                given.progress(), self.aws, given.jobs, live=live, metrics=_metrics(spec), clock=given.clock
+            )
+
+        return replace(given, progress=progress)
+
+    def logs(self, jobs: ListedJobs, spec: StudySpec, *, clock: Clock, tail: int | None, follow: bool) -> Iterator[str]:
+        from tuner.aws.logs import CloudLogs  # noqa: PLC0415 - only `logs` needs it
+
+        hosts = spec.training.instance_count
+        return CloudLogs(self.aws, jobs, clock, name_hosts=hosts > 1).read(tail=tail, follow=follow)
+
+    def prepared(self, spec: StudySpec, store: "Store", now: datetime) -> "Prepared":
+        from tuner.aws.prepare import prepare  # noqa: PLC0415 - few verbs need it
+
+        return prepare(spec, self.aws, store, now)
+
+
+class Backends:
+    """Makes the backend of a study; what tests hand in says what the study's jobs and objects are."""
+
+    def of(self, study: Study) -> Backend:
+        """Where a recorded study's jobs and objects are."""
+        return self.make(from_json(study.spec), None if study.local_dir is None else Path(study.local_dir))
+
+    def make(self, spec: StudySpec, local_dir: Path | None) -> Backend:
+        """For a study that may not be recorded yet; on AWS its study file is completed (`prepare`)."""
+        return self.on_aws(spec) if local_dir is None else LocalBackend(local_dir, spec.region)
+
+    def on_aws(self, spec: StudySpec) -> AwsBackend:
+        """The account and region of a completed study."""
+        account = spec.account
+        assert account is not None, "prepare gives every study of AWS a role, whose ARN names the account"
+        settings = spec.sagemaker
+        return AwsBackend(account, Aws(region=settings.region, profile=settings.profile, account=account))
+
+
+BACKENDS = Backends()
 
 
 def moved_to(study: Study) -> Path | None:
@@ -123,30 +260,20 @@ def moved_to(study: Study) -> Path | None:
     return here if any(trial_and_attempt(path.name, study.key) for path in found) else None
 
 
-def place_of(study: Study) -> Place:
-    """Where a recorded study's jobs and objects are."""
-    return place(from_json(study.spec), None if study.local_dir is None else Path(study.local_dir))
+def _services(
+    jobs: "JobService", objects: "Objects", *, store: "Store", clock: Clock, watcher: "Watcher"
+) -> "Services":
+    from tuner.engine.engine import Services  # noqa: PLC0415 - imports Optuna
+    from tuner.storage.progress import PrefixProgress  # noqa: PLC0415
 
-
-def place(spec: StudySpec, local_dir: Path | None) -> Place:
-    """The place of a study that may not be recorded yet; on AWS its study file is completed (`prepare`)."""
-    if local_dir is not None:
-        return LocalPlace(local_dir, spec.region)
-    account = spec.account
-    assert account is not None, "prepare gives every study of AWS a role, whose ARN names the account"
-    settings = spec.sagemaker
-    return AwsPlace(account, Aws(region=settings.region, profile=settings.profile, account=account))
-
-
-def jobs_in_turn(study: Study, store: "Store", clock: Clock) -> "JobService":
-    """The job service for a verb: it shares the account's calls with the engines, and waits for its turn."""
-    from tuner.aws.rates import RateLimited, RetryingJobService  # noqa: PLC0415 - few verbs need it
-
-    where = place_of(study)
-    if isinstance(where, LocalPlace):
-        return where.jobs()
-    calls = _shared_calls(store, where.scope, clock, store.facts(where.scope))
-    return RetryingJobService(RateLimited(where.jobs(next_page=calls.page), calls), clock)
+    return Services(
+        store=store,
+        clock=clock,
+        jobs=jobs,
+        progress=lambda: PrefixProgress(objects),
+        proposer=make_proposer,
+        watcher=watcher,
+    )
 
 
 def _shared_calls(store: "Store", scope: str, clock: Clock, facts: Iterable[Fact]) -> "SharedCalls":
@@ -191,65 +318,6 @@ def upload_bundle(spec: StudySpec, objects: "Objects") -> str:
     if spec.training.algorithm is not None:
         return ""
     return packaging.upload(make_bundle(spec), objects, workload.root(spec))
-
-
-def make_world(study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher") -> "World":
-    """Everything that the engine of a recorded study is given; a local market starts at the study's launch."""
-    from tuner.engine.engine import World  # noqa: PLC0415 - imports Optuna
-    from tuner.local.market import write_market  # noqa: PLC0415
-    from tuner.storage.progress import PrefixProgress  # noqa: PLC0415
-
-    where = place_of(study)
-    if isinstance(where, LocalPlace):
-        if spec.local is not None:
-            write_market(where.directory, study.key, _market(spec.local, study))
-        objects = where.objects()
-    else:
-        objects = where.objects(patient=False)
-    world = World(
-        store=store,
-        clock=clock,
-        jobs=where.jobs(),
-        progress=lambda: PrefixProgress(objects),
-        proposer=make_proposer,
-        watcher=watcher,
-    )
-    if isinstance(where, LocalPlace):
-        return world
-    world = _counted(world, where, study)
-    return world if workload.starts_bootstrap(spec) else _watched_by_cloudwatch(world, where, study, spec)
-
-
-def _counted(world: "World", where: AwsPlace, study: Study) -> "World":
-    """The world of an engine that shares its account's calls with others, and hears of changes where it can."""
-    from tuner.aws.hints import hints_for  # noqa: PLC0415 - only engines on AWS need these
-    from tuner.aws.rates import RateLimited  # noqa: PLC0415
-    from tuner.engine.liveness import sync_delay_s  # noqa: PLC0415
-    from tuner.storage.progress import ReadAhead  # noqa: PLC0415
-
-    known = world.store.facts(where.scope)
-    calls = _shared_calls(world.store, where.scope, world.clock, known)
-    return replace(
-        world,
-        jobs=RateLimited(where.jobs(next_page=calls.page), calls),
-        progress=lambda: ReadAhead(world.progress()),
-        calls=calls,
-        hints=hints_for(world.store, where.scope, where.aws, study.key, world.clock),
-        sync_delay_s=sync_delay_s(known),
-    )
-
-
-def _watched_by_cloudwatch(world: "World", where: AwsPlace, study: Study, spec: StudySpec) -> "World":
-    """The world of jobs without our bootstrap, which writes metrics under their prefixes."""
-    from tuner.aws.metrics import CloudMetrics  # noqa: PLC0415 - few studies need it
-
-    def progress() -> CloudMetrics:
-        live = partial(world.store.live, study.id)
-        return CloudMetrics(
-            world.progress(), where.aws, world.jobs, live=live, metrics=_metrics(spec), clock=world.clock
-        )
-
-    return replace(world, progress=progress)
 
 
 def _metrics(spec: StudySpec) -> list[str]:

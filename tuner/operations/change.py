@@ -14,6 +14,7 @@ from tuner.core.errors import Exit, UserError, how_to_go_on, left_behind
 from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
 from tuner.engine import requests
 from tuner.engine.unit_of_work import UnitOfWork
+from tuner.operations.backend import BACKENDS, Backends
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
 from tuner.operations.records import Signals, StudyOutcome
@@ -70,10 +71,13 @@ def request_stop(
     drain: bool = False,
     wait: bool = True,
     clock: SystemClock | None = None,
+    backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     """Bring a study to rest: jobs are stopped at their next checkpoint, at once (`now_`), or finish (`drain`)."""
     intent = stop_intent(now_=now_, drain=drain)
-    return _request_intent(name, store, "stop", intent, display=display, signals=signals, wait=wait, clock=clock)
+    return _request_intent(
+        name, store, "stop", intent, display=display, signals=signals, wait=wait, clock=clock, backends=backends
+    )
 
 
 def stop_intent(*, now_: bool, drain: bool) -> Intent:
@@ -88,10 +92,19 @@ def request_cancel(
     signals: Signals | None = None,
     wait: bool = True,
     clock: SystemClock | None = None,
+    backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     """End a study: running jobs are stopped, unfinished trials are cancelled."""
     return _request_intent(
-        name, store, "cancel", Intent.CANCEL, display=display, signals=signals, wait=wait, clock=clock
+        name,
+        store,
+        "cancel",
+        Intent.CANCEL,
+        display=display,
+        signals=signals,
+        wait=wait,
+        clock=clock,
+        backends=backends,
     )
 
 
@@ -105,6 +118,7 @@ def _request_intent(
     signals: Signals | None,
     wait: bool,
     clock: SystemClock | None,
+    backends: Backends,
 ) -> StudyOutcome:
     clock, signals = clock or SystemClock(), signals or Signals()
     with operating_errors():
@@ -129,7 +143,14 @@ def _request_intent(
                 return _wished(outcome_of(left, store, signals, clock.now()), waited=wait)
             lease = taken
         outcome = drive(
-            store.study_by_id(study.id), lease, store, display=display, signals=signals, clock=clock, once=not wait
+            store.study_by_id(study.id),
+            lease,
+            store,
+            display=display,
+            signals=signals,
+            clock=clock,
+            once=not wait,
+            backends=backends,
         )
         return _wished(outcome, waited=wait)
 

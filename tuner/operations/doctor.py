@@ -25,7 +25,7 @@ from tuner.core.clock import Clock
 from tuner.core.errors import Finding, UserError
 from tuner.core.records import Fact, Json
 from tuner.local.namespace import find_isolation
-from tuner.operations import backend
+from tuner.operations.backend import LOCAL_DIR_VARIABLE, default_local_dir
 from tuner.operations.context import DEFAULT_STORE, operating_errors
 from tuner.spec.study_file import StudySpec, load
 from tuner.store.schema import SCHEMA, forgets
@@ -109,13 +109,13 @@ def _store(url: str) -> Iterator[Finding]:
 
 
 def _state_directory() -> Iterator[Finding]:
-    directory = backend.default_local_dir()
+    directory = default_local_dir()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(
             level="error",
             what=f"state directory {directory}: {existing} cannot be written",
-            remedy=f"set {backend.LOCAL_DIR_VARIABLE} to a directory that can",
+            remedy=f"set {LOCAL_DIR_VARIABLE} to a directory that can",
         )
         return
     free = shutil.disk_usage(existing).free

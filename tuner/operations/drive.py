@@ -1,4 +1,4 @@
-"""Driving a study: become its writer, run an engine in its world, and say what it came to.
+"""Driving a study: become its writer, run an engine on its backend, and say what it came to.
 
 Shared by the verbs that start, go on with, stop or end a study; they differ in what they settle before.
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Lease, Study, StudyState, TrialState
-from tuner.operations import backend, lease_holder, retention
+from tuner.operations import lease_holder, retention
+from tuner.operations.backend import BACKENDS, Backend, Backends
 from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.records import Display, EventLine
@@ -49,6 +50,7 @@ def drive(
     signals: Signals,
     clock: SystemClock,
     once: bool = False,
+    backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     from tuner.engine.engine import Engine  # noqa: PLC0415 - imports Optuna
     from tuner.reports.narrate import DisplayWatcher  # noqa: PLC0415
@@ -57,15 +59,16 @@ def drive(
     signals.attach(clock.wake)
     engine: Engine | None = None
     try:
-        backend.place_of(study).verify()
+        backend = backends.of(study)
+        backend.verify()
         watcher = DisplayWatcher(display, store)
-        world = backend.make_world(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
-        engine = Engine(study, lease, world)
+        services = backend.services(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
+        engine = Engine(study, lease, services)
         if once:
             engine.cycle(lambda: signals.stop_requested)
         else:
             engine.run(lambda: signals.stop_requested)
-        _apply_retention(store.study_by_id(study.id), engine.lease, store, display, clock)
+        _apply_retention(store.study_by_id(study.id), engine.lease, store, display, clock, backend)
     except StoreUnreachable as error:
         if signals.stop_requested:  # the signal was heard while the engine waited for the store
             raise UserError(f"{error}; {signals.last_words}", signals.exit_code or Exit.REFUSED) from error
@@ -85,7 +88,9 @@ def _refused(engine: "Engine", *, once: bool) -> str | None:
     return live.halted or (live.refused if once else None)
 
 
-def _apply_retention(study: Study, lease: Lease, store: Store, display: Display, clock: Clock) -> None:
+def _apply_retention(  # noqa: PLR0917 - what the engine had
+    study: Study, lease: Lease, store: Store, display: Display, clock: Clock, backend: Backend
+) -> None:
     """Delete what the study file does not keep, once the study rests; a store of objects that refuses is no failure.
 
     Raises LeaseLost.
@@ -99,7 +104,7 @@ def _apply_retention(study: Study, lease: Lease, store: Store, display: Display,
         store.renew(lease, now=clock.now(), period_s=LONG_STEP_S)
 
     try:
-        found = retention.sweep(store, study, backend.place_of(study).objects(), dry_run=False, renew=renew)
+        found = retention.sweep(store, study, backend.objects(), dry_run=False, renew=renew)
     except ObjectsError as error:
         text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
         display.event(EventLine(at=clock.now(), level="warn", text=text))

@@ -1,6 +1,6 @@
 """The composition root, and the verbs that begin a study or go on with one: `launch` and `resume`.
 
-It checks a study against its world before anything is written, wires engine, store, proposer and service (`driving`),
+It checks a study against its backend before anything is written, wires engine, store, proposer and service (`driving`),
 and decides nothing about trials. The other verbs stand beside it: `wishes` change a study, `looking` looks at it.
 
 Rules: nothing is written before everything that can be checked was checked. `plan` asks nobody but this machine;
@@ -23,7 +23,15 @@ from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
 from tuner.engine.live_study import limits_to_keep
-from tuner.operations import backend
+from tuner.operations.backend import (
+    BACKENDS,
+    Backends,
+    check_code,
+    default_local_dir,
+    make_proposer,
+    moved_to,
+    upload_bundle,
+)
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
 from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
@@ -58,8 +66,8 @@ def plan(file: Path, overrides: Sequence[str] = ()) -> LaunchPlan:
         spec = load(file, overrides)
         refuse_unbuilt(spec)
         refuse_missing_secrets(spec, os.environ)
-        backend.make_proposer(spec)
-        backend.check_code(spec)
+        make_proposer(spec)
+        check_code(spec)
         if spec.backend == "local" and (faults := workload.request_violations(spec)):
             raise SpecError("; ".join(faults))  # on AWS they are found with everything else that it is asked
         try:
@@ -168,6 +176,7 @@ def launch(
     signals: Signals,
     clock: SystemClock | None = None,
     rng: random.Random | None = None,
+    backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     """Record a new study and drive it. The plan of a study on AWS was prepared before.
 
@@ -178,11 +187,11 @@ def launch(
     clock = clock or SystemClock()
     spec = planned.spec
     with operating_errors():
-        directory = backend.default_local_dir() if spec.backend == "local" else None
+        directory = default_local_dir() if spec.backend == "local" else None
         study = _new_study(spec, directory, clock.now(), rng or secrets.SystemRandom())
         _refuse_taken(spec.name, store)
-        attrs = choose_earlier(store, spec, backend.make_proposer(spec)) if spec.search.warm_start else {}
-        bundle_uri = backend.upload_bundle(spec, backend.place(spec, directory).objects())
+        attrs = choose_earlier(store, spec, make_proposer(spec)) if spec.search.warm_start else {}
+        bundle_uri = upload_bundle(spec, backends.make(spec, directory).objects())
         attrs |= limits_to_keep(planned.quotas, clock.now())
         study = replace(study, attrs=attrs, bundle_uri=bundle_uri, warnings=spec.warnings)
         try:
@@ -190,7 +199,7 @@ def launch(
         except StudyExists as error:
             raise UserError(_exists(spec.name), Exit.USAGE) from error
         lease = acquire(store, study, clock)
-        return drive(study, lease, store, display=display, signals=signals, clock=clock)
+        return drive(study, lease, store, display=display, signals=signals, clock=clock, backends=backends)
 
 
 def _refuse_taken(name: str, store: Store) -> None:
@@ -232,6 +241,7 @@ def resume(
     once: bool = False,
     no_wait: bool = False,
     clock: SystemClock | None = None,
+    backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     """Reconcile a study with what happened meanwhile, and carry on. May be repeated.
 
@@ -251,20 +261,20 @@ def resume(
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):
             refuse_missing_secrets(from_json(study.spec), os.environ)
-        moved = backend.moved_to(study)
+        moved = moved_to(study)
         if moved is None:
-            backend.place_of(study).verify()
+            backends.of(study).verify()
         lease = acquire(store, study, clock, wait=not no_wait)
         try:
             wish = Resumption(user_name(), accept_changes, retry_failed, moved, once)
-            reconciler = Reconciler(store, lease, display, clock)
+            reconciler = Reconciler(store, lease, display, clock, backends)
             study = reconciler.take_up(store.study_by_id(study.id), wish)
             if not once:  # a cycle of cron's is short
-                reconciler.report_orphans(study, backend.jobs_in_turn(study, store, clock))
+                reconciler.report_orphans(study, backends.of(study).jobs_in_turn(store, clock))
         except BaseException:
             store.release(lease)
             raise
-        return drive(study, lease, store, display=display, signals=signals, clock=clock, once=once)
+        return drive(study, lease, store, display=display, signals=signals, clock=clock, once=once, backends=backends)
 
 
 def _expects_cycles(study: Study, store: Store) -> bool:
@@ -284,7 +294,13 @@ def _expects_cycles(study: Study, store: Store) -> bool:
 
 
 def resume_all_once(
-    store: Store, *, display: Display, signals: Signals, others_too: bool = False, clock: SystemClock | None = None
+    store: Store,
+    *,
+    display: Display,
+    signals: Signals,
+    others_too: bool = False,
+    clock: SystemClock | None = None,
+    backends: Backends = BACKENDS,
 ) -> list[tuple[str, StudyOutcome]]:
     """One cycle over every study that an engine is expected for; a study held by another engine is passed over.
 
@@ -301,7 +317,16 @@ def resume_all_once(
             )
             continue
         try:
-            outcome = resume(study.name, store, display=display, signals=signals, once=True, no_wait=True, clock=clock)
+            outcome = resume(
+                study.name,
+                store,
+                display=display,
+                signals=signals,
+                once=True,
+                no_wait=True,
+                clock=clock,
+                backends=backends,
+            )
         except UserError as error:
             outcome = StudyOutcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
         outcomes.append((study.name, outcome))

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from tuner.aws.logs import CloudLogs
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError, how_to_go_on
 from tuner.core.events import EventKind
 from tuner.core.records import Study
-from tuner.operations import backend, lease_holder, retention
+from tuner.operations import lease_holder, retention
+from tuner.operations.backend import BACKENDS, Backends
 from tuner.operations.context import operating_errors
 from tuner.operations.retention import Survey
-from tuner.reports import local_jobs
 from tuner.reports.records import Audit
 from tuner.spec.study_file import from_json
 from tuner.store.check import check as check_store
@@ -28,11 +27,11 @@ _TICKS_MISSED_MAX = 5
 _CYCLE_MISSED_S = 15 * 60.0
 
 
-def gc(name: str, store: Store, *, dry_run: bool = False) -> Survey:
+def gc(name: str, store: Store, *, dry_run: bool = False, backends: Backends = BACKENDS) -> Survey:
     """Delete the checkpoints of ended trials that the study file does not keep; `dry_run` only says which."""
     with operating_errors():
         study = store.study(name)
-        return retention.sweep(store, study, backend.place_of(study).objects(), dry_run=dry_run)
+        return retention.sweep(store, study, backends.of(study).objects(), dry_run=dry_run)
 
 
 def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
@@ -79,6 +78,7 @@ def log_chunks(
     tail: int | None = None,
     follow: bool = False,
     clock: Clock | None = None,
+    backends: Backends = BACKENDS,
 ) -> Iterator[str]:
     """The output of a trial's script, run after run; with `follow` until the trial has ended."""
     clock = clock or SystemClock()
@@ -94,24 +94,27 @@ def log_chunks(
         names = [each.job_name for each in store.attempts(study.id, trial=trial) if attempt in (None, each.number)]
         return names, not store.trials(study.id, numbers=[trial])[0].state.terminal
 
-    where = backend.place_of(study)
+    backend, spec = backends.of(study), from_json(study.spec)
     with operating_errors():
-        if isinstance(where, backend.LocalPlace):
-            yield from local_jobs.read_logs(where.directory, jobs, tail=tail, follow=follow, clock=clock)
-        else:
-            hosts = from_json(study.spec).training.instance_count
-            logs = CloudLogs(where.aws, jobs, clock, name_hosts=hosts > 1)
-            yield from logs.read(tail=tail, follow=follow)
+        yield from backend.logs(jobs, spec, tail=tail, follow=follow, clock=clock)
 
 
-def audit(name: str, store: Store, *, stop_orphans: bool = False, clock: Clock | None = None) -> Audit:
+def audit(
+    name: str,
+    store: Store,
+    *,
+    stop_orphans: bool = False,
+    clock: Clock | None = None,
+    backends: Backends = BACKENDS,
+) -> Audit:
     """The store against the job service; `stop_orphans` first stops the jobs that nobody asked for."""
     from tuner.reports import audit as auditor  # noqa: PLC0415 - with the service comes boto3
 
     with operating_errors():
         study = store.study(name)
-        backend.place_of(study).verify()
-        spec, jobs = from_json(study.spec), backend.jobs_in_turn(study, store, clock or SystemClock())
+        backend = backends.of(study)
+        backend.verify()
+        spec, jobs = from_json(study.spec), backend.jobs_in_turn(store, clock or SystemClock())
         stopped = tuple(auditor.orphans(study, spec, store, jobs)) if stop_orphans else ()
         for orphan in stopped:
             jobs.stop(orphan.job)

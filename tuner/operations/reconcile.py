@@ -42,7 +42,7 @@ from tuner.core.records import (
 from tuner.engine import requests
 from tuner.engine.live_study import LiveTrial, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.operations import backend
+from tuner.operations.backend import BACKENDS, Backends, make_bundle, make_proposer, upload_bundle
 from tuner.reports import audit
 from tuner.reports.records import Display, EventLine, Level
 from tuner.spec import workload
@@ -92,11 +92,14 @@ def may_go_on(study: Study, *, once: bool) -> bool:
 class Reconciler:
     """Settles one study, under its lease."""
 
-    def __init__(self, store: Store, lease: Lease, display: Display, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, display: Display, clock: Clock, backends: Backends = BACKENDS
+    ) -> None:
         self._store = store
         self._lease = lease
         self._display = display
         self._clock = clock
+        self._backends = backends
         self._now = clock.now()
 
     def take_up(self, study: Study, wish: Resumption) -> Study:
@@ -230,15 +233,14 @@ class Reconciler:
     def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[SpecChange]) -> None:
         refuse_unbuilt(current)
         self._check_budget(unit.study, current)
-        backend.make_proposer(current)
-        where = backend.place_of(unit.study)
-        if isinstance(where, backend.AwsPlace):
-            ready = prepare.prepare(current, where.aws, self._store, self._now)
-            current = ready.spec
-            for line in ready.warnings:
-                self._tell("warn", line)
-            unit.remember(limits_to_keep(ready.quotas, self._now))
-        bundle_uri = backend.upload_bundle(current, where.objects())
+        make_proposer(current)
+        backend = self._backends.of(unit.study)
+        ready = backend.prepared(current, self._store, self._now)
+        current = ready.spec
+        for line in ready.warnings:
+            self._tell("warn", line)
+        unit.remember(limits_to_keep(ready.quotas, self._now))
+        bundle_uri = upload_bundle(current, backend.objects())
         self._keep_what_began(unit, current)
         in_file = cast("dict[str, Json]", unit.study.attrs.get(SET_LIVE, {}))
         changed = {change.key for change in found}
@@ -252,7 +254,7 @@ class Reconciler:
         if current.training.algorithm is not None:
             return
         try:
-            digest = backend.make_bundle(current).digest
+            digest = make_bundle(current).digest
         except BundleRefused as error:
             self._tell("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
             return
@@ -284,7 +286,7 @@ class Reconciler:
         waiting = [trial for trial in waiting if trial.state is TrialState.PROPOSED and not self._copied(study, trial)]
         if not waiting:
             return
-        objects = backend.place_of(study).objects()
+        objects = self._backends.of(study).objects()
         sources = self._store.trials(study.id, numbers=[number for t in waiting if (number := t.retry_of) is not None])
         prefixes = {trial.number: trial.prefix for trial in sources}
         for trial in waiting:

@@ -75,7 +75,7 @@ class _Event:
 
 
 class SimulatedCloud:
-    """`JobService` and `World` of `clock`, which it joins; see the module for its rules.
+    """`JobService` and `EventSource` of `clock`, which it joins; see the module for its rules.
 
     `scripts` says what a job runs, from its request; `outages` are times without any spot capacity, in order. `pools`
     are instance types, or types and subnets, that have times of their own instead.
