@@ -225,23 +225,30 @@ def test_a_lease_lasts_through_copies_that_take_longer_than_it(make_sweep, objec
 # --- the study file
 
 
-def test_an_unchanged_study_is_taken_up_in_silence_but_for_its_code(make_sweep):
+def test_an_unchanged_study_is_taken_up_in_silence_but_for_its_code(make_sweep, objects):
     sweep = make_sweep()
-    digest = backend.make_bundle(sweep.spec).digest
+    bundle_uri = backend.upload_bundle(sweep.spec, objects)
     study = sweep.store.study_by_id(sweep.study.id)
     lease = sweep.store.acquire(study.id, holder(9), now=sweep.clock.now(), period_s=60, gone=lambda _: True)
     told = Told()
-    recorded = replace(study, bundle_uri=f"s3://tuner-local/bundles/{digest}/")
-    Reconciler(sweep.store, lease, told, sweep.clock)._compare_code(recorded, sweep.spec)
+    recorded = replace(study, bundle_uri=bundle_uri)
+    Reconciler(sweep.store, lease, told, sweep.clock, StoredHere(objects))._compare_code(recorded, sweep.spec)
     assert told.lines == []
     (sweep.folder / "train.py").write_text("edited")
-    Reconciler(sweep.store, lease, told, sweep.clock)._compare_code(recorded, sweep.spec)
+    Reconciler(sweep.store, lease, told, sweep.clock, StoredHere(objects))._compare_code(recorded, sweep.spec)
     ((level, text),) = told.lines
     assert level == "info"
-    assert "the recorded bundle is used" in text
+    assert "the source tree has changed since: the recorded bundle is used" in text
 
 
-def test_harmless_changes_are_told_and_change_nothing(make_sweep):
+def test_code_whose_bundle_is_gone_is_not_said_to_be_edited(make_sweep, objects):
+    told = take_up(make_sweep())
+    assert told.said(
+        "cannot be compared with the source tree: no bundle lies at s3://tuner-local/bundles/b/; it is used"
+    )
+
+
+def test_harmless_changes_are_told_and_change_nothing(make_sweep, objects):
     sweep = make_sweep()
     edit(sweep, trials=9, description="more words")
     told = take_up(sweep)

@@ -10,8 +10,8 @@ import pytest
 from tuner import training
 from tuner.local.service import LocalSageMaker
 from tuner.storage import bundle as packaging
-from tuner.storage.bundle import Bundle, BundleRefused, make_bundle, refuse_downloads, upload
-from tuner.storage.objects import DirectoryObjects, StorageUnavailable
+from tuner.storage.bundle import Bundle, BundleRefused, has_same_code, make_bundle, refuse_downloads, upload
+from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageUnavailable
 
 OURS = {"tuner_bundle.json", "tuner/__init__.py", "tuner/bootstrap.py", "tuner/training.py"}
 
@@ -184,3 +184,35 @@ def test_an_upload_happens_once_and_survives_being_cut_off(source: Path, tmp_pat
     assert {info.uri.removeprefix(uri): info.size for info in objects.list(uri)} == {
         file.name: len(file.data) for file in packed.files
     }
+
+
+# --- the user's code, and the tuner's own
+
+
+def stored_by_another_version(source: Path, objects: DirectoryObjects) -> str:
+    """The address of a bundle of this code that a tuner with other modules of its own uploaded."""
+    files = {file.name: file.data for file in bundle(source).files} | {
+        "tuner/bootstrap.py": b"as it was then",
+        "tuner/gone_since.py": b"as it was then",
+    }
+    packed = tuple(packaging.BundleFile(name, files[name]) for name in sorted(files))
+    return upload(Bundle(packaging._digest(packed), packed), objects, "s3://bucket/study/")
+
+
+def test_a_bundle_of_another_version_of_the_tuner_has_the_same_code(source: Path, tmp_path: Path) -> None:
+    objects = DirectoryObjects(tmp_path / "s3")
+    former = stored_by_another_version(source, objects)
+    assert not former.endswith(f"/{bundle(source).digest}/")
+    assert has_same_code(bundle(source), objects, former)
+
+
+def test_an_edited_tree_has_other_code_than_a_bundle_of_another_version(source: Path, tmp_path: Path) -> None:
+    objects = DirectoryObjects(tmp_path / "s3")
+    former = stored_by_another_version(source, objects)
+    write(source, "lib/more.py")
+    assert not has_same_code(bundle(source), objects, former)
+
+
+def test_a_bundle_that_is_gone_cannot_be_compared(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ObjectNotFound):
+        has_same_code(bundle(source), DirectoryObjects(tmp_path / "s3"), "s3://bucket/bundles/gone/")

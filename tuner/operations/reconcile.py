@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import cast
 
 from tuner.aws import prepare
+from tuner.aws.connections import AwsError
 from tuner.core.clock import Clock
 from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
@@ -59,8 +60,9 @@ from tuner.spec.study_file import (
     refuse_unbuilt,
     to_json,
 )
-from tuner.storage.bundle import BundleRefused
+from tuner.storage.bundle import BundleRefused, has_same_code
 from tuner.storage.checkpoints import copy_own_files
+from tuner.storage.objects import ObjectsError
 from tuner.store.store import LONG_STEP_S, Store
 
 _KINDS = {
@@ -250,20 +252,30 @@ class Reconciler:
         unit.set_study(replace(unit.study, spec=to_json(current), bundle_uri=bundle_uri))
 
     def _compare_code(self, study: Study, current: StudySpec) -> None:
-        """An edited source tree is no reason to stop: jobs run the bundle, never the tree."""
+        """An edited source tree is no reason to stop: jobs run the bundle, never the tree.
+
+        A newer tuner packs other modules of its own. That alone is no edit of the user's.
+        """
         if current.training.algorithm is not None:
             return
         try:
-            digest = make_bundle(current).digest
+            bundle = make_bundle(current)
         except BundleRefused as error:
             self._tell("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
             return
-        if f"/{digest}/" not in study.bundle_uri:
-            self._tell(
-                "info",
-                "the source tree (or the tuner's part of the bundle) has changed since: the recorded bundle is used; "
-                f"for new trials: tuner resume {study.name} --accept-changes",
-            )
+        if f"/{bundle.digest}/" in study.bundle_uri:
+            return
+        try:
+            if has_same_code(bundle, self._backends.of(study).objects(), study.bundle_uri):
+                return
+        except (ObjectsError, AwsError) as error:
+            self._tell("info", f"the recorded bundle cannot be compared with the source tree: {error}; it is used")
+            return
+        self._tell(
+            "info",
+            "the source tree has changed since: the recorded bundle is used; "
+            f"for new trials: tuner resume {study.name} --accept-changes",
+        )
 
     # --- failed trials
 

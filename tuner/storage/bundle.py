@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from tuner.storage.objects import STATE_MARK, ObjectNotFound, Objects
+from tuner.storage.objects import STATE_MARK, ObjectNotFound, Objects, ReadableObjects
 
 FORMAT = 1
 CONFIG_NAME = "tuner_bundle.json"
@@ -28,6 +28,7 @@ MAX_BYTES = 50 << 20  # data belongs into channels; the code is copied at every 
 MAX_FILES = 5_000
 _NEVER = ("__pycache__/", "*.pyc", "*.egg-info/", "tuner.db*")
 _NO_CODE = ("pyvenv.cfg", STATE_MARK)  # what lies in virtual environments and in folders of a local service
+_OURS = "tuner/"  # the folder of a bundle that is the tuner's own
 _TRAVELLERS = ("training.py", "bootstrap.py")
 
 
@@ -76,9 +77,9 @@ def make_bundle(
         "metrics": [{"name": name, "regex": regex, "step_regex": step} for name, regex, step in metrics],
     }
     files[CONFIG_NAME] = json.dumps(config, indent=1).encode()
-    files["tuner/__init__.py"] = b""
+    files[f"{_OURS}__init__.py"] = b""
     for name in _TRAVELLERS:
-        files[f"tuner/{name}"] = importlib.resources.files("tuner").joinpath(name).read_bytes()
+        files[f"{_OURS}{name}"] = importlib.resources.files("tuner").joinpath(name).read_bytes()
     packed = tuple(BundleFile(name, files[name]) for name in sorted(files))
     return Bundle(_digest(packed), packed)
 
@@ -96,6 +97,19 @@ def upload(bundle: Bundle, objects: Objects, root_uri: str) -> str:
             objects.write(f"{base}/{file.name}", file.data)
         objects.write(f"{base}.complete", b"")
     return f"{base}/"
+
+
+def has_same_code(bundle: Bundle, objects: ReadableObjects, base: str) -> bool:
+    """Whether the bundle stored at `base` has the same files of the user's, whatever version of ours it has.
+
+    Only the tuner's part is read back: with that part, the digest must be the stored one. Raises ObjectsError.
+    """
+    ours = [info.uri for info in objects.list(f"{base}{_OURS}")]
+    if not ours:
+        raise ObjectNotFound(f"no bundle lies at {base}")
+    files = [file for file in bundle.files if not file.name.startswith(_OURS)]
+    files += [BundleFile(uri.removeprefix(base), objects.read(uri)) for uri in ours]
+    return base.endswith(f"/{_digest(sorted(files, key=lambda file: file.name))}/")
 
 
 def refuse_downloads(bundle: Bundle) -> None:
@@ -125,7 +139,7 @@ def _digest(files: Sequence[BundleFile]) -> str:
 
 
 def _check(source: Path, files: dict[str, bytes], entry_point: str) -> None:
-    if any(name == "tuner.py" or name.startswith("tuner/") for name in files):
+    if any(name == "tuner.py" or name.startswith(_OURS) for name in files):
         raise BundleRefused(
             f"{source} holds a package or module named tuner, which the bundle brings itself: rename it, or give"
             f" training.source_dir a folder of its own"
