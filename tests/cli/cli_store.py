@@ -193,7 +193,23 @@ def _change(made: Study, name: str) -> Change:
                 attempt=1,
                 before="training",
                 after="interrupted",
+            ),
+            Event(
+                seq=3,
+                kind="refused",
+                recorded_at=later(51),
+                happened_at=later(51),
+                trial=0,
+                attempt=1,
                 details={"message": ESCAPE},
+            ),
+            Event(
+                seq=4,
+                kind="trial.thawed",
+                recorded_at=later(52),
+                happened_at=later(52),
+                trial=0,
+                details={"by": "a newer version"},
             ),
         ),
     )

@@ -104,7 +104,12 @@ def test_show_json(call: Call, folder: Path) -> None:
     doc = load(call("show", "digits", 0, "--json").out)
     assert doc["attempts"][0]["runs"][1]["resumed_from_step"] == 4
     assert [point["value"] for point in doc["metrics"]["val_accuracy"]] == [0.5, None, 0.91]
-    assert [event["kind"] for event in doc["events"]] == ["trial.propose", "attempt.interrupt"]
+    kinds = ["trial.propose", "attempt.interrupt", "refused", "trial.thawed"]
+    assert [event["kind"] for event in doc["events"]] == kinds
+    assert [event["text"] for event in doc["events"][:2]] == [
+        None,
+        "capacity was taken from trial 0; its job waits for it",
+    ]
 
 
 def test_best_json(call: Call, folder: Path) -> None:
@@ -149,6 +154,12 @@ def test_the_story_of_a_trial(call: Call, folder: Path) -> None:
     assert "  run 1: started, reached step 6, interrupted, 12.5s of work lost\n" in out
     assert "  run 2: resumed from step 4, reached step 10, ended\n" in out
     assert "  billed 10m00s = $0.2347\n" in out
+
+
+def test_show_has_the_sentences_of_events(call: Call, folder: Path) -> None:
+    out = " ".join(call("show", "digits", 0).out.split())
+    assert "capacity was taken from trial 0; its job waits for it" in out
+    assert "an event of a newer version of tuner: trial.thawed" in out
 
 
 @pytest.mark.parametrize("words", ["trials digits", "show digits 0", "show digits 3"])

@@ -24,7 +24,7 @@ from tuner.core.jobs import (
 )
 from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
 from tuner.operations.reconcile import Reconciler, Resumption
-from tuner.reports.narrate import narrate
+from tuner.reports.events import narrate
 from tuner.reports.views import status_view
 from tuner.search.proposer import ProposalError
 

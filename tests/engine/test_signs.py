@@ -9,7 +9,7 @@ from simulated import script_of
 
 from tuner.core.proof import runs_without_progress, torn_step
 from tuner.core.records import Run, RunEnd, RunRecord, TrialState
-from tuner.reports.narrate import narrate
+from tuner.reports.events import narrate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OFTEN = [(400.0 * n, 400.0 * n + 20) for n in range(1, 40)]
@@ -199,8 +199,8 @@ def test_nothing_is_promised_when_capacity_is_taken_and_what_was_lost_is_told(ma
     taken = next(index for index, line in enumerate(lines) if "capacity was taken" in line)
     assert lines[taken] == "capacity was taken from trial 0; its job waits for it"
     (lost_s,) = (run.lost_work_s for run in sweep.store.runs(sweep.study.id) if run.number == 1)
-    anew = f"trial 0 began anew (attempt 1, run 2): nothing that could be resumed from was saved before, {lost_s:.0f} s"
-    assert [line for line in lines if "began anew" in line] == ([] if every else [f"{anew} of work lost"])
+    anew = f"trial 0 started from the beginning (attempt 1, run 2): no usable checkpoint was saved, {lost_s:.0f} s"
+    assert [line for line in lines if "from the beginning" in line] == ([] if every else [f"{anew} of work lost"])
     assert broken(sweep) == []
 
 

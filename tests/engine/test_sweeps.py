@@ -11,7 +11,7 @@ from tuner.core.jobs import CapacityUnavailable, CredentialsRefused, RequestReje
 from tuner.core.records import AttemptEnd, AttemptState, Change, Intent, StudyState, TrialState
 from tuner.engine.dispatch import submit_due
 from tuner.engine.unit_of_work import UnitOfWork
-from tuner.reports.narrate import narrate
+from tuner.reports.events import narrate
 from tuner.simulator.parts import Script, SimulatorSettings
 from tuner.spec import workload
 

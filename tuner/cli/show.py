@@ -95,7 +95,7 @@ def _events(events: list[Any]) -> str:
             event["kind"],
             event["attempt"],
             state(event["after"]) if event["after"] else UNKNOWN,
-            " ".join(f"{key}={gist(str(value))}" for key, value in event["details"].items()),
+            event["text"] or " ".join(f"{key}={gist(str(value))}" for key, value in event["details"].items()),
         )
         for event in events[-_LAST_EVENTS:]
     ]

@@ -1,7 +1,8 @@
 """What can happen to a study: every kind of event, by name.
 
-Rules: a kind is stored as its value, so a value never changes. Kinds of transitions are the name of the machine and of
-its event.
+Rules: a kind is stored as its value, so a value never changes. The kind of a transition is the name of its machine and
+of its event. Writers name a member; a record that was read keeps plain text, because a newer version may have written
+a kind that this one does not know. `reports.events` holds the sentence of each kind.
 """
 
 from enum import StrEnum
@@ -55,3 +56,11 @@ class EventKind(StrEnum):
     MOVED = "moved"
     CHANGES_ACCEPTED = "changes_accepted"
     STUDY = "study"
+
+
+def known_kind(kind: str) -> EventKind | None:
+    """The member of a stored kind; None for a kind of a newer version."""
+    try:
+        return EventKind(kind)
+    except ValueError:
+        return None

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError, how_to_go_on, left_behind
+from tuner.core.events import EventKind
 from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
 from tuner.engine import requests
 from tuner.engine.unit_of_work import UnitOfWork
@@ -18,6 +19,7 @@ from tuner.operations.backend import BACKENDS, Backends
 from tuner.operations.context import operating_errors, user_name
 from tuner.operations.drive import acquire, drive, outcome_of
 from tuner.operations.records import Signals, StudyOutcome
+from tuner.reports.events import narrate
 from tuner.reports.records import Display, EventLine
 from tuner.spec.records import MICROUSD
 from tuner.spec.study_file import StudySpec, apply_set, from_json
@@ -200,7 +202,10 @@ def _waiting_for(study: Study, store: Store, *, pending: bool) -> str:
 
 
 def _request(store: Store, study: Study, verb: str, values: dict[str, Json], clock: Clock) -> bool:
-    """Leave a request for the engine; without one, apply it here. Returns whether an engine is alive."""
+    """Leave a request for the engine; without one, apply it here. Returns whether an engine is alive.
+
+    Raises UserError where it was applied here and refused.
+    """
     request = store.add_request(study.id, verb, values, user_name(), clock.now())
     try:
         lease = acquire(store, study, clock, wait=False)
@@ -216,6 +221,9 @@ def _request(store: Store, study: Study, verb: str, values: dict[str, Json], clo
             change = unit.change()
             assert change is not None, "an applied request is a change"
             store.commit(lease, change, now=clock.now())
+            ours = change.events[[each.id for each in pending].index(request.id)]  # each request is one event
+            if ours.kind == EventKind.REQUEST_REFUSED:
+                raise UserError(narrate([ours])[0].text, Exit.USAGE)
     finally:
         store.release(lease)
     return False

@@ -45,6 +45,7 @@ from tuner.engine.live_study import LiveTrial, limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations.backend import BACKENDS, Backends, make_bundle, make_proposer, upload_bundle
 from tuner.reports import audit
+from tuner.reports.events import narrate
 from tuner.reports.records import Display, EventLine, Level
 from tuner.spec import workload
 from tuner.spec.document import setting_text
@@ -155,6 +156,8 @@ class Reconciler:
         change = unit.change()
         assert change is not None, "every unit here has an event"
         self._store.commit(self._lease, change, now=unit.now)
+        for line in narrate(change.events):
+            self._display.event(line)
 
     def _renew(self) -> None:
         """Raises LeaseLost."""
@@ -164,9 +167,6 @@ class Reconciler:
         self._display.event(EventLine(at=self._now, level=level, text=text))
 
     def _move(self, unit: UnitOfWork, to: Path) -> None:
-        self._tell(
-            "info", f"the state directory {unit.study.local_dir} is gone: {to} has the study's jobs, and is used"
-        )
         unit.event(EventKind.MOVED, before=unit.study.local_dir, after=str(to))
         unit.set_study(replace(unit.study, local_dir=str(to)))
 
@@ -288,7 +288,6 @@ class Reconciler:
             work = LiveTrial(_again(old, number, unit, spec))
             unit.add_trial(work)
             unit.event(EventKind.RETRY, work=work, of=old.number)
-            self._tell("info", f"trial {number} repeats failed trial {old.number}, from a copy of its checkpoints")
         if not failed:
             self._tell("info", "no failed trial is left to be retried")
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuner.core.errors import Exit, UserError
+from tuner.core.events import EventKind
 from tuner.core.proof import went_back
 from tuner.core.records import (
     HALTED,
@@ -33,6 +34,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.live_study import kept_limits
+from tuner.reports.events import pending_refusals, sentence
 from tuner.spec.study_file import StudySpec, from_json
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
     spec, summary = from_json(study.spec), store.summary(study.id)
     counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
     spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
+    refused = _refused_requests(store, study)
     return {
         "study": study.name,
         "owner": study.owner,
@@ -89,8 +92,25 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "pools": [_pool(pool, met) for pool, met in sorted(store.pool_totals([study.id]).items(), key=str)],
         "budget_usd": None if spec.budget.usd is None else float(spec.budget.usd),
         "deadline": _deadline(study, spec),
-        "warnings": [*_halted(study), *study.warnings, *_too_small_quotas(study, spec)],
+        "last_refused_request": refused[-1] if refused else None,
+        "warnings": [
+            *_halted(study),
+            *study.warnings,
+            *_too_small_quotas(study, spec),
+            *(str(request["text"]) for request in refused if not study.state.ended),
+        ],
     }
+
+
+def _refused_requests(store: "Store", study: Study) -> list[View]:
+    """Requests that were refused, oldest first, unless a later request of the same verb replaced them."""
+    return [_request_view(event) for event in pending_refusals(store.request_events(study.id))][::-1]
+
+
+def _request_view(event: Event) -> View:
+    asked = {key: event.details.get(key) for key in ("verb", "values", "who", "message")}
+    reported = sentence(event)
+    return {**asked, "at": iso(event.recorded_at), "text": reported and reported[1]}
 
 
 def _halted(study: Study) -> Iterator[str]:
@@ -153,8 +173,21 @@ def show_view(store: "Store", study: Study, number: int) -> View:
         "trial": trial_row(TrialRecord(trial=found[0], attempts=tuple(attempts), runs=tuple(runs))),
         "attempts": [attempt_view(attempt, runs) for attempt in attempts],
         "metrics": dict(metrics),
-        "events": [_event_view(event) for event in store.events(study.id, trial=number)],
+        "events": [_event_view(event) for event in _events_of(store, study, found[0])],
     }
+
+
+def _events_of(store: "Store", study: Study, trial: Trial) -> list[Event]:
+    """The trial's own events, and the requests that were refused while it was unfinished: they concern it too."""
+    own = store.events(study.id, trial=trial.number)
+    refused = [
+        event
+        for event in store.request_events(study.id)
+        if event.kind == EventKind.REQUEST_REFUSED
+        and event.seq > trial.asked_seq
+        and (trial.told_seq is None or event.seq < trial.told_seq)
+    ]
+    return sorted([*own, *refused], key=lambda event: event.seq)
 
 
 def best_view(store: "Store", study: Study, limit: int = 1) -> list[View]:
@@ -378,9 +411,12 @@ def attempt_view(attempt: Attempt, runs: Sequence[Run]) -> View:
 
 def _event_view(event: Event) -> View:
     details: Mapping[str, Json] = event.details
+    reported = sentence(event)
     return {
         "seq": event.seq,
         "kind": event.kind,
+        "level": reported[0] if reported else None,
+        "text": reported[1] if reported else None,
         "attempt": event.attempt,
         "before": event.before,
         "after": event.after,
