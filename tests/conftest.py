@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ settings.load_profile("certain")
 # may have them ignore SIGTERM.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Torch brings gigabytes: its tests skip without it. CI installs it, and there a skip would hide a fault."""
+    if item.get_closest_marker("torch") is None or find_spec("torch") is not None:
+        return
+    if os.environ.get("TUNER_TEST_TORCH") == "1":
+        pytest.fail("TUNER_TEST_TORCH=1, but torch is not installed")
+    pytest.skip("torch is not installed (extra pytorch)")
 
 
 @pytest.fixture(scope="session")

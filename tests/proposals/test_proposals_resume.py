@@ -19,6 +19,7 @@ SAMPLERS = [
     pytest.param("CmaEsSampler", MIXED, ONE, {}, id="cma-with-categorical"),
     pytest.param("CmaEsSampler", NUMERIC, ONE, {"use_separable_cma": True, "popsize": 5}, id="cma-separable"),
     pytest.param("CmaEsSampler", NUMERIC, ONE, {"with_margin": True, "popsize": 5}, id="cma-margin"),
+    pytest.param("GPSampler", NUMERIC, ONE, {"n_startup_trials": 20}, id="gp", marks=pytest.mark.torch),
     pytest.param("NSGAIISampler", MIXED, ONE, {"population_size": 6}, id="nsga2"),
     pytest.param("NSGAIISampler", MIXED, TWO, {"population_size": 6}, id="nsga2-two-objectives"),
     pytest.param("NSGAIIISampler", MIXED, TWO, {"population_size": 6}, id="nsga3-two-objectives"),

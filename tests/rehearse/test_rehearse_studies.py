@@ -21,7 +21,11 @@ CASES = [
 PRINT = ("plain", "xgboost")
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def marked(case):
+    return pytest.param(case, id=case[0], marks=[pytest.mark.torch] if case[0] == "pytorch" else [])
+
+
+@pytest.mark.parametrize("case", map(marked, CASES))
 def test_a_shipped_study_resumes_bit_for_bit(case, folder, call):
     study, steps, length, interruptions, torn = case
     file = STUDIES / study / "study.yaml"

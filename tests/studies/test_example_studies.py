@@ -71,7 +71,7 @@ CASES = [
     ("digits", ["--hidden", "32", "--layers", "1"], "--epochs", (2, 4)),
     ("plain", [], "--epochs", (2, 4)),
     # the schedule spans all epochs: a run that is to end earlier is told so by TUNER_UNTIL_STEP
-    ("pytorch", ["--epochs", "4"], "TUNER_UNTIL_STEP", (2, 4)),
+    pytest.param("pytorch", ["--epochs", "4"], "TUNER_UNTIL_STEP", (2, 4), marks=pytest.mark.torch),
     ("xgboost", [], "--num_round", (5, 12)),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training_container import Container, all_gone, descendants
 
-pytest.importorskip("torch", reason="the extra pytorch is not installed")
+pytestmark = pytest.mark.torch
 
 # Each step adds the rank of every process: with two of them one more a step, and rank 0 alone saves and reports.
 SCRIPT = """

@@ -115,7 +115,7 @@ def _saves(seen: Evidence) -> Check:
 
 
 def _resumes(seen: Evidence) -> Check:
-    runs, froms, again = seen.interrupted, [], 0
+    runs, starts, again = seen.interrupted, [], 0
     taken = [run for run in runs if run.ending in _TAKEN]
     if not taken:
         remedy = "let it run longer: more steps in the study file or by --set, --steps, --leash"
@@ -124,21 +124,21 @@ def _resumes(seen: Evidence) -> Check:
         if run.first_step is None:
             if not _was_done(seen, run, runs[index - 1].last_step):
                 return _ended_early(run, runs[index - 1])
-            froms.append(runs[index - 1].last_step)
+            starts.append(runs[index - 1].last_step)
             continue
         origin = resumed_from(seen.reference.points, runs[:index], run)
         if origin is not None:
-            froms.append(origin)
+            starts.append(origin)
             again += redone(runs[index - 1], run)
         elif run.had_checkpoint:
             return _from_zero(run, runs[index - 1])
     if runs[-1].ending in _LOST:
         return _ended_early(runs[-1], taken[-1])
-    if not froms:
+    if not starts:
         text = f"nothing was in the store when it was interrupted, after step {steps_text(_last_steps(taken))}"
         return _unclear(RESUMES, text, "save sooner, or let it run longer: --steps, --leash")
-    origins = ", ".join(map(str, froms))
-    text = f"{len(froms)} of {counted(len(taken), 'time')}, from step {origins}; {counted(again, 'step')} done again"
+    origins = ", ".join(map(str, starts))
+    text = f"{len(starts)} of {counted(len(taken), 'time')}, from step {origins}; {counted(again, 'step')} done again"
     return _passed(RESUMES, text)
 
 
