@@ -16,8 +16,8 @@ from tuner.cli.live import PlainDisplay, QuietDisplay
 from tuner.core import records as model
 from tuner.core.clock import SystemClock
 from tuner.operations import backend, context
-from tuner.operations import launch as study
 from tuner.operations.records import Signals, StudyOutcome
+from tuner.operations.use_cases import UseCases
 from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.records import Display
@@ -34,28 +34,37 @@ _ATTEMPT_TIMES = ("created_at", "submitted_at", "ended_at")
 
 
 def launch(
-    spec: str | Path, *, store: str | None = None, overrides: Sequence[str] = (), quiet: bool = False
+    spec: str | Path,
+    *,
+    store: str | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+    use_cases: UseCases | None = None,
 ) -> "Study":
     """Run the study file to its end, or to a rest, and return the study.
 
     `overrides` are `dotted.key=value`, as of `tuner launch --set`. `quiet` prints no progress. Neither is the plan
     shown nor anything asked: a study on SageMaker spends money. Raises UserError.
+
+    `use_cases`: others than the usual ones, for example on backends of your own.
     """
-    plan = study.plan(Path(spec), overrides)
+    cases = use_cases or UseCases()
+    plan = cases.plan(Path(spec), overrides)
     return _run(
         plan.spec.name,
         store,
-        lambda opened, display: study.launch(study.prepare(plan, opened), opened, display=display, signals=Signals()),
+        lambda opened, display: cases.launch(cases.prepare(plan, opened), opened, display=display, signals=Signals()),
         quiet=quiet,
     )
 
 
-def resume(name: str, *, store: str | None = None, quiet: bool = False) -> "Study":
+def resume(name: str, *, store: str | None = None, quiet: bool = False, use_cases: UseCases | None = None) -> "Study":
     """Reconcile a study with its jobs and carry on, as `tuner resume`. Raises UserError."""
+    cases = use_cases or UseCases()
     return _run(
         name,
         store,
-        lambda opened, display: study.resume(name, opened, display=display, signals=Signals()),
+        lambda opened, display: cases.resume(name, opened, display=display, signals=Signals()),
         quiet=quiet,
     )
 

@@ -15,7 +15,9 @@ from botocore.awsrequest import AWSResponse
 from tuner.aws.connections import Aws
 from tuner.local.service import LocalSageMaker
 from tuner.local.transport import attach
-from tuner.operations.backend import AwsBackend
+from tuner.operations.backend import AwsBackend, Backends
+from tuner.operations.use_cases import UseCases
+from tuner.spec.study_file import StudySpec
 from tuner.storage.objects import DirectoryObjects
 
 ACCOUNT = "123456789012"  # moto's
@@ -53,6 +55,15 @@ class Account:
     def aws(self) -> Aws:
         return Aws(region=REGION)
 
+    @property
+    def backends(self) -> Backends:
+        """Objects of its studies lie where the local jobs see them."""
+        return _Backends(self.state_dir)
+
+    @property
+    def use_cases(self) -> UseCases:
+        return UseCases(self.backends)
+
 
 def manifest() -> str:
     config = {"mediaType": "application/vnd.docker.container.image.v1+json", "size": 1, "digest": f"sha256:{'0' * 64}"}
@@ -60,35 +71,52 @@ def manifest() -> str:
     return json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})
 
 
-def wire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every client of ours what moto lacks. Objects of recorded studies lie where the local jobs see them."""
-    original = Aws._client
+@dataclass(frozen=True)
+class _Backend(AwsBackend):
+    """Its objects lie where the local jobs see them."""
 
-    def client(self: Aws, service: str, **given: Any) -> Any:
-        known = len(self._clients)
-        made = original(self, service, **given)
-        if len(self._clients) > known:
+    state_dir: Path
+
+    def objects(self, *, patient: bool = True) -> DirectoryObjects:
+        return DirectoryObjects(self.state_dir / "s3")
+
+
+@dataclass
+class _Backends(Backends):
+    state_dir: Path
+
+    def on_aws(self, spec: StudySpec) -> AwsBackend:
+        made = super().on_aws(spec)
+        return _Backend(made.account, made.aws, self.state_dir)
+
+
+def wire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every client of a session that is opened from now on what moto lacks."""
+
+    class Session(boto3.session.Session):
+        def __init__(self, **_: object) -> None:
+            super().__init__(botocore_session=_quick_session())
+
+        def client(self, service: str, **given: Any) -> Any:
+            made = super().client(service, **given)
             if service == "sagemaker":
                 attach(made, _Jobs(account))
             else:
                 made.meta.events.register_first("before-send", lambda **sent: _answer(account, sent))
-        return made
+            return made
 
-    monkeypatch.setattr(Aws, "_client", client)
-    monkeypatch.setattr(Aws, "session", property(_session_of))
-    monkeypatch.setattr(AwsBackend, "objects", lambda *_, **__: DirectoryObjects(account.state_dir / "s3"))
+    monkeypatch.setattr(boto3.session, "Session", Session)
 
 
 def session() -> boto3.session.Session:
     """One that reads the models of the services once for all tests."""
+    return boto3.session.Session(botocore_session=_quick_session())
+
+
+def _quick_session() -> botocore.session.Session:
     inner = botocore.session.get_session()
     inner.register_component("data_loader", _LOADER)
-    return boto3.session.Session(botocore_session=inner)
-
-
-def _session_of(aws: Aws) -> boto3.session.Session:
-    aws._opened = aws._opened or session()
-    return aws._opened
+    return inner
 
 
 class _Jobs(LocalSageMaker):

@@ -17,7 +17,7 @@ from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
 from tuner.core.clock import SystemClock
 from tuner.engine.engine import Unwatched
-from tuner.operations import backend, context
+from tuner.operations import context
 from tuner.spec.study_file import StudySpec, from_json
 from tuner.storage.progress import ReadAhead
 
@@ -35,19 +35,20 @@ def folder(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class Shell:
     """The command line, in this process."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, account: Account, capsys: pytest.CaptureFixture[str]) -> None:
+        self._account = account
         self._capsys = capsys
         self.out = self.err = ""
 
     def __call__(self, *words: str) -> int:
-        code = main.main(words)
+        code = main.main(words, self._account.use_cases)
         self.out, self.err = self._capsys.readouterr()
         return code
 
 
 @pytest.fixture
-def tuner(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
+def tuner(account: Account, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(account, capsys)
 
 
 def recorded(name: str = "cloud") -> StudySpec:
@@ -388,7 +389,7 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     store = context.open_store(None)
     study = store.study("cloud")
     assert study.bundle_uri == ""
-    where = backend.BACKENDS.of(study)
+    where = account.backends.of(study)
     services = where.services(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
     reader = services.progress()
     assert isinstance(reader, CloudMetrics)

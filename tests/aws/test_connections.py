@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
+import boto3
 import pytest
 from aws_account import ACCOUNT, BUCKET, REGION, Account
 from botocore.exceptions import ClientError, ConnectTimeoutError, NoCredentialsError, ProfileNotFound
@@ -188,7 +189,7 @@ def test_threads_that_want_a_client_at_once_get_one_that_is_made_once(monkeypatc
             made.append(service)
             return mock.Mock()
 
-    monkeypatch.setattr(Aws, "session", property(lambda _aws: Session()))
+    monkeypatch.setattr(boto3.session, "Session", lambda **_: Session())
     aws = Aws(region=REGION)
     with ThreadPoolExecutor(4) as threads:
         clients = list(threads.map(lambda _: aws.client("s3"), range(4)))

@@ -32,7 +32,7 @@ def test_calls_come_out_of_the_buckets_of_the_account(
     """The buckets hardly fill here, so that what is missing in them is what was called."""
     monkeypatch.setenv("TUNER_CALLS", ",".join(f"{call}=0.0001" for call in RATES))
     monkeypatch.setattr("tuner.aws.rates._BURST_S", 1e7)
-    assert main.main(["launch", "study.yaml", "-y"]) == 0
+    assert main.main(["launch", "study.yaml", "-y"], account.use_cases) == 0
     made = Counter(account.calls)
     assert made["CreateTrainingJob"] == 2
     with closing(context.open_store(None)) as store, store._reading() as connection:
@@ -48,15 +48,15 @@ def test_a_wish_for_calls_that_says_nothing_is_one_line(
     account: Account, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("TUNER_CALLS", "many")
-    assert main.main(["launch", "study.yaml", "-y"]) == 2
+    assert main.main(["launch", "study.yaml", "-y"], account.use_cases) == 2
     assert "TUNER_CALLS: 'many' is not CALL=NUMBER" in capsys.readouterr().err.splitlines()[-1]
     assert "CreateTrainingJob" not in account.calls
 
 
 def test_an_engine_listens_to_the_queue_of_its_account(account: Account, folder: Path) -> None:
-    assert main.main(["doctor", "study.yaml", "--events", "create"]) == 0
+    assert main.main(["doctor", "study.yaml", "--events", "create"], account.use_cases) == 0
     before = Counter(account.calls)["ReceiveMessage"]
-    assert main.main(["launch", "study.yaml", "-y"]) == 0
+    assert main.main(["launch", "study.yaml", "-y"], account.use_cases) == 0
     assert Counter(account.calls)["ReceiveMessage"] > before
-    assert main.main(["doctor", "study.yaml", "--events", "remove"]) == 0
+    assert main.main(["doctor", "study.yaml", "--events", "remove"], account.use_cases) == 0
     assert boto3.client("sqs").list_queues().get("QueueUrls", []) == []

@@ -9,6 +9,7 @@ import pytest
 from cli_calls import Call, Called
 
 from tuner.cli import main
+from tuner.operations.use_cases import UseCases
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +35,10 @@ def folder(tmp_path: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run one command line in this process: exit code, standard output, standard error."""
 
-    def run(*words: object) -> Called:
+    def run(*words: object, use_cases: UseCases | None = None) -> Called:
+        typed = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
         try:
-            code = main.main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+            code = main.main(typed, use_cases)
         except SystemExit as left:  # argparse's own --help
             code = int(left.code or 0)
         out, err = capsys.readouterr()

@@ -2,37 +2,42 @@
 
 from pathlib import Path
 
+import cli_store
 import pytest
-from cli_calls import Call
+from cli_calls import Call, Faked
 
-from tuner.core.errors import Exit
-from tuner.core.records import StudyState
-from tuner.operations import change as wishes
-from tuner.operations import launch
+from tuner.core.errors import Exit, UserError
+from tuner.core.records import Study, StudyState
+from tuner.operations.backend import Backend, Backends
 from tuner.operations.records import StudyOutcome
+from tuner.operations.use_cases import UseCases
+from tuner.reports import views
+from tuner.store.store import Store
 
 VERBS = [("resume", "digits"), ("stop", "digits"), ("cancel", "digits"), ("set", "digits", "trials=40")]
 
 
 @pytest.fixture
-def done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The verbs that went ahead."""
-    names: list[str] = []
+def done(folder: Path) -> list[str]:
+    """The studies of the verbs that went ahead."""
+    return []
 
-    def drive(name: str, *_: object, **__: object) -> StudyOutcome:
-        names.append(name)
-        return StudyOutcome(study_state=StudyState.STOPPED, exit_code=0)
+
+@pytest.fixture
+def call(call: Call, done: list[str]) -> Call:
+    """On use cases that only note for which study they were called."""
+
+    def drive(name: str, store: Store, **_: object) -> StudyOutcome:
+        done.append(name)
+        summary = views.summary_view(store, store.study(name), cli_store.NOW)
+        return StudyOutcome(study_state=StudyState.STOPPED, exit_code=0, summary=summary)
 
     def change(name: str, *_: object) -> list[str]:
-        names.append(name)
+        done.append(name)
         return ["changed"]
 
-    monkeypatch.setattr(launch, "resume", drive)
-    for verb in ("request_stop", "request_cancel"):
-        monkeypatch.setattr(wishes, verb, drive)
-    monkeypatch.setattr(wishes, "request_set", change)
-    monkeypatch.setattr("tuner.cli.printing.final_summary", lambda *_: "summary")
-    return names
+    noting = Faked(resume=drive, request_stop=drive, request_cancel=drive, request_set=change)
+    return lambda *words, use_cases=noting: call(*words, use_cases=use_cases)
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
@@ -89,8 +94,15 @@ def test_a_cycle_over_all_passes_over_what_belongs_to_others(
     call: Call, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "bob")
-    code, out, _ = call("resume", "--all", "--once")
+
+    class Noting(Backends):
+        def of(self, study: Study) -> Backend:
+            done.append(study.name)
+            raise UserError("taken up", Exit.NOT_FINISHED)
+
+    use_cases = UseCases(Noting())
+    code, out, _ = call("resume", "--all", "--once", use_cases=use_cases)
     assert (code, done) == (0, [])
     assert "digits: belongs to ann: passed over (--force takes it along)" in out
-    call("resume", "--all", "--once", "--force")
+    call("resume", "--all", "--once", "--force", use_cases=use_cases)
     assert "digits" in done

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import Call
+from cli_calls import Call, Faked
 
 from tuner.cli import main
 
@@ -138,12 +138,11 @@ def test_importing_the_package_loads_nothing() -> None:
     assert "'launch'" in names
 
 
-def test_an_interrupted_look_ends_quietly(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_look_ends_quietly(call: Call) -> None:
     def pressed(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "_run", pressed)
-    code, _, err = call("status")
+    code, _, err = call("doctor", "--policy", use_cases=Faked(policies=pressed))
     assert code == 130
     assert "jobs go on" in err
 

@@ -4,21 +4,22 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import cli_store
 import pytest
-from cli_calls import Call
+from cli_calls import Call, Faked
 
 from tuner.cli import printing, read
 from tuner.core import text as cli_text
 from tuner.core.clock import VirtualClock
-from tuner.core.records import RunEnd, StudyState
-from tuner.operations import look
+from tuner.core.records import RunEnd
 from tuner.reports import views
 
 # the contract: at least these
@@ -231,14 +232,14 @@ def test_commands_in_a_text_get_the_option(text: str, pasted: str) -> None:
     assert cli_text.pasteable(text) == text
 
 
-def test_check_exits_1_and_names_the_problems(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "check", lambda name, store, **_: [f"{name}: engine dead"])
-    code, out, _ = call("status", "digits", "--check")
+def test_check_exits_1_and_names_the_problems(call: Call, folder: Path) -> None:
+    dead = Faked(check=lambda name, store: [f"{name}: engine dead"])
+    code, out, _ = call("status", "digits", "--check", use_cases=dead)
     assert code == 1
     assert "digits: problem: digits: engine dead" in out
-    assert load(call("status", "digits", "--check", "--json").out)["problems"] == ["digits: engine dead"]
-    monkeypatch.setattr(look, "check", lambda name, store, **_: [])
-    assert call("status", "--check").code == 0
+    doc = load(call("status", "digits", "--check", "--json", use_cases=dead).out)
+    assert doc["problems"] == ["digits: engine dead"]
+    assert call("status", "--check", use_cases=Faked(check=lambda name, store: [])).code == 0
 
 
 def test_work_started_over_is_said_loudly(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,27 +310,31 @@ def test_a_minimized_study_has_its_smallest_value_as_best(call: Call, tmp_path: 
 
 
 def test_watch_on_paper_prints_changes_and_ends_with_the_study(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks = []
-    real = read._status_docs
+    waits = []
 
-    def docs(*given: Any) -> Any:
-        looks.append(1)
-        state = StudyState.FINISHED if len(looks) == 4 else StudyState.RUNNING
-        return [doc | {"state": state.value} for doc in real(*given)]
+    class Passing(VirtualClock):
+        """The study comes to its end while somebody waits for the fourth look."""
 
-    monkeypatch.setattr(read, "_status_docs", docs)
+        def wait(self, until: datetime, *, due: datetime | None = None) -> None:
+            super().wait(until, due=due)
+            waits.append(until)
+            if len(waits) == 3:
+                with closing(sqlite3.connect(folder / "tuner.db")) as database, database:
+                    database.execute("UPDATE tuner_studies SET state = 'finished'")
+
     args = type("Args", (), {"store": None, "study": "digits"})()
-    assert read.watch(args, VirtualClock(cli_store.NOW)) == 0
+    assert read.watch(args, Passing(cli_store.NOW)) == 0
+    assert len(waits) == 3
     printed = re.findall(r"^state +(\w+)", capsys.readouterr().out, re.MULTILINE)
     assert printed == ["running", "finished"]
 
 
-def test_logs_show_control_characters(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "log_chunks", lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
-    assert call("logs", "digits", 0).out == "epoch=1\t0.5\nbad \\x1b[2J\n"
-    doc = load(call("logs", "digits", 0, "--json").out)
+def test_logs_show_control_characters(call: Call, folder: Path) -> None:
+    use_cases = Faked(log_chunks=lambda *a, **k: iter(["epoch=1\t0.5\r\n", "bad \x1b[2J\n"]))
+    assert call("logs", "digits", 0, use_cases=use_cases).out == "epoch=1\t0.5\nbad \\x1b[2J\n"
+    doc = load(call("logs", "digits", 0, "--json", use_cases=use_cases).out)
     assert doc["text"] == "epoch=1\t0.5\r\nbad \x1b[2J\n"
 
 

@@ -1,4 +1,4 @@
-"""The verbs that drive a study: what they are told, what they print where, and how they exit. `study` is a fake."""
+"""The verbs that drive a study: what they are told, what they print where, and how they exit; on fake use cases."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from typing import Any
 
 import cli_store
 import pytest
-from cli_calls import Call
+from cli_calls import Call, Faked
 
 from tuner.core.errors import Exit, Finding, UserError
 from tuner.core.records import StudyState, TrialState
-from tuner.operations import change, doctor, launch, look
 from tuner.operations.records import LaunchPlan, StudyOutcome
 from tuner.operations.retention import Survey, Waste
+from tuner.operations.use_cases import UseCases
 from tuner.reports import views
 from tuner.reports.records import Audit, AuditRow, Orphan
 from tuner.spec.study_file import load
@@ -25,7 +25,7 @@ from tuner.store.store import Store
 
 @dataclass
 class Fake:
-    """Stands in for the verbs of `study`; remembers what it was told."""
+    """Stands in for the use cases that drive a study; remembers what it was told."""
 
     file: Path
     backend: str = "local"
@@ -56,15 +56,21 @@ class Fake:
         code = signals.exit_code or self.exit_code
         return StudyOutcome(study_state=self.state, exit_code=code, summary=doc | {"state": self.state.value})
 
+    @property
+    def use_cases(self) -> UseCases:
+        verbs = dict.fromkeys(("launch", "resume", "request_stop", "request_cancel"), self.drive)
+        return Faked(plan=self.plan, prepare=lambda plan, store: plan, **verbs)
+
 
 @pytest.fixture
-def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    made = Fake(cli_store.spec_file(folder))
-    monkeypatch.setattr(launch, "plan", made.plan)
-    monkeypatch.setattr(launch, "prepare", lambda plan, store: plan)
-    for module, verb in ((launch, "launch"), (launch, "resume"), (change, "request_stop"), (change, "request_cancel")):
-        monkeypatch.setattr(module, verb, made.drive)
-    return made
+def fake(folder: Path) -> Fake:
+    return Fake(cli_store.spec_file(folder))
+
+
+@pytest.fixture
+def call(call: Call, fake: Fake) -> Call:
+    """On the fake, unless a test has other use cases."""
+    return lambda *words, use_cases=None: call(*words, use_cases=use_cases or fake.use_cases)
 
 
 def test_launch_prints_the_plan_aside_and_the_summary_as_its_result(call: Call, fake: Fake) -> None:
@@ -157,75 +163,73 @@ def test_options_reach_the_verbs(call: Call, fake: Fake) -> None:
     assert (fake.told["now_"], fake.told["drain"]) == (True, False)
 
 
-def test_a_refusal_is_one_line_with_its_code(call: Call, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_one_line_with_its_code(call: Call) -> None:
     def held(*_: Any, **__: Any) -> StudyOutcome:
         raise UserError("study digits is driven by pid 3 on \x1b]0;here", Exit.NOT_FINISHED)
 
-    monkeypatch.setattr(launch, "resume", held)
-    code, out, err = call("resume", "digits")
+    code, out, err = call("resume", "digits", use_cases=Faked(resume=held))
     assert (code, out) == (3, "")
     assert err == "tuner: study digits is driven by pid 3 on \\x1b]0;here\n"
 
 
-def test_all_once(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_once(call: Call) -> None:
     done = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3)
     held = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3, summary={"error": "held by pid 3"})
-    monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [("digits", done), ("plain", held)])
-    assert call("resume", "--all", "--once")[:2] == (3, "digits is running\nplain: held by pid 3\n")
-    monkeypatch.setattr(launch, "resume_all_once", lambda *a, **k: [])
-    assert call("resume", "--all", "--once").code == 0
+    two = Faked(resume_all_once=lambda *a, **k: [("digits", done), ("plain", held)])
+    assert call("resume", "--all", "--once", use_cases=two)[:2] == (3, "digits is running\nplain: held by pid 3\n")
+    none = Faked(resume_all_once=lambda *a, **k: [])
+    assert call("resume", "--all", "--once", use_cases=none).code == 0
 
 
-def test_set_prints_what_was_changed(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(change, "request_set", lambda name, store, given: [f"{name}: {each}" for each in given])
-    assert call("set", "digits", "trials=3", "parallel=1").out == "digits: trials=3\ndigits: parallel=1\n"
+def test_set_prints_what_was_changed(call: Call) -> None:
+    use_cases = Faked(request_set=lambda name, store, given: [f"{name}: {each}" for each in given])
+    said = call("set", "digits", "trials=3", "parallel=1", use_cases=use_cases).out
+    assert said == "digits: trials=3\ndigits: parallel=1\n"
 
 
-def test_audit(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit(call: Call) -> None:
     row = AuditRow(
         job="k-1", trial=1, attempt=1, status="Completed", billed_usd=0.2, ledger_usd=0.1, difference="ledger differs"
     )
     wrong = Audit(lines=("k-1: ledger differs: run tuner resume",), rows=(row,))
-    monkeypatch.setattr(look, "audit", lambda name, store, stop_orphans: wrong)
-    code, out, _ = call("audit", "digits")
+    stopped = Audit(lines=(), rows=(), stopped=(Orphan(job="k-\x1b9", text="ORPHAN"),))
+    use_cases = Faked(audit=lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
+    code, out, _ = call("audit", "digits", use_cases=use_cases)
     assert code == 1
     assert "k-1: ledger differs: run tuner resume" in out
-    doc = json.loads(call("audit", "digits", "--json").out)
+    doc = json.loads(call("audit", "digits", "--json", use_cases=use_cases).out)
     assert (doc["ok"], doc["attempts"][0]["ledger_usd"]) == (False, 0.1)
-    stopped = Audit(lines=(), rows=(), stopped=(Orphan(job="k-\x1b9", text="ORPHAN"),))
-    monkeypatch.setattr(look, "audit", lambda name, store, stop_orphans: stopped if stop_orphans else wrong)
-    code, _, err = call("audit", "digits", "--stop-orphans", "--force")
+    code, _, err = call("audit", "digits", "--stop-orphans", "--force", use_cases=use_cases)
     assert (code, err) == (0, "stopping k-\\x1b9\n")
 
 
-def test_gc_shows_what_goes_and_what_stays(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_shows_what_goes_and_what_stays(call: Call) -> None:
     waste = Waste(
         trial=3, state=TrialState.PRUNED, prefix="s3://b/k/00003/", kept_step=None, objects=7, size_bytes=5 << 30
     )
     found = Survey(keep="best", waste=(waste,), total_bytes=6 << 30)
     asked = []
-    monkeypatch.setattr(look, "gc", lambda name, store, dry_run: asked.append(dry_run) or found)
-    out = call("gc", "digits", "--dry-run").out
+    use_cases = Faked(gc=lambda name, store, dry_run: asked.append(dry_run) or found)
+    out = call("gc", "digits", "--dry-run", use_cases=use_cases).out
     assert "would delete 5.0 GiB ($0.1150 a month at S3's list price, simulated), since checkpoints.keep is best" in out
     assert "1.0 GiB stay" in out
-    doc = json.loads(call("gc", "digits", "--force", "--json").out)
+    doc = json.loads(call("gc", "digits", "--force", "--json", use_cases=use_cases).out)
     assert (doc["dry_run"], doc["size_bytes"], doc["trials"][0]["objects"]) == (False, 5 << 30, 7)
     assert doc["left_usd_per_month"] == pytest.approx(0.023)
     assert asked == [True, False]
-    monkeypatch.setattr(look, "gc", lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
-    assert call("gc", "digits", "--force").out.startswith(
+    use_cases = Faked(gc=lambda name, store, dry_run: Survey(keep="all", waste=(), total_bytes=10))
+    assert call("gc", "digits", "--force", use_cases=use_cases).out.startswith(
         "digits: nothing to delete, checkpoints.keep is all; 10 B stay"
     )
 
 
-def test_doctor(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor(call: Call) -> None:
     found = [Finding(level="ok", what="store"), Finding(level="error", what="no room", remedy="make some")]
-    monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found)
-    code, out, _ = call("doctor")
+    code, out, _ = call("doctor", use_cases=Faked(doctor=lambda file, url, clock: found))
     assert code == 1
     assert out.splitlines() == ["ok     store", "error  no room", "       remedy: make some"]
-    monkeypatch.setattr(doctor, "doctor", lambda file, url, clock: found[:1])
-    assert json.loads(call("doctor", "--json").out) == {
+    well = Faked(doctor=lambda file, url, clock: found[:1])
+    assert json.loads(call("doctor", "--json", use_cases=well).out) == {
         "ok": True,
         "findings": [{"level": "ok", "what": "store", "remedy": ""}],
         "facts": [],

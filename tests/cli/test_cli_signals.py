@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from cli_calls import Faked
 
 from tuner.cli import main
 from tuner.operations.records import Signals
@@ -59,14 +60,16 @@ def test_a_clock_attached_after_the_signal_is_woken_at_once() -> None:
 _VERB = """
 import os, signal, sys
 from tuner.cli import main as cli
-def verb(args):
+from tuner.operations.use_cases import UseCases
+def verb(file):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         sys.stdin.read()
     finally:
         print("undone what was begun")
-cli._run = verb
-sys.exit(cli.main(["status"]))
+use_cases = UseCases()
+use_cases.policies = verb
+sys.exit(cli.main(["doctor", "--policy"], use_cases))
 """
 
 
@@ -86,21 +89,21 @@ def test_a_process_that_was_made_deaf_to_sigterm_stays_so() -> None:
         stdin=subprocess.DEVNULL,
         timeout=240,
     )
-    assert (done.returncode, done.stdout) == (0, "undone what was begun\n")
+    assert (done.returncode, done.stdout) == (0, "undone what was begun\nnull\n")
 
 
-def test_a_verb_leaves_sigterm_as_it_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_leaves_sigterm_as_it_found_it() -> None:
     during: list[object] = []
 
-    def verb(_args: object) -> int:
+    def verb(_file: object) -> dict[str, object]:
         during.append(signal.getsignal(signal.SIGTERM))
-        return 0
+        return {}
 
-    monkeypatch.setattr(main, "_run", verb)
+    words, use_cases = ["doctor", "--policy"], Faked(policies=verb)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert main.main(["status"]) == 0
+    assert main.main(words, use_cases) == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    in_thread = threading.Thread(target=main.main, args=(["status"],))
+    in_thread = threading.Thread(target=main.main, args=(words, use_cases))
     in_thread.start()
     in_thread.join()
     assert [each is signal.SIG_DFL for each in during] == [False, True]

@@ -6,11 +6,11 @@ from typing import Any
 import cli_store
 import pandas as pd
 import pytest
+from cli_calls import Faked
 
 import tuner
 from tuner.cli import live
 from tuner.core.errors import UserError
-from tuner.operations import launch
 
 
 @pytest.fixture
@@ -74,18 +74,16 @@ def test_an_unknown_study_is_said_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "display"), [({"quiet": True}, live.QuietDisplay), ({}, live.PlainDisplay)])
-def test_launch_and_resume(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], display: type
-) -> None:
+def test_launch_and_resume(folder: Path, options: dict[str, bool], display: type) -> None:
     told: list[Any] = []
     file = cli_store.spec_file(folder)
-    monkeypatch.setattr(launch, "prepare", lambda plan, store: plan)  # the name is taken here
-    monkeypatch.setattr(
-        launch, "launch", lambda plan, store, **given: told.append((plan.spec.trials, given["display"]))
+    use_cases = Faked(
+        prepare=lambda plan, store: plan,  # the name is taken here
+        launch=lambda plan, store, **given: told.append((plan.spec.trials, given["display"])),
+        resume=lambda name, store, **given: told.append((name, given["display"])),
     )
-    monkeypatch.setattr(launch, "resume", lambda name, store, **given: told.append((name, given["display"])))
-    assert tuner.launch(file, overrides=["trials=3"], **options).name == "digits"
-    assert tuner.resume("digits", **options).name == "digits"
+    assert tuner.launch(file, overrides=["trials=3"], use_cases=use_cases, **options).name == "digits"
+    assert tuner.resume("digits", use_cases=use_cases, **options).name == "digits"
     assert [what for what, _ in told] == [3, "digits"]
     assert all(isinstance(shown, display) for _, shown in told)
 

@@ -216,7 +216,7 @@ def test_limits_of_a_request_are_those_that_launch_minds(account, tmp_path, caps
     told = lines(found(account, tmp_path, *changes), "error")
     assert told
     assert all(line.startswith("the jobs' requests would be refused: ") for line in told)
-    assert main.main(["launch", str(tmp_path / "study.yaml"), "-y"]) == 4
+    assert main.main(["launch", str(tmp_path / "study.yaml"), "-y"], account.use_cases) == 4
     assert "; ".join(told) in capsys.readouterr().err
 
 

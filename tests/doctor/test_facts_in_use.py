@@ -13,7 +13,6 @@ from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.records import AttemptState, Fact
 from tuner.engine.live_study import LiveTrial
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
-from tuner.operations import backend
 from tuner.spec.study_file import load
 from tuner.spec.workload import policy
 from tuner.store.store import Store
@@ -66,7 +65,7 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
     store.put_fact(fact(RATES_FACT, {"CreateTrainingJob": 0.25}))
     found = prepare.prepare(load(study_file(tmp_path)), account.aws(), store, SystemClock().now())
     clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
-    where = backend.BACKENDS.on_aws(found.spec)
+    where = account.backends.on_aws(found.spec)
     given = where.services(records.study(), found.spec, store=store, clock=clock, watcher=None)
     assert given.sync_delay_s == 42
     assert given.calls._rates[Call.CREATE].per_s == 0.25

@@ -35,7 +35,6 @@ from tuner.core.jobs import (
 )
 from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
-from tuner.operations import backend
 from tuner.sagemaker.request import request_parameters
 from tuner.spec.study_file import load
 from tuner.spec.workload import ENTRYPOINT
@@ -85,7 +84,7 @@ def planned(account, folder, seed=1):
 def run(account, folder, store, say=lambda _: None):
     """Facts by name, of a job that went well."""
     asked = planned(account, folder)
-    place = backend.BACKENDS.on_aws(asked.spec)
+    place = account.backends.on_aws(asked.spec)
     outcome = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
     assert outcome.fault is None
     assert {fact.scope for fact in outcome.facts} == {SCOPE}
@@ -93,7 +92,7 @@ def run(account, folder, store, say=lambda _: None):
 
 
 def test_the_whole_of_it(cloud, tmp_path, store, capsys):
-    code = main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"])
+    code = main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "--yes", "--json"], cloud.use_cases)
     out, err = capsys.readouterr()
     assert code == 0, err
     document = json.loads(out)
@@ -138,7 +137,7 @@ def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, sto
 def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
     """On a busy machine, or where a call is throttled, all files may be there before a look shows the job training."""
     asked = planned(cloud, tmp_path)
-    place = backend.BACKENDS.on_aws(asked.spec)
+    place = cloud.backends.on_aws(asked.spec)
     jobs = Refusing(place.jobs(), describe=[Throttled("slow down")])
     held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
     clock = SystemClock()
@@ -240,11 +239,11 @@ def test_it_records_which_events_came_how_much_later(cloud, tmp_path, store, que
 
 def test_without_a_queue_it_says_how_to_have_one(cloud, tmp_path, store, capsys):
     file = study_file(tmp_path / "my study")
-    assert main.main(["doctor", str(file), "--store", str(store.url), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(file), "--store", str(store.url), "--first-dollar"], cloud.use_cases) == 2
     line = f"to see which events come, first: tuner --store {store.url} doctor '{file}' --events create\n"
     assert line in capsys.readouterr().err
     events_setup.create(cloud.aws(), store, SCOPE, SystemClock().now())
-    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar"], cloud.use_cases) == 2
     assert "--events create" not in capsys.readouterr().err
 
 
@@ -260,9 +259,9 @@ def test_a_queue_that_is_gone_is_said_once_and_the_rest_is_found(cloud, tmp_path
 # --- what proves that the path does not work
 
 
-def command(folder, capsys):
+def command(cloud, folder, capsys):
     """Code, document and the last line of the verb."""
-    code = main.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"])
+    code = main.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"], cloud.use_cases)
     out, err = capsys.readouterr()
     return code, json.loads(out), err.splitlines()[-1]
 
@@ -272,7 +271,7 @@ def test_a_job_that_fails_is_said_with_its_reason_and_recorded(cloud, tmp_path, 
     plain = first_dollar._request
     broken = lambda *given: replace(plain(*given), hyperparameters={"beat": "no number"})  # noqa: E731
     monkeypatch.setattr(first_dollar, "_request", broken)
-    code, document, last = command(tmp_path, capsys)
+    code, document, last = command(cloud, tmp_path, capsys)
     assert (code, document["ok"]) == (1, False)
     assert last == f"tuner: {document['fault']}"
     assert " failed: AlgorithmError: " in last
@@ -290,7 +289,7 @@ def test_a_job_that_never_trained_is_no_proof(cloud, tmp_path, store, capsys, mo
         jobs.stop(planned.name)  # somebody else does
 
     monkeypatch.setattr(first_dollar, "_look", look)
-    code, document, last = command(tmp_path, capsys)
+    code, document, last = command(cloud, tmp_path, capsys)
     assert (code, document["ok"]) == (1, False)
     assert "never trained: it ended as Stopped" in last
     assert "probe.statuses" in document["facts"]
@@ -302,7 +301,7 @@ def test_a_job_whose_checkpoints_never_arrive_is_no_proof(cloud, tmp_path, store
     plain = first_dollar._request
     brief = lambda *given: replace(plain(*given), hyperparameters={"beat": "0.1", "seconds": "0.3"})  # noqa: E731
     monkeypatch.setattr(first_dollar, "_request", brief)
-    code, document, last = command(tmp_path, capsys)
+    code, document, last = command(cloud, tmp_path, capsys)
     assert (code, document["ok"]) == (1, False)
     assert "nothing that it saved came to s3://" in last
 
@@ -400,7 +399,7 @@ def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsy
     monkeypatch.setattr(prepare.image, "find_image", lambda *_, **__: IMAGE)
     framework = f"  framework: {{name: pytorch, version: 2.5.1, python: py311}}\n  instance_types: [{kind}]\n"
     file = study_file(tmp_path, (f"  image_uri: {IMAGE}\n", ""), ("  instance_types: [ml.m5.large]\n", framework))
-    assert main.main(["doctor", str(file), "--first-dollar"]) == 2
+    assert main.main(["doctor", str(file), "--first-dollar"], cloud.use_cases) == 2
     err = capsys.readouterr().err
     assert f"image {IMAGE}" in err
     line = f"that is the framework's image for CPUs: the one for {kind} is another, and is not tried\n"
@@ -410,7 +409,7 @@ def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsy
 def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
     """Ctrl-C in the middle: nobody is left running, nothing is recorded, nothing stays in the bucket."""
     asked = planned(cloud, tmp_path)
-    place = backend.BACKENDS.on_aws(asked.spec)
+    place = cloud.backends.on_aws(asked.spec)
 
     def interrupt(line):
         if line.endswith("Training"):
@@ -426,7 +425,7 @@ def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, s
     asked = planned(cloud, tmp_path)
     refusal = AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
     monkeypatch.setattr(first_dollar.preflight, "read_quotas", lambda _aws, _wanted: ({}, refusal))
-    place = backend.BACKENDS.on_aws(asked.spec)
+    place = cloud.backends.on_aws(asked.spec)
     facts = first_dollar.run(asked, place, store, SystemClock(), say=lambda _: None, pace=PACE).facts
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
 
@@ -445,7 +444,7 @@ def test_it_is_not_run_by_accident(cloud, tmp_path, store, capsys, words, code, 
         "FILE": str(study_file(tmp_path)),
         "LOCAL": str(study_file(tmp_path / "local", ("backend: sagemaker", "backend: local"))),
     }
-    assert main.main(["doctor", *(files.get(word, word) for word in words)]) == code
+    assert main.main(["doctor", *(files.get(word, word) for word in words)], cloud.use_cases) == code
     assert said in capsys.readouterr().err
     assert "CreateTrainingJob" not in cloud.calls
     assert not (cloud.state_dir / "jobs").exists()
@@ -456,7 +455,7 @@ def test_a_built_in_algorithm_is_refused_before_anything(cloud, tmp_path, store,
     lines = [line for line in text.splitlines() if "entry_point" not in line and "image_uri" not in line]
     file = tmp_path / "algorithm.yaml"
     file.write_text("\n".join(lines).replace("training:", "training:\n  algorithm: xgboost"))
-    assert main.main(["doctor", str(file), "--first-dollar", "-y"]) == 2
+    assert main.main(["doctor", str(file), "--first-dollar", "-y"], cloud.use_cases) == 2
     err = capsys.readouterr().err
     assert err == (
         "tuner: doctor: study cloud trains a built-in algorithm, which carries no code of ours: "
@@ -467,7 +466,7 @@ def test_a_built_in_algorithm_is_refused_before_anything(cloud, tmp_path, store,
 
 def test_a_quota_of_zero_is_refused_before_anything_is_created(cloud, tmp_path, store, capsys):
     cloud.quotas[QUOTA] = 0
-    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"]) == 4
+    assert main.main(["doctor", str(study_file(tmp_path)), "--first-dollar", "-y"], cloud.use_cases) == 4
     assert "no job of this study can start" in capsys.readouterr().err
     assert not (cloud.state_dir / "jobs").exists()
 
@@ -521,7 +520,7 @@ def test_the_disk_of_the_job_is_not_the_studys(cloud, tmp_path):
 
 def test_a_stop_that_is_throttled_is_sent_again(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
-    place = backend.BACKENDS.on_aws(asked.spec)
+    place = cloud.backends.on_aws(asked.spec)
     gone = CredentialsRefused("expired")
     jobs, _ = refused(asked, place, store, list_changed=[KeyboardInterrupt()], stop=[Throttled("slow down"), gone])
     assert jobs.asked["stop"] == 3
@@ -533,7 +532,7 @@ def test_a_job_whose_creation_was_not_answered_is_stopped_once_it_shows_itself(c
     late = [JobNotFound("no such job"), JobNotFound("no such job")]
     lost = [ServiceUnavailable("no answer")]
     jobs, _ = refused(
-        asked, backend.BACKENDS.on_aws(asked.spec), store, create=lost, stop=[*late, Throttled("slow down")]
+        asked, cloud.backends.on_aws(asked.spec), store, create=lost, stop=[*late, Throttled("slow down")]
     )
     assert jobs.asked["stop"] == 5
 
@@ -541,7 +540,7 @@ def test_a_job_whose_creation_was_not_answered_is_stopped_once_it_shows_itself(c
 def test_a_job_that_was_refused_is_not_looked_for(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
     for reason in (RequestRejected("no"), AssertionError("a bug, before anything was sent")):
-        jobs, lines = refused(asked, backend.BACKENDS.on_aws(asked.spec), store, create=[reason])
+        jobs, lines = refused(asked, cloud.backends.on_aws(asked.spec), store, create=[reason])
         assert (jobs.asked["stop"], lines) == (1, [])
 
 
@@ -549,5 +548,5 @@ def test_a_job_whose_creation_was_interrupted_is_looked_for(cloud, tmp_path, sto
     """Nobody knows whether the request was sent."""
     asked = planned(cloud, tmp_path)
     late = [JobNotFound("no such job"), JobNotFound("no such job")]
-    jobs, _ = refused(asked, backend.BACKENDS.on_aws(asked.spec), store, create=[KeyboardInterrupt()], stop=late)
+    jobs, _ = refused(asked, cloud.backends.on_aws(asked.spec), store, create=[KeyboardInterrupt()], stop=late)
     assert jobs.asked["stop"] == 5

@@ -3,7 +3,6 @@
 Rules: as of all `cli_*` modules. Nothing is written and nothing is spent but by `doctor --first-dollar`, which asks.
 """
 
-import argparse
 import json
 import secrets
 import shlex
@@ -17,13 +16,12 @@ from tuner.aws.cost_report import CurAudit
 from tuner.aws.hints import queue_of
 from tuner.aws.iam_policy import UNKNOWN_ACCOUNT
 from tuner.cli import events, printing
+from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import render, table
 from tuner.core.clock import SystemClock
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import counted, dollars, safe
-from tuner.operations import doctor as examiner
-from tuner.operations.backend import BACKENDS
 from tuner.operations.context import operating_errors
 from tuner.reports.views import iso, simulated
 from tuner.spec import study_file as spec_file
@@ -31,20 +29,20 @@ from tuner.spec import study_file as spec_file
 _PACE = first_dollar.Pace()
 
 
-def doctor(args: argparse.Namespace) -> int:
+def doctor(args: Arguments) -> int:
     """Look at everything; or one of its other forms."""
     if args.events is not None:
         return events.run(args)
     if args.first_dollar:
         return _first_dollar(args)
     if args.policy:
-        policies = examiner.policies(args.file)
+        policies = args.use_cases.policies(args.file)
         if args.file is not None and f":{UNKNOWN_ACCOUNT}:" in json.dumps(policies):
             say("warning: nobody is logged in, so put the account's number where ACCOUNT stands")
         out_json(policies)
         return Exit.DONE
-    found = examiner.doctor(args.file, store_url(args.store), SystemClock())
-    facts = [] if args.file is None else examiner.known(args.file, store_url(args.store))
+    found = args.use_cases.doctor(args.file, store_url(args.store), SystemClock())
+    facts = [] if args.file is None else args.use_cases.known_facts(args.file, store_url(args.store))
     bad = any(finding.level == "error" for finding in found)
     if args.json:
         known = [asdict(fact) | {"learned_at": iso(fact.learned_at)} for fact in facts]
@@ -57,7 +55,7 @@ def doctor(args: argparse.Namespace) -> int:
     return Exit.CHECK_FAILED if bad else Exit.DONE
 
 
-def _first_dollar(args: argparse.Namespace) -> int:
+def _first_dollar(args: Arguments) -> int:
     """Ask, run the one job, print what it showed; whoever scripts this learns by the exit code whether it works."""
     if args.file is None:
         raise UserError("doctor: --first-dollar needs a study FILE: it names role, image and bucket", Exit.USAGE)
@@ -69,7 +67,7 @@ def _first_dollar(args: argparse.Namespace) -> int:
         small = first_dollar.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
         planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
-        place = BACKENDS.on_aws(ready.spec)
+        place = args.use_cases.backends.on_aws(ready.spec)
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         if queue_of(store.facts(place.scope)) is None:
@@ -102,7 +100,7 @@ def _agree(*, yes: bool) -> None:
         raise UserError("doctor: declined, nothing was started", Exit.USAGE)
 
 
-def bill(args: argparse.Namespace) -> int:
+def bill(args: Arguments) -> int:
     """`tuner audit STUDY --cur FILE`: the ledger against what AWS billed."""
     if args.stop_orphans:
         raise UserError("audit: --cur reads a report and --stop-orphans stops jobs: choose one", Exit.USAGE)

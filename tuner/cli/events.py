@@ -3,11 +3,10 @@
 Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; only `create` and `remove` change one.
 """
 
-import argparse
-
 from tuner.aws import events_setup
 from tuner.aws.connections import Aws
 from tuner.aws.rates import scope
+from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
 from tuner.core.errors import Exit
@@ -25,7 +24,7 @@ or let the tuner make them, and remove them again:
   tuner doctor --events remove"""
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Print the template, or make, record or remove what it describes. FILE names region and profile."""
     if args.events == "print":
         say(_HOW)

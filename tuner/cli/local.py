@@ -4,7 +4,6 @@ Rules: what is printed on standard output can be pasted into a shell. Endpoints 
 settings, so that supervisors, which are processes of their own, find them the same way.
 """
 
-import argparse
 import ipaddress
 import os
 import shlex
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, say
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import safe
@@ -23,7 +23,7 @@ _LOGS_VARIABLE = "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"
 _REPORT_EVERY = timedelta(seconds=0.3)
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: Arguments) -> int:
     """Serve a state directory. Ends by Ctrl-C, which the caller turns into its exit code."""
     from tuner.local.serve import LocalServer  # noqa: PLC0415 - botocore is slow to import
     from tuner.local.service import LocalSageMaker  # noqa: PLC0415
@@ -61,7 +61,7 @@ def _tell(url: str, key_id: str, secret: str, region: str) -> None:
     sys.stdout.flush()
 
 
-def _reports(directory: Path, args: argparse.Namespace) -> list[Callable[[], None]]:
+def _reports(directory: Path, args: Arguments) -> list[Callable[[], None]]:
     """What is to be called again and again, so that other services are told."""
     from tuner.aws.connections import Aws, AwsError  # noqa: PLC0415 - as above
     from tuner.core.clock import SystemClock  # noqa: PLC0415

@@ -19,11 +19,15 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+from tuner.cli.arguments import Arguments
 from tuner.cli.pasteable import name_store, pasteable
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import safe
+
+if TYPE_CHECKING:
+    from tuner.operations.use_cases import UseCases
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 
@@ -60,8 +64,8 @@ class _ShowVersion(argparse.Action):
         parser.exit(Exit.DONE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. Also the console script's entry point."""
+def main(argv: Sequence[str] | None = None, use_cases: "UseCases | None" = None) -> int:
+    """Run one verb; returns the exit code. Also the console script's entry point. Tests hand in their `use_cases`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -69,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name_store("")
     try:
         _refuse_unbuilt(arguments)
-        args = parser().parse_args(arguments)
+        args = parser().parse_args(arguments, Arguments())
         name_store(_store_option(args.store))
         with _leaving_by_sigterm():
-            code = _run(args)
+            code = _run(args, use_cases)
         sys.stdout.flush()
     except UserError as error:
         print(f"tuner: {pasteable(safe(error))}", file=sys.stderr)
@@ -119,9 +123,12 @@ def _store_option(url: str | None) -> str:
         return ""
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: Arguments, use_cases: "UseCases | None") -> int:
+    from tuner.operations.use_cases import UseCases  # noqa: PLC0415 - `tuner --help` loads no library
+
+    args.use_cases = use_cases or UseCases()
     module, name = args.run
-    verb: Callable[[argparse.Namespace], int] = getattr(import_module(f"tuner.cli.{module}"), name)
+    verb: Callable[[Arguments], int] = getattr(import_module(f"tuner.cli.{module}"), name)
     return int(verb(args))
 
 

@@ -4,7 +4,6 @@ Rules: with `--json` standard output holds one document and nothing else. What t
 exit code of the contract. No engine, no Optuna, no botocore and no pandas is loaded for a look.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tuner.cli import printing
+from tuner.cli.arguments import Arguments
 from tuner.cli.pasteable import pasteable
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
@@ -27,7 +27,7 @@ from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Json
 from tuner.core.text import safe, safe_log
-from tuner.operations import backend, context, lease_holder, look
+from tuner.operations import backend, context, lease_holder
 from tuner.reports import local_jobs as local_view
 from tuner.reports import views
 from tuner.reports.compare import compare as compare_studies
@@ -39,7 +39,7 @@ from tuner.store.store import Store, StoreError, StudyNotFound
 _WATCH_S = 2.0
 
 
-def status(args: argparse.Namespace) -> int:
+def status(args: Arguments) -> int:
     """One study, or all of the store."""
     if args.watch:
         if args.json:
@@ -49,7 +49,7 @@ def status(args: argparse.Namespace) -> int:
         docs = _status_docs(store, args.study, SystemClock().now())
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](look.check(str(doc["study"]), store))
+                doc["problems"] = list[Json](args.use_cases.check(str(doc["study"]), store))
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
@@ -57,7 +57,7 @@ def status(args: argparse.Namespace) -> int:
     return Exit.CHECK_FAILED if any(doc.get("problems") for doc in docs) else Exit.DONE
 
 
-def watch(args: argparse.Namespace, clock: Clock) -> int:
+def watch(args: Arguments, clock: Clock) -> int:
     """Show the status until no engine is expected at work: redrawn on a terminal, elsewhere whenever it changed."""
     shown: list[views.View] = []
     with reading(args.store) as store, _screen() as screen:
@@ -77,7 +77,7 @@ def watch(args: argparse.Namespace, clock: Clock) -> int:
             clock.wait(now + timedelta(seconds=_WATCH_S))
 
 
-def trials(args: argparse.Namespace) -> int:
+def trials(args: Arguments) -> int:
     with reading(args.store) as store:
         found = store.study(args.study)
         docs = views.trials_view(store, found)
@@ -88,7 +88,7 @@ def trials(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: Arguments) -> int:
     with reading(args.store) as store:
         doc = views.show_view(store, store.study(args.study), args.trial)
     if args.json:
@@ -98,12 +98,12 @@ def show(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def logs(args: argparse.Namespace) -> int:
+def logs(args: Arguments) -> int:
     """What the script printed. Control characters are shown, line ends are kept."""
     if args.follow and args.json:
         raise UserError("logs: --follow never ends and --json is one document: choose one", Exit.USAGE)
     with reading(args.store) as store:
-        chunks = look.log_chunks(
+        chunks = args.use_cases.log_chunks(
             args.study, store, args.trial, attempt=args.attempt, tail=args.tail, follow=args.follow
         )
         if args.json:
@@ -115,12 +115,12 @@ def logs(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def best(args: argparse.Namespace) -> int:
+def best(args: Arguments) -> int:
     with reading(args.store) as store:
         found = store.study(args.study)
         docs = views.best_view(store, found, args.count)
     if args.download is not None:
-        objects = backend.BACKENDS.of(found).objects()
+        objects = args.use_cases.backends.of(found).objects()
         for doc in docs:
             say(f"trial {doc['number']}: {len(download(doc, objects, args.download))} files to {safe(args.download)}")
     if args.json:
@@ -130,7 +130,7 @@ def best(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(args: Arguments) -> int:
     """Cost against quality, as a table, csv, a figure or a JSON document."""
     if args.json and args.format != "table":
         raise UserError(f"compare: --json and --format {args.format} exclude each other", Exit.USAGE)
@@ -151,13 +151,13 @@ def compare(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def db_upgrade(args: argparse.Namespace) -> int:
+def db_upgrade(args: Arguments) -> int:
     with store_errors():
         out(f"schema {upgrade(store_url(args.store))} at {safe(masked(store_url(args.store)))}")
     return Exit.DONE
 
 
-def db_current(args: argparse.Namespace) -> int:
+def db_current(args: Arguments) -> int:
     with store_errors():
         shown, revision = masked(store_url(args.store)), current(store_url(args.store))
     if args.json:
@@ -167,7 +167,7 @@ def db_current(args: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def local_jobs(args: argparse.Namespace) -> int:
+def local_jobs(args: Arguments) -> int:
     directory, study_key = _local_directory(args)
     rows = local_view.local_jobs(directory)
     if study_key is not None:
@@ -253,7 +253,7 @@ def _screen() -> Iterator[Live | None]:
         yield live
 
 
-def _local_directory(args: argparse.Namespace) -> tuple[Path, str | None]:
+def _local_directory(args: Arguments) -> tuple[Path, str | None]:
     """Where the local service keeps its jobs, and the key of the study whose jobs are asked for.
 
     As recorded with the study; without one, all of them where a launch here would put them.

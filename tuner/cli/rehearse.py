@@ -5,7 +5,6 @@ lines elsewhere. Ctrl-C and SIGTERM end the rehearsal and everything that it sta
 that. No store is made or written; one that is there is asked for what it has learned.
 """
 
-import argparse
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
 from tuner.core.capacity import PoolStats
@@ -46,7 +46,7 @@ _LEAST_SHARE = 0.001
 _NEAR = 1.25  # an interval that is so close to the best one is as good
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     """Rehearse a study's script, and say whether it is fit for spot."""
     clock = SystemClock()
     progress = Progress(clock, sys.stderr)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return Exit.DONE if outcome.fit else Exit.CHECK_FAILED
 
 
-def _options(args: argparse.Namespace) -> RehearsalOptions:
+def _options(args: Arguments) -> RehearsalOptions:
     return RehearsalOptions(
         overrides=tuple(args.set),
         inputs=_inputs(args.input),

@@ -4,13 +4,13 @@ Rules: what a study came to is printed on standard output, everything on the way
 Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how to end; jobs are never cancelled by it.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from tuner.cli import printing
+from tuner.cli.arguments import Arguments
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
 from tuner.cli.pasteable import pasteable
@@ -19,33 +19,32 @@ from tuner.core.clock import SystemClock
 from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Intent
 from tuner.core.text import dollars, safe
-from tuner.operations import change as wishes
-from tuner.operations import context, look, retention
-from tuner.operations import launch as study
+from tuner.operations import context, retention
+from tuner.operations.change import stop_intent
 from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.records import Display
 from tuner.store.store import Store
 
 
-def launch(args: argparse.Namespace) -> int:
+def launch(args: Arguments) -> int:
     """Check, show the plan, ask where money is spent, run."""
-    plan = study.plan(args.file, args.set)
+    plan = args.use_cases.plan(args.file, args.set)
     if args.dry_run:
         out(printing.plan(plan, every_setting=True))
         return Exit.DONE
     with reading(args.store) as store:
-        ready = study.prepare(plan, store)
+        ready = args.use_cases.prepare(plan, store)
         say(printing.plan(ready, sys.stderr))
         _confirm(ready, yes=args.yes)
         say(f"store {safe(store.masked)}")
         return _drive(
             ready.spec.name,
-            lambda display, signals: study.launch(ready, store, display=display, signals=signals),
+            lambda display, signals: args.use_cases.launch(ready, store, display=display, signals=signals),
         )
 
 
-def resume(args: argparse.Namespace) -> int:
+def resume(args: Arguments) -> int:
     """Carry on with one study, or give each unfinished one of the store a cycle."""
     if args.all:
         return _resume_all(args)
@@ -54,7 +53,7 @@ def resume(args: argparse.Namespace) -> int:
     with _changing(args, "resume") as store:
         return _drive(
             args.study,
-            lambda display, signals: study.resume(
+            lambda display, signals: args.use_cases.resume(
                 args.study,
                 store,
                 accept_changes=args.accept_changes,
@@ -67,39 +66,39 @@ def resume(args: argparse.Namespace) -> int:
         )
 
 
-def stop(args: argparse.Namespace) -> int:
+def stop(args: Arguments) -> int:
     with _changing(args, "stop") as store:
         return _drive(
             args.study,
-            lambda display, signals: wishes.request_stop(
+            lambda display, signals: args.use_cases.request_stop(
                 args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
             ),
-            wishes.stop_intent(now_=args.now, drain=args.drain),
+            stop_intent(now_=args.now, drain=args.drain),
         )
 
 
-def cancel(args: argparse.Namespace) -> int:
+def cancel(args: Arguments) -> int:
     with _changing(args, "cancel") as store:
         return _drive(
             args.study,
-            lambda display, signals: wishes.request_cancel(args.study, store, display=display, signals=signals),
+            lambda display, signals: args.use_cases.request_cancel(args.study, store, display=display, signals=signals),
             Intent.CANCEL,
         )
 
 
-def change(args: argparse.Namespace) -> int:
+def change(args: Arguments) -> int:
     """`tuner set`."""
     with _changing(args, "set") as store:
-        for line in wishes.request_set(args.study, store, args.assignments):
+        for line in args.use_cases.request_set(args.study, store, args.assignments):
             out(safe(line))
     return Exit.DONE
 
 
-def audit(args: argparse.Namespace) -> int:
+def audit(args: Arguments) -> int:
     if args.cur:
         return bill(args)
     with _changing(args, "audit") if args.stop_orphans else reading(args.store) as store:
-        found = look.audit(args.study, store, stop_orphans=args.stop_orphans)
+        found = args.use_cases.audit(args.study, store, stop_orphans=args.stop_orphans)
     for orphan in found.stopped:
         say(f"stopping {safe(orphan.job)}")
     if args.json:
@@ -110,9 +109,9 @@ def audit(args: argparse.Namespace) -> int:
     return Exit.DONE if found.ok else Exit.CHECK_FAILED
 
 
-def gc(args: argparse.Namespace) -> int:
+def gc(args: Arguments) -> int:
     with reading(args.store) if args.dry_run else _changing(args, "gc") as store:
-        found = look.gc(args.study, store, dry_run=args.dry_run)
+        found = args.use_cases.gc(args.study, store, dry_run=args.dry_run)
         simulated = views.simulated(store.study(args.study))
     doc = retention.gc_view(found, args.study, simulated=simulated, dry_run=args.dry_run)
     if args.json:
@@ -142,7 +141,7 @@ def _drive(name: str, verb: Callable[[Display, Signals], StudyOutcome], wish: In
     return outcome.exit_code
 
 
-def _resume_all(args: argparse.Namespace) -> int:
+def _resume_all(args: Arguments) -> int:
     if not args.once or args.study is not None:
         raise UserError("resume: --all goes with --once and without a STUDY: one cycle for each", Exit.USAGE)
     if args.accept_changes or args.retry_failed:
@@ -152,7 +151,7 @@ def _resume_all(args: argparse.Namespace) -> int:
     display = choose(SystemClock())
     with reading(args.store) as store, Signals(last_words="left at once; jobs in flight go on") as signals:
         try:
-            outcomes = study.resume_all_once(store, display=display, signals=signals, others_too=args.force)
+            outcomes = args.use_cases.resume_all_once(store, display=display, signals=signals, others_too=args.force)
         finally:
             display.close()
     for name, outcome in outcomes:
@@ -162,7 +161,7 @@ def _resume_all(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _changing(args: argparse.Namespace, verb: str) -> Iterator[Store]:
+def _changing(args: Arguments, verb: str) -> Iterator[Store]:
     """The store, once it is certain that the study may be touched: another user's is asked about."""
     with reading(args.store) as store:
         owner = None if args.force else context.owner_to_ask(args.study, store)
