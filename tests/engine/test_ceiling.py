@@ -6,7 +6,7 @@ import pytest
 from simulated import script_of
 
 from tuner.cli import printing
-from tuner.core.decide import reservation_microusd
+from tuner.core.policy.budget import reservation_microusd
 from tuner.core.prices import RateCard
 from tuner.operations import launch
 from tuner.simulator.parts import SimulatorSettings

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.core import capacity
-from tuner.core.capacity import CapacitySnapshot, Limit, PoolStats, kind_of
-from tuner.core.decide import Policy
+from tuner.core.policy import placement
+from tuner.core.policy.placement import CapacitySnapshot, Limit, PoolStats, kind_of
+from tuner.core.policy.settings import Policy
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Pool, PoolTotals, StopReason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,7 +108,7 @@ stats = st.builds(
 def worlds(draw):
     """A policy, a trial's attempts, and what is known of the pools."""
     rules = draw(policies)
-    pools = [*capacity.listed(rules, spot=True), *capacity.listed(rules, spot=False)]
+    pools = [*placement.listed(rules, spot=True), *placement.listed(rules, spot=False)]
     history = draw(st.lists(st.tuples(st.sampled_from(pools), ends, st.sampled_from([0.0, 60.0])), max_size=6))
     attempts = [attempt(n, pool, run_s=run_s, **end) for n, (pool, end, run_s) in enumerate(history, start=1)]
     kinds = sorted({kind_of(pool) for pool in pools})
@@ -127,8 +127,8 @@ def worlds(draw):
 @given(worlds(), st.booleans())
 def test_a_place_is_listed_has_room_and_is_on_demand_only_as_asked(world, on_demand):
     rules, attempts, known = world
-    pool = capacity.choose_pool(attempts, rules, known, on_demand=on_demand)
-    listed = capacity.listed(rules, spot=not on_demand)
+    pool = placement.choose_pool(attempts, rules, known, on_demand=on_demand)
+    listed = placement.listed(rules, spot=not on_demand)
     shut = [each for each in listed if known.closed(kind_of(each))]
     if pool is None:
         assert not any(known.has_room(kind_of(each), known.attempts) for each in listed if each not in shut)
@@ -143,20 +143,20 @@ def test_a_place_is_listed_has_room_and_is_on_demand_only_as_asked(world, on_dem
 @given(worlds())
 def test_what_has_just_refused_is_not_asked_again(world):
     rules, attempts, known = world
-    for refused in capacity.listed(rules, spot=True):
-        pool = capacity.choose_pool(attempts, rules, known, on_demand=False, without=kind_of(refused))
+    for refused in placement.listed(rules, spot=True):
+        pool = placement.choose_pool(attempts, rules, known, on_demand=False, without=kind_of(refused))
         assert pool is None or pool.instance_type != refused.instance_type
 
 
 @given(worlds())
 def test_nobody_comes_back_before_the_others_were_tried(world):
     rules, attempts, known = world
-    pool = capacity.choose_pool(attempts, rules, known, on_demand=False)
-    gone = capacity.left(attempts)
+    pool = placement.choose_pool(attempts, rules, known, on_demand=False)
+    gone = placement.left(attempts)
     if pool in gone:
         free = {
             each
-            for each in capacity.listed(rules, spot=True)
+            for each in placement.listed(rules, spot=True)
             if known.has_room(kind_of(each), known.attempts)
             and known.closed(kind_of(each)) == known.closed(kind_of(pool))
         }
@@ -169,14 +169,14 @@ def test_nobody_comes_back_before_the_others_were_tried(world):
 @given(worlds(), st.floats(0, 1e5))
 def test_a_move_leads_elsewhere_on_spot_and_never_soon(world, waited_s):
     rules, attempts, known = world
-    pools = capacity.listed(rules, spot=True)
+    pools = placement.listed(rules, spot=True)
     here = attempt(len(attempts) + 1, pools[0])
-    pool = capacity.elsewhere([*attempts, here], rules, known, ago(waited_s))
+    pool = placement.elsewhere([*attempts, here], rules, known, ago(waited_s))
     if pool is None:
         return
     assert pool in pools
     assert pool != here.pool
-    assert waited_s >= capacity.PATIENCE_S * 2 ** min(6, len(capacity.left(attempts)))
+    assert waited_s >= placement.PATIENCE_S * 2 ** min(6, len(placement.left(attempts)))
     stats_of = known.stats_of(pool)
     assert not stats_of.dry(NOW)
     if not stats_of.up:
@@ -187,13 +187,13 @@ def test_a_move_leads_elsewhere_on_spot_and_never_soon(world, waited_s):
 @given(worlds(), st.booleans())
 def test_on_demand_only_where_the_study_file_allows_it(world, no_progress):
     rules, attempts, _ = world
-    yes = capacity.goes_on_demand(attempts, rules, no_progress=no_progress)
+    yes = placement.goes_on_demand(attempts, rules, no_progress=no_progress)
     if not rules.spot:
         assert yes
     elif rules.on_demand_after is None:
         assert not yes
     else:
-        assert yes or capacity.losses(attempts) < rules.on_demand_after
+        assert yes or placement.losses(attempts) < rules.on_demand_after
 
 
 @given(st.lists(stats, min_size=1, max_size=4))
@@ -221,57 +221,57 @@ def known_as(interruptions: int, up_h: float, waits: int, wait_min: float) -> Po
 
 
 def test_the_order_of_the_study_file_decides_between_the_unknown_and_the_alike():
-    assert capacity.choose_pool([], policy(), snapshot(), on_demand=False) == A
+    assert placement.choose_pool([], policy(), snapshot(), on_demand=False) == A
     alike = snapshot(stats={A: known_as(10, 100, 20, 10), B: known_as(8, 100, 20, 8)})
-    assert capacity.choose_pool([], policy(), alike, on_demand=False) == A
+    assert placement.choose_pool([], policy(), alike, on_demand=False) == A
 
 
 def test_a_pool_that_is_much_slower_loses_its_place_to_one_that_is_not_known():
     bad = snapshot(stats={A: known_as(30, 10, 40, 60)})
-    assert capacity.choose_pool([], policy(), bad, on_demand=False) == B
+    assert placement.choose_pool([], policy(), bad, on_demand=False) == B
 
 
 def test_one_bad_hour_condemns_no_pool():
-    assert capacity.choose_pool([], policy(), snapshot(stats={A: known_as(2, 1, 3, 10)}), on_demand=False) == A
+    assert placement.choose_pool([], policy(), snapshot(stats={A: known_as(2, 1, 3, 10)}), on_demand=False) == A
 
 
 def test_a_dry_pool_is_passed_over_until_something_of_ours_is_up_there():
     dry = PoolStats(waiting=1, waited_s=1000.0, lost_at=ago(1000))
-    assert capacity.choose_pool([], policy(), snapshot(stats={A: dry}), on_demand=False) == B
+    assert placement.choose_pool([], policy(), snapshot(stats={A: dry}), on_demand=False) == B
     up = PoolStats(waiting=1, waited_s=1000.0, lost_at=ago(1000), up=1)
-    assert capacity.choose_pool([], policy(), snapshot(stats={A: up}), on_demand=False) == A
-    assert capacity.choose_pool([], policy(types=TYPES[:1]), snapshot(stats={A: dry}), on_demand=False) == A
+    assert placement.choose_pool([], policy(), snapshot(stats={A: up}), on_demand=False) == A
+    assert placement.choose_pool([], policy(types=TYPES[:1]), snapshot(stats={A: dry}), on_demand=False) == A
 
 
 def test_each_end_for_want_of_capacity_leads_to_the_next_pool_and_round():
     attempts: list[Attempt] = []
     for number, due in enumerate([A, B, C, A, B], start=1):
-        pool = capacity.choose_pool(attempts, policy(), snapshot(), on_demand=False)
+        pool = placement.choose_pool(attempts, policy(), snapshot(), on_demand=False)
         assert pool == due
         attempts.append(attempt(number, pool, end=AttemptEnd.CAPACITY))
 
 
 @pytest.mark.parametrize("end", [AttemptEnd.SERVICE_FAULT, AttemptEnd.STOPPED])
 def test_other_ends_lead_nowhere(end):
-    assert capacity.choose_pool([attempt(1, A, end=end)], policy(), snapshot(), on_demand=False) == A
+    assert placement.choose_pool([attempt(1, A, end=end)], policy(), snapshot(), on_demand=False) == A
 
 
 def test_a_limit_is_believed_for_half_an_hour_and_none_at_all_for_good():
     for limit, due in ((told(1, 60), B), (told(1, 1801), A), (told(0, 9999), B)):
         known = snapshot(limits={kind_of(A): limit}, attempts=Counter({kind_of(A): 1}))
-        assert capacity.choose_pool([], policy(), known, on_demand=False) == due
+        assert placement.choose_pool([], policy(), known, on_demand=False) == due
 
 
 def test_a_quota_counts_instances_and_spot_apart():
     known = snapshot(instance_count=2, limits={kind_of(A): told(3)}, attempts=Counter({kind_of(A): 1}))
     rules = policy(types=TYPES[:1], instance_count=2)
-    assert capacity.choose_pool([], rules, known, on_demand=False) is None
-    assert capacity.choose_pool([], rules, known, on_demand=True) == Pool(TYPES[0], spot=False)
+    assert placement.choose_pool([], rules, known, on_demand=False) is None
+    assert placement.choose_pool([], rules, known, on_demand=True) == Pool(TYPES[0], spot=False)
 
 
 def test_zones_of_the_first_type_come_before_the_second_type():
     rules = policy(types=TYPES[:2], zones=("z1", "z2"))
-    assert [(pool.instance_type, pool.zone) for pool in capacity.listed(rules, spot=True)] == [
+    assert [(pool.instance_type, pool.zone) for pool in placement.listed(rules, spot=True)] == [
         (TYPES[0], "z1"),
         (TYPES[0], "z2"),
         (TYPES[1], "z1"),
@@ -282,16 +282,16 @@ def test_zones_of_the_first_type_come_before_the_second_type():
 def test_moves_of_a_trial_that_does_not_train_wait_twice_as_long_each_time():
     moved = [attempt(1, A, end=AttemptEnd.STOPPED, stop_reason=StopReason.MOVE)]
     waits = [*moved, attempt(2, B)]
-    assert capacity.elsewhere(waits, policy(), snapshot(), ago(1199)) is None
-    assert capacity.elsewhere(waits, policy(), snapshot(), ago(1200)) == C
+    assert placement.elsewhere(waits, policy(), snapshot(), ago(1199)) is None
+    assert placement.elsewhere(waits, policy(), snapshot(), ago(1200)) == C
     trained = [attempt(1, A, end=AttemptEnd.STOPPED, stop_reason=StopReason.USER), attempt(2, B)]
-    assert capacity.elsewhere(trained, policy(), snapshot(), ago(600)) == A
+    assert placement.elsewhere(trained, policy(), snapshot(), ago(600)) == A
 
 
 def test_nobody_moves_where_it_is_expected_to_wait_longer_than_it_has():
     slow = snapshot(stats={B: known_as(0, 100, 50, 60), C: known_as(0, 100, 50, 60)})
-    assert capacity.elsewhere([attempt(1, A)], policy(), slow, ago(6000)) is None
-    assert capacity.elsewhere([attempt(1, A)], policy(), slow, ago(7200)) == B
+    assert placement.elsewhere([attempt(1, A)], policy(), slow, ago(6000)) is None
+    assert placement.elsewhere([attempt(1, A)], policy(), slow, ago(7200)) == B
 
 
 def test_a_pool_says_what_it_is():

@@ -7,7 +7,7 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
-from tuner.core.proof import runs_without_progress, torn_step
+from tuner.core.policy.proof import runs_without_progress, torn_step
 from tuner.core.records import Run, RunEnd, RunRecord, TrialState
 from tuner.reports.events import narrate
 

@@ -9,6 +9,7 @@ from readme_text import ROOT, TEXT, code, commands, marked, section, table
 
 from tuner.cli import main
 from tuner.core import errors, states
+from tuner.core.policy import ending
 from tuner.core.records import AttemptEnd, StudyState
 from tuner.local.settings import LocalSettings
 from tuner.spec import study_file
@@ -44,6 +45,10 @@ def options_of(parser):
 
 def test_the_state_diagram_is_the_one_that_the_tables_give():
     assert marked("states").strip() == f"```mermaid\n{states.diagram()}\n```"
+
+
+def test_the_table_of_ends_is_the_one_that_the_rules_give():
+    assert marked("ends").strip() == ending.table().strip()
 
 
 def test_every_verb_stands_in_the_table_and_no_other():

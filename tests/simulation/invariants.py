@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState as Seen
 
 from tests.simulation.broken import Broken
-from tuner.core.decide import read_rows
 from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
+from tuner.core.policy.history import read_rows
 from tuner.core.prices import cost_microusd
 from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state

@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner.core import capacity, decide
+from tuner.core.policy import budget, history, placement
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, live_study, liveness, observe, unit_of_work
 from tuner.engine.dispatch import Dispatcher
@@ -65,7 +65,7 @@ def _rests_for_the_type_it_prefers():
     def fits_budget(self, work):
         on_demand = self.goes_on_demand(work)
         attempts = [] if work is None else work.attempts
-        pool = capacity.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand)
+        pool = placement.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand)
         return pool is None or self._pays(work)(pool)
 
     return mock.patch.object(live_study.LiveStudy, "fits_budget", fits_budget)
@@ -81,7 +81,7 @@ def _reserves_less():
     def reservation(run_s, rate, policy):
         return int(run_s * policy.instance_count * rate // 3600)
 
-    return mock.patch.object(decide, "reservation_microusd", reservation)
+    return mock.patch.object(budget, "reservation_microusd", reservation)
 
 
 def _parallel_by_one_too_many():
@@ -107,7 +107,7 @@ def _lets_jobs_run_on():
 
 
 def _ignores_quotas():
-    return mock.patch.object(capacity.CapacitySnapshot, "has_room", return_value=True)
+    return mock.patch.object(placement.CapacitySnapshot, "has_room", return_value=True)
 
 
 def _changes_the_type_of_a_job_that_may_exist():
@@ -117,16 +117,16 @@ def _changes_the_type_of_a_job_that_may_exist():
 
 
 def _stays_on_spot():
-    return mock.patch.object(capacity, "goes_on_demand", lambda _attempts, policy, **_: not policy.spot)
+    return mock.patch.object(placement, "goes_on_demand", lambda _attempts, policy, **_: not policy.spot)
 
 
 def _goes_on_demand_unasked():
-    original = capacity.goes_on_demand
+    original = placement.goes_on_demand
 
     def goes(attempts, policy, **known):
-        return capacity.losses(attempts) > 1 or original(attempts, policy, **known)
+        return placement.losses(attempts) > 1 or original(attempts, policy, **known)
 
-    return mock.patch.object(capacity, "goes_on_demand", goes)
+    return mock.patch.object(placement, "goes_on_demand", goes)
 
 
 # --- the name rule
@@ -236,14 +236,14 @@ def _tells_nothing():
 
 
 def _counts_edges():
-    original = decide.absorb
+    original = history.absorb
 
     def absorb(attempt, seen, now, *, billed_ratio):
         absorbed = original(attempt, seen, now, billed_ratio=billed_ratio)
         edge = seen.secondary == "Interrupted" or absorbed.attempt.state == "interrupted" != attempt.state
         return replace(absorbed, attempt=replace(absorbed.attempt, interruptions=attempt.interruptions + edge))
 
-    return mock.patch.object(decide, "absorb", absorb)
+    return mock.patch.object(history, "absorb", absorb)
 
 
 # --- what an engine notices
@@ -279,16 +279,16 @@ def _never_stops_a_trial_for_its_limit():
 
 
 def _fails_a_trial_for_its_estimate():
-    original = decide.has_cost_its_limit
+    original = budget.has_cost_its_limit
 
     def reached(attempts, policy):
         return bool(attempts and attempts[-1].stop_reason == "trial_budget") or original(attempts, policy)
 
-    return mock.patch.object(decide, "has_cost_its_limit", reached)
+    return mock.patch.object(budget, "has_cost_its_limit", reached)
 
 
 def _begins_again_beyond_the_limit():
-    return mock.patch.object(decide, "has_cost_its_limit", return_value=False)
+    return mock.patch.object(budget, "has_cost_its_limit", return_value=False)
 
 
 # --- others
@@ -349,7 +349,7 @@ def _believes_a_rejection():
 
 
 def _books_what_was_seen():
-    return mock.patch.object(decide, "dearest_s", lambda attempt, _now: round(attempt.run_s))
+    return mock.patch.object(budget, "dearest_s", lambda attempt, _now: round(attempt.run_s))
 
 
 def _keeps_what_was_withdrawn():

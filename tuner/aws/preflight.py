@@ -17,8 +17,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tuner.aws.connections import Aws, AwsError, ask
-from tuner.core.capacity import Kind
 from tuner.core.errors import Finding
+from tuner.core.policy.placement import Kind
 from tuner.core.prices import PriceUnknown, RateCard
 from tuner.spec.study_file import StudySpec
 from tuner.spec.workload import request_violations

@@ -15,8 +15,8 @@ from datetime import datetime
 from tuner.aws import image, preflight
 from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.price_list import PriceCache, listed, pinned
-from tuner.core.capacity import Kind
 from tuner.core.errors import Exit, Finding, UserError
+from tuner.core.policy.placement import Kind
 from tuner.core.prices import Rate, RateCard
 from tuner.spec.study_file import SpecError, StudySpec, completed
 

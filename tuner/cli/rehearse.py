@@ -23,9 +23,9 @@ from rich.text import Text
 from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
-from tuner.core.capacity import PoolStats
 from tuner.core.clock import Clock, SystemClock
 from tuner.core.errors import Exit, UserError
+from tuner.core.policy.placement import PoolStats
 from tuner.core.records import Json, PoolTotals
 from tuner.core.text import dollars, number, percent, safe, seconds, size
 from tuner.rehearse.records import Advice, Check, Measures, Rehearsal, RehearsalBroken, RehearsalRefused, Result

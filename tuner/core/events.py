@@ -5,7 +5,11 @@ of its event. Writers name a member; a record that was read keeps plain text, be
 a kind that this one does not know. `reports.events` holds the sentence of each kind.
 """
 
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+
+from tuner.core.records import Json
 
 
 class EventKind(StrEnum):
@@ -64,3 +68,14 @@ def known_kind(kind: str) -> EventKind | None:
         return EventKind(kind)
     except ValueError:
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventDraft:
+    """An event before it has its number."""
+
+    kind: EventKind
+    happened_at: datetime
+    before: str | None = None
+    after: str | None = None
+    details: dict[str, Json] = field(default_factory=dict)

@@ -10,7 +10,7 @@ project: an interrupted attempt trains again, and a job that the service restart
 stopping, rows about running change nothing any more; they are still recorded.
 
 The trial machine is driven by ends of attempts, by verdicts of the pruner and by the user. Which event an ended
-attempt means is policy and stands in `decide`; which events are possible stands here.
+attempt means is policy and stands in `policy.ending`; which events are possible stands here.
 
 Rules: an event that a table does not know is an error of ours (`IllegalTransition`), and nothing changes. Terminal
 states are empty rows. The diagram in the README is generated from these tables (`python -m tuner.core.states`).

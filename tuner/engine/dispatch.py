@@ -9,9 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuner.core import decide
 from tuner.core.calls import UNMETERED, Call, Calls, OutOfCalls
-from tuner.core.capacity import Kind, kind_of, listed
 from tuner.core.events import EventKind
 from tuner.core.jobs import (
     CapacityUnavailable,
@@ -26,6 +24,8 @@ from tuner.core.jobs import (
     SecretMissing,
     job_name,
 )
+from tuner.core.policy import budget, ending
+from tuner.core.policy.placement import Kind, kind_of, listed
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
 from tuner.core.states import TrialEvent
 from tuner.engine import alarms
@@ -106,7 +106,7 @@ def _begin_attempt(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, pool: Poo
         instance_count=policy.instance_count,
         spot=pool.spot,
         rate_microusd_per_h=policy.rate_microusd_per_h(pool.instance_type),
-        max_run_s=decide.max_run_left_s(work.attempts, policy),
+        max_run_s=budget.max_run_left_s(work.attempts, policy),
         max_wait_s=policy.max_wait_s if pool.spot else None,
         reserved_microusd=live.reservation(work, pool),
         created_at=unit.now,
@@ -261,7 +261,7 @@ class Dispatcher:
         if not self._certainly_none(work):
             return work.attempts[-1] is not attempt  # adopted, or ended
         # the first time at once; then with patience, since it may be refused everywhere
-        later = unit.now + decide.back_off(attempt.refusals, live.policy.poll_s) if attempt.refusals else None
+        later = unit.now + ending.back_off(attempt.refusals, live.policy.poll_s) if attempt.refusals else None
         refusals = attempt.refusals + (refused is not None)
         unit.set_attempt(work, replace(self._in_pool(work, pool), refusals=refusals, next_try_at=later))
         why = "its quota is used up" if refused is None else str(refused)
@@ -288,7 +288,7 @@ class Dispatcher:
         if isinstance(error, OutOfCalls):
             raise error  # nobody was asked, so nobody refused
         attempt, unit = work.attempts[-1], self._unit
-        later = unit.now + decide.back_off(attempt.refusals + 1, self._live.policy.poll_s)
+        later = unit.now + ending.back_off(attempt.refusals + 1, self._live.policy.poll_s)
         unit.set_attempt(work, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
         if attempt.refusals == 0:
             kind = EventKind.REFUSED_CAPACITY if isinstance(error, CapacityUnavailable) else EventKind.REFUSED

@@ -17,13 +17,13 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Protocol, cast
 
-from tuner.core import decide
 from tuner.core.calls import UNMETERED, Calls
-from tuner.core.capacity import PATIENCE_S
 from tuner.core.clock import Clock
 from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import JobService
+from tuner.core.policy.budget import DISCOUNT_SHOWN_S
+from tuner.core.policy.placement import PATIENCE_S
 from tuner.core.records import (
     HALTED,
     RETRY_OF,
@@ -145,7 +145,7 @@ class Engine:
             last_recorded_at=last[-1].recorded_at if last else None,
             trial_count=sum(summary.trials.values()),
             spent_microusd=summary.spend_microusd,
-            spot_ratio=store.largest_spot_ratio(study.id, trained_s=decide.DISCOUNT_TOLD_S),
+            spot_ratio=store.largest_spot_ratio(study.id, trained_s=DISCOUNT_SHOWN_S),
             trials={
                 trial.number: LiveTrial(trial, list(attempts), list(runs))
                 for trial, attempts, runs in store.live(study.id)

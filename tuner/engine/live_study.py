@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
-from tuner.core import capacity, decide, proof
-from tuner.core.capacity import CapacitySnapshot, Kind, Limit, kind_of
-from tuner.core.decide import Policy, Presence
 from tuner.core.jobs import CredentialsRefused, SecretMissing
-from tuner.core.proof import Steps
+from tuner.core.policy import budget, placement, proof
+from tuner.core.policy.history import Presence
+from tuner.core.policy.placement import CapacitySnapshot, Kind, Limit, kind_of
+from tuner.core.policy.proof import Steps
+from tuner.core.policy.settings import Policy
 from tuner.core.records import (
     NO_STEP,
     Attempt,
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 # So many whole runs without a newer checkpoint, and the next one would be lost as well.
 NO_PROGRESS_RUNS_MAX = 3
-# No discount is larger than 90 %: what was billed for less was waived, and tells nothing of the next job.
-_SMALLEST_RATIO = 0.1
 # Attribute of a study: the quotas that Service Quotas told at launch, and refusals since.
 _LIMITS = "tuner:limits"
 
@@ -239,39 +238,23 @@ class LiveStudy:
     # --- what a trial may cost
 
     def billed_ratio(self, *, spot: bool) -> float:
-        """Billed over training time as estimates take it.
-
-        An estimate stops trials, so it is never hopeful: the smallest discount that the study has met, and none before.
-        """
-        return max(self.spot_ratio, _SMALLEST_RATIO) if spot and self.spot_ratio is not None else 1.0
+        return budget.billed_ratio(self.spot_ratio, spot=spot)
 
     def learn_ratio(self, ratio: float | None) -> None:
-        """Of an attempt that has just ended; None: it tells nothing."""
+        """Note the ratio of an attempt that has just ended; None: it shows nothing."""
         if ratio is not None:
             self.spot_ratio = max(ratio, self.spot_ratio or 0.0)
 
     def may_have_cost(self, work: LiveTrial, now: datetime) -> int:
-        """Final figures of a trial and the estimate of its live attempt, whose job runs on since it was last seen."""
-        attempt = work.attempt
-        known = decide.final_microusd(work.attempts)
-        if attempt is None:
-            return known
-        unseen_s = 0.0
-        if work.presence is not None and work.presence.up and attempt.observed_at is not None:
-            unseen_s = max(0.0, (now - attempt.observed_at).total_seconds())
-        return known + attempt.estimated_microusd + round(unseen_s * self._microusd_per_s(attempt))
+        """In micro-dollars, the estimate of the live attempt included."""
+        return budget.may_have_cost(work.attempts, work.presence, self._ratio_of(work), now)
 
     def limit_reached_at(self, work: LiveTrial) -> datetime | None:
-        """When a trial may have cost its limit, should its instances stay up; None where that is not in sight."""
-        attempt, limit = work.attempt, self.policy.trial_budget_microusd
-        if limit is None or attempt is None or attempt.observed_at is None or work.runs_out_at is None:
-            return None
-        left_s = (limit - self.may_have_cost(work, attempt.observed_at)) / self._microusd_per_s(attempt)
-        return attempt.observed_at + timedelta(seconds=min(max(0.0, left_s) + 1, attempt.max_run_s))
+        """When a trial may have cost its limit if its instances stay up; None if that is not in sight."""
+        return budget.limit_reached_at(work.attempts, work.presence, self._ratio_of(work), self.policy)
 
-    def _microusd_per_s(self, attempt: Attempt) -> float:
-        ratio = self.billed_ratio(spot=attempt.spot)
-        return attempt.instance_count * attempt.rate_microusd_per_h * ratio / 3600
+    def _ratio_of(self, work: LiveTrial) -> float:
+        return self.billed_ratio(spot=bool(work.attempts) and work.attempts[-1].spot)
 
     # --- pools
 
@@ -279,9 +262,9 @@ class LiveStudy:
         """Whether the next attempt of this trial, or the first of a new one, is on demand."""
         if work is None:
             return not self.policy.spot
-        if self.policy.spot and capacity.shut(self.policy, self.snapshot, spot=False):
+        if self.policy.spot and placement.shut(self.policy, self.snapshot, spot=False):
             return False  # accounts often have no quota on demand: spot may come back, such a quota does not
-        return capacity.goes_on_demand(work.attempts, self.policy, no_progress=work.no_progress)
+        return placement.goes_on_demand(work.attempts, self.policy, no_progress=work.no_progress)
 
     def refresh_capacity(self, now: datetime) -> CapacitySnapshot:
         """Look at all pools anew; placements follow the last look. It costs what is in flight."""
@@ -298,11 +281,11 @@ class LiveStudy:
             snapshot.jobs[kind_of(pool)] += attempt.arn is not None
             snapshot.movers += attempt.stop_reason is StopReason.MOVE
             if attempt.arn is not None:
-                totals[pool] = totals.get(pool, PoolTotals()) + capacity.totals_of(attempt)
+                totals[pool] = totals.get(pool, PoolTotals()) + placement.totals_of(attempt)
                 if attempt.state is not AttemptState.STOPPING:
                     here[pool].append(work.presence or Presence(up=False, since=attempt.submitted_at or now))
         snapshot.stats = {
-            pool: capacity.pool_stats(totals.get(pool, PoolTotals()), here[pool], self.lost_at.get(pool), now)
+            pool: placement.pool_stats(totals.get(pool, PoolTotals()), here[pool], self.lost_at.get(pool), now)
             for pool in totals.keys() | self.lost_at.keys() | here.keys()
         }
         self.snapshot = snapshot
@@ -314,7 +297,7 @@ class LiveStudy:
         Then no pool that the budget allows it has room under its quota, or the budget allows it none: `fits_budget`.
         """
         attempts, on_demand = work.attempts if work is not None else (), self.goes_on_demand(work)
-        return capacity.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand, pays=self._pays(work))
+        return placement.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand, pays=self._pays(work))
 
     def choose_other_pool(self, work: LiveTrial) -> Pool | None:
         """Where else the live attempt could go for which no job exists yet: another kind, with room, in the budget.
@@ -326,7 +309,7 @@ class LiveStudy:
         if attempt.spot and on_demand:
             return None
         beside = self.reserved_in_flight_microusd - attempt.reserved_microusd
-        pool = capacity.choose_pool(
+        pool = placement.choose_pool(
             work.attempts[:-1],
             self.policy,
             self.snapshot,
@@ -339,14 +322,11 @@ class LiveStudy:
     def reservation_instead(self, work: LiveTrial, pool: Pool) -> int:
         """What the live attempt would reserve in this pool."""
         rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        return decide.reservation_microusd(work.attempts[-1].max_run_s, rate, self.policy)
+        return budget.reservation_microusd(work.attempts[-1].max_run_s, rate, self.policy)
 
     def could_pay(self, work: LiveTrial, pool: Pool) -> bool:
         """Whether the budget would let this trial go on in another pool than its live attempt's."""
-        attempts = work.attempts
-        left_s = max(0, decide.max_run_left_s(attempts, self.policy))
-        rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        dearer = decide.reservation_microusd(left_s, rate, self.policy) - attempts[-1].reserved_microusd
+        dearer = self.reservation(work, pool) - work.attempts[-1].reserved_microusd
         return self.fits(self.reserved_in_flight_microusd + dearer)
 
     def learn_limit(self, kind: Kind, instances: int, now: datetime) -> dict[str, Json]:
@@ -373,7 +353,7 @@ class LiveStudy:
 
     def ended(self, attempt: Attempt) -> None:
         """An attempt is not live any more: from now on its pool's totals hold it."""
-        self.totals[attempt.pool] = self.totals.get(attempt.pool, PoolTotals()) + capacity.totals_of(attempt)
+        self.totals[attempt.pool] = self.totals.get(attempt.pool, PoolTotals()) + placement.totals_of(attempt)
         if attempt.stop_reason is StopReason.MOVE and attempt.stop_wanted_at is not None:
             self.lost(attempt.pool, attempt.stop_wanted_at)
         elif attempt.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) and attempt.ended_at is not None:
@@ -383,15 +363,13 @@ class LiveStudy:
 
     def next_reservation(self, work: LiveTrial) -> int:
         """What the next attempt of this unfinished trial would reserve."""
-        pool = self.choose_pool(work) or capacity.listed(self.policy, spot=not self.goes_on_demand(work))[0]
+        pool = self.choose_pool(work) or placement.listed(self.policy, spot=not self.goes_on_demand(work))[0]
         return self.reservation(work, pool)
 
     def reservation(self, work: LiveTrial | None, pool: Pool) -> int:
         """What an attempt in this pool would reserve."""
         attempts = work.attempts if work is not None else []
-        left_s = max(0, decide.max_run_left_s(attempts, self.policy))
-        rate = self.policy.rate_microusd_per_h(pool.instance_type)
-        return decide.reservation_microusd(left_s, rate, self.policy)
+        return budget.next_reservation_microusd(attempts, pool.instance_type, self.policy)
 
     @property
     def reserved_in_flight_microusd(self) -> int:
@@ -407,7 +385,7 @@ class LiveStudy:
 
         A new trial stands behind all unfinished ones; an unfinished one only behind what is in flight.
         """
-        pools = capacity.usable(self.policy, self.snapshot, on_demand=self.goes_on_demand(work))
+        pools = placement.usable(self.policy, self.snapshot, on_demand=self.goes_on_demand(work))
         return any(map(self._pays(work), pools))
 
     def _pays(self, work: LiveTrial | None) -> Callable[[Pool], bool]:
@@ -419,8 +397,7 @@ class LiveStudy:
 
     def fits(self, reserved_microusd: int) -> bool:
         """Whether the budget has room for these reservations beside what is spent."""
-        limit = self.policy.budget_microusd
-        return limit is None or self.spent_microusd + reserved_microusd <= limit
+        return budget.fits(self.spent_microusd, reserved_microusd, self.policy)
 
 
 def limits_to_keep(quotas: Mapping[Kind, int], now: datetime) -> dict[str, Json]:

@@ -14,7 +14,7 @@ dear.
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from tuner.core.decide import Policy
+from tuner.core.policy.settings import Policy
 from tuner.core.records import AttemptState, Fact
 from tuner.engine.live_study import LiveTrial, Silence
 

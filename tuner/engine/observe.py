@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from tuner.core import capacity, decide, proof
 from tuner.core.calls import UNMETERED, Call, Calls
 from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
+from tuner.core.policy import budget, ending, history, placement, proof
 from tuner.core.prices import cost_microusd
 from tuner.core.records import (
     NO_STEP,
@@ -75,7 +75,6 @@ class Observer:
             self._read_progress(work)
             self._judge(work)
             self._conclude(work)
-            self._give_up(work)
         self._move()
         self._warn()
 
@@ -147,8 +146,7 @@ class Observer:
         return moment is not None and moment < self._now
 
     def _passes_its_limit(self, work: LiveTrial) -> bool:
-        limit = self._live.policy.trial_budget_microusd
-        return limit is not None and self._live.may_have_cost(work, self._now) > limit
+        return budget.passes_its_limit(self._live.may_have_cost(work, self._now), self._live.policy)
 
     def _describe(self, work: LiveTrial) -> None:
         attempt, unit = work.attempts[-1], self._unit
@@ -163,10 +161,10 @@ class Observer:
         if self._awaits_figures(seen):
             return  # not remembered as seen: the next tick describes it again
         self._live.rounds.described(attempt.job_name, seen.modified_at)
-        absorbed = decide.absorb(attempt, seen, self._now, billed_ratio=self._live.billed_ratio(spot=attempt.spot))
+        absorbed = history.absorb(attempt, seen, self._now, billed_ratio=self._live.billed_ratio(spot=attempt.spot))
         unit.set_attempt(work, absorbed.attempt)
         unit.drafted(work, attempt.number, absorbed.events)
-        work.presence = decide.presence(seen)
+        work.presence = history.presence(seen)
         if absorbed.attempt.interruptions > attempt.interruptions:
             self._live.lost(attempt.pool, work.presence.since)
         others = [run for run in work.runs if run.attempt != attempt.number]
@@ -191,7 +189,7 @@ class Observer:
 
     def _end(self, work: LiveTrial, seen: Observation) -> None:
         attempt = work.attempts[-1]
-        end, reason = decide.end_of(seen)
+        end, reason = history.end_of(seen)
         work.final_metrics = seen.final_metrics
         billable_s, training_s = seen.billable_s, seen.training_s
         if billable_s is None and attempt.run_s > 0:
@@ -203,7 +201,7 @@ class Observer:
     def _end_lost(self, work: LiveTrial) -> None:
         """The job was deleted by somebody else, and its final figures with it: the dearest reading is booked."""
         attempt = work.attempts[-1]
-        seconds = decide.dearest_s(attempt, self._now)
+        seconds = budget.dearest_s(attempt, self._now)
         self._unit.move_attempt(work, AttemptEvent.END, reason="the job was deleted")
         self._unit.event(EventKind.BILLING_MISSING, work=work, attempt=attempt.number, assumed_s=seconds)
         work.unread = True
@@ -233,7 +231,7 @@ class Observer:
             EventKind.LEDGER, work=work, attempt=attempt.number, end=end, billable_s=billable_s, spend_microusd=spend
         )
         live.spent_microusd += spend
-        live.learn_ratio(decide.spot_ratio(attempt.spot, billable_s, training_s))
+        live.learn_ratio(budget.spot_ratio(attempt.spot, billable_s, training_s))
         live.ended(ended)
 
     # --- what lies under the prefix
@@ -400,16 +398,16 @@ class Observer:
             for work in live.trials.values()
             if work.waits_since is not None and work.attempts[-1].stop_reason is None
         ]
-        if not waiting or (self._now - min(waiting)[0]).total_seconds() < capacity.PATIENCE_S:
+        if not waiting or (self._now - min(waiting)[0]).total_seconds() < placement.PATIENCE_S:
             return
         snapshot = live.refresh_capacity(self._now)
         for since, _, work in sorted(waiting):
             pays = partial(live.could_pay, work)
-            pool = capacity.elsewhere(work.attempts, live.policy, snapshot, since, pays)
+            pool = placement.elsewhere(work.attempts, live.policy, snapshot, since, pays)
             if pool is not None:
                 self._leave(work, pool)
                 snapshot.movers += 1
-                snapshot.attempts[capacity.kind_of(pool)] += 1  # its place is kept for the others of this tick
+                snapshot.attempts[placement.kind_of(pool)] += 1  # its place is kept for the others of this tick
 
     def _leave(self, work: LiveTrial, pool: Pool) -> None:
         attempt, unit = work.attempts[-1], self._unit
@@ -441,37 +439,40 @@ class Observer:
     # --- ends
 
     def _conclude(self, work: LiveTrial) -> None:
-        """Say what the end of an attempt means for its trial, once everything under its prefix was read."""
-        attempt, unit, policy = work.ended_attempt, self._unit, self._live.policy
-        if attempt is None or work.trial.state is not TrialState.RUNNING or work.unread:
+        """Apply what the end of an attempt means for its trial, once everything under its prefix was read."""
+        trial, unit = work.trial, self._unit
+        ends = work.ended_attempt is not None and trial.state is TrialState.RUNNING and not work.unread
+        if not ends and trial.state is not TrialState.BACKING_OFF:
             return
-        values = self._values(work)
-        verdict = decide.after_end(work.trial, attempt, policy, self._now, has_value=values is not None)
+        values = self._values(work) if ends else None
+        verdict = ending.after_end(self._case(work, values))
+        if verdict is None:
+            return
         if verdict.fault:
             unit.set_trial(work, replace(work.trial, faults=work.trial.faults + 1))
-        if verdict.event is TrialEvent.BACK_OFF and decide.max_run_left_s(work.attempts, policy) < 1:
-            verdict = decide.Verdict(TrialEvent.FAIL, "max_run")
-        elif verdict.event is TrialEvent.BACK_OFF and decide.has_cost_its_limit(work.attempts, policy):
-            verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.TRIAL_BUDGET))
-        elif verdict.event is TrialEvent.BACK_OFF and work.no_progress and not self._has_a_way_out(work, attempt):
-            verdict = decide.Verdict(TrialEvent.FAIL, str(StopReason.NO_PROGRESS))
         if verdict.event is TrialEvent.SUCCEED:
             alarms.cross_check(self._live, unit, work, work.final_metrics)
         unit.move_trial(
             work,
             verdict.event,
             reason=verdict.reason,
-            due_at=verdict.due_at if unit.study.intent is Intent.RUN else None,
+            due_at=verdict.due_at,
             values=values if verdict.event is TrialEvent.SUCCEED else None,
         )
         tell(self._live, unit, work)
 
-    def _give_up(self, work: LiveTrial) -> None:
-        """End a trial that waits for its next attempt, and whose limit was set below what it has cost."""
-        waits = work.trial.state is TrialState.BACKING_OFF and self._unit.study.intent is Intent.RUN
-        if waits and decide.has_cost_its_limit(work.attempts, self._live.policy):
-            self._unit.move_trial(work, TrialEvent.FAIL, reason=str(StopReason.TRIAL_BUDGET))
-            tell(self._live, self._unit, work)
+    def _case(self, work: LiveTrial, values: tuple[float, ...] | None) -> ending.EndedAttempt:
+        no_progress = work.trial.state is TrialState.RUNNING and work.no_progress
+        return ending.EndedAttempt(
+            trial=work.trial,
+            attempts=work.attempts,
+            policy=self._live.policy,
+            now=self._now,
+            intent=self._unit.study.intent,
+            has_value=values is not None,
+            no_progress=no_progress,
+            may_go_on_demand=no_progress and self._has_a_way_out(work, work.attempts[-1]),
+        )
 
     def _has_a_way_out(self, work: LiveTrial, attempt: Attempt) -> bool:
         """Whether a trial that trained for nothing on spot may train on demand."""
@@ -479,7 +480,7 @@ class Observer:
 
     def _values(self, work: LiveTrial) -> tuple[float, ...] | None:
         """The objectives' values, None unless all are finite."""
-        spent = decide.final_microusd(work.attempts) / MICROUSD
+        spent = budget.final_microusd(work.attempts) / MICROUSD
         values = [
             spent if objective.metric == COST_METRIC else work.value(objective.metric)
             for objective in self._live.spec.objectives

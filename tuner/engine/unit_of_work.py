@@ -11,8 +11,7 @@ from datetime import datetime
 from typing import Self
 
 from tuner.core.calls import OutOfCalls
-from tuner.core.decide import EventDraft
-from tuner.core.events import EventKind
+from tuner.core.events import EventDraft, EventKind
 from tuner.core.records import (
     Attempt,
     AttemptEnd,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from tuner.core.records import Json, StudyState
 
 if TYPE_CHECKING:
-    from tuner.core.capacity import Kind
+    from tuner.core.policy.placement import Kind
     from tuner.spec.study_file import StudySpec
 
 _OUR_SIGNALS = (signal.SIGINT, signal.SIGTERM)

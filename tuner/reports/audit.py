@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from operator import attrgetter
 
-from tuner.core import decide
 from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
+from tuner.core.policy import history
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
 from tuner.core.records import Attempt, AttemptEnd, Study
 from tuner.reports.records import Audit, AuditRow, Orphan
@@ -124,7 +124,7 @@ def _final_differences(attempt: Attempt, seen: Observation) -> Iterator[str]:
         yield f"billed {seen.billable_s} s, recorded {attempt.billable_s} s"
     if attempt.spend_microusd != _billed(attempt, seen):
         yield f"billed {_billed(attempt, seen)} micro-dollars, recorded {attempt.spend_microusd}"
-    interruptions = decide.account(seen.history, seen.modified_at).interruptions
+    interruptions = history.totals(seen.history, seen.modified_at).interruptions
     if attempt.interruptions != interruptions:
         yield f"{interruptions} interruptions in its history, recorded {attempt.interruptions}"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
-from tuner.core.proof import went_back
+from tuner.core.policy.proof import went_back
 from tuner.core.records import (
     HALTED,
     Attempt,

@@ -7,14 +7,15 @@ strings go through as they are, everything else as JSON. Every checkpoint prefix
 strings and `…/1` would also name `…/10`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tuner.core.decide import Policy, reservation_microusd
 from tuner.core.jobs import DIGEST_VARIABLE, Channel, JobRequest, MetricDefinition, digest, job_name
-from tuner.core.prices import RateCard, cost_microusd
+from tuner.core.policy import budget
+from tuner.core.policy.budget import reservation_microusd
+from tuner.core.policy.settings import Policy
+from tuner.core.prices import RateCard
 from tuner.core.records import (
     BEGUN_WITH,
     Attempt,
@@ -108,23 +109,8 @@ def ceiling(spec: StudySpec) -> Ceiling:
 
 
 def worst_case_microusd(spec: StudySpec) -> int:
-    """The most that a study on spot may bill if the service reads against us what it leaves open.
-
-    MaxRuntime may count each run of a job anew. An engine at work ends a job that passes its `max_run` all the same,
-    and then the budget holds; while none is, `max_wait` alone ends a job that is interrupted again and again. Jobs in
-    flight when the budget is full may overrun their reservations by that much, and none is submitted after. What a job
-    may bill after its last stop is in its reservation, as are `poll` and `stop_within`. Without a budget it holds for
-    one job a trial, as `ceiling` does. Raises PriceUnknown.
-    """
-    training, card = spec.training, RateCard(spec.prices)
-    rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in training.instance_types)
-    job_s = math.ceil(training.max_wait_s + spec.settings.stop_grace_s + spec.settings.upload_allowance_s)
-    job_microusd = cost_microusd(job_s, training.instance_count, rate)
-    if spec.budget.microusd is not None:
-        overrun_s = max(0.0, training.max_wait_s - spec.settings.poll_interval_s - spec.settings.stop_within_s)
-        overrun_microusd = cost_microusd(math.ceil(overrun_s), training.instance_count, rate)
-        return spec.budget.microusd + spec.parallel * overrun_microusd
-    return spec.trials * (cost_microusd(training.max_run_s, training.instance_count, rate) + job_microusd)
+    """The most that a study on spot may bill: see `budget.worst_case_microusd`. Raises PriceUnknown."""
+    return budget.worst_case_microusd(policy(spec, None), spec.training.max_wait_s)
 
 
 def root(spec: StudySpec) -> str:

@@ -436,7 +436,7 @@ class Store:
     def largest_spot_ratio(self, study_id: int, *, trained_s: int) -> float | None:
         """Billed over training time of the ended spot attempt with the smallest discount; None without any.
 
-        Counted are those that have trained for so long and were billed less: see `decide.spot_ratio`.
+        Counted are those that have trained for so long and were billed less: see `budget.spot_ratio`.
         """
         ratio = sa.cast(_A.billable_s, sa.Float) / _A.training_s
         told = (

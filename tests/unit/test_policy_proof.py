@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tuner.core.proof import Steps, prove, went_back
+from tuner.core.policy.proof import Steps, prove, went_back
 from tuner.core.records import Run, RunEnd, RunRecord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

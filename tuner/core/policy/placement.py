@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from tuner.core.decide import Policy, Presence
+from tuner.core.policy.history import Presence
+from tuner.core.policy.settings import Policy
 from tuner.core.records import Attempt, AttemptEnd, Pool, PoolTotals, StopReason
 
 # What a quota counts: instances of a type, spot and on-demand apart.

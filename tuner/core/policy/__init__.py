@@ -1,0 +1,1 @@
+"""What the engine does and why: pure rules, one module for each question."""
