@@ -12,6 +12,7 @@ from tuner.aws import iam_policy, logs
 from tuner.aws.connections import Identity
 from tuner.aws.iam_policy import FREE_CALLS, PolicyScope, documents, place, principal
 from tuner.sagemaker.request import request_parameters
+from tuner.spec.records import Vpc
 from tuner.spec.workload import specimen
 
 ACCOUNT = "123456789012"
@@ -196,7 +197,7 @@ def test_an_own_image_may_be_looked_at_and_an_unknown_registry_is_open(study):
 
 def test_key_and_network_add_their_statements(study):
     key = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/k"
-    cloud = replace(study.sagemaker, kms_key=key, subnets=("subnet-1",), security_groups=("sg-1",))
+    cloud = replace(study.sagemaker, kms_key=key, vpc=Vpc(("sg-1",), ("subnet-1",)))
     made = documents(place(replace(study, sagemaker=cloud), ME, "eu-west-1"))
     assert statements(made["caller"])["Key"]["Resource"] == statements(made["role"])["Key"]["Resource"] == [key]
     assert "ec2:CreateNetworkInterface" in statements(made["role"])["Vpc"]["Action"]

@@ -13,8 +13,8 @@ from readme_text import ROOT, blocks, code, table
 
 import tuner
 from tuner.spec import study_file
+from tuner.spec.channels import KEYS as CHANNEL_KEYS
 from tuner.spec.document import flatten, to_document
-from tuner.spec.training import INPUT_KEYS
 
 MINIMAL = {
     "name": "n",
@@ -98,7 +98,9 @@ def test_no_key_is_left_out(tmp_path: Path) -> None:
 
 
 def test_each_key_of_a_channel_is_told() -> None:
-    assert tuple(key for row in table("of a channel") for key in code(row[0])) == INPUT_KEYS
+    assert tuple(key for row in table("of a channel") for key in code(row[0])) == tuple(
+        key.name for key in CHANNEL_KEYS
+    )
 
 
 def example(language: str, holds: str) -> str:

@@ -29,7 +29,7 @@ from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.reports.records import EventLine
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import SimulatedJob
-from tuner.spec.parse import parse
+from tuner.spec.sections import parse
 from tuner.spec.study_file import SpecError, StudySpec, apply_set, to_json
 from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec_files import WHOLE
 
-from tuner.spec.parse import parse
+from tuner.spec.sections import parse
 from tuner.spec.study_file import SpecError, describe, from_json, to_json
-from tuner.spec.values import duration, duration_text
+from tuner.spec.values import Where, duration, duration_text
 from tuner.spec.yaml_text import assign, parse_value
 
 BASE = Path("/studies/digits")
@@ -122,4 +122,4 @@ def test_json_is_read_as_it_is(value: Any):
 
 @given(durations)
 def test_a_duration_is_written_exactly(seconds: float):
-    assert duration(duration_text(seconds), "here") == seconds
+    assert duration.read(duration_text(seconds), Where("here")) == seconds

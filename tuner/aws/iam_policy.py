@@ -322,7 +322,7 @@ def _of_study(spec: StudySpec) -> PolicyScope:
         image=_image(spec.training.image_uri),
         key=spec.sagemaker.kms_key,
         inputs=tuple(_address(each.uri) for each in spec.training.inputs),
-        vpc=bool(spec.sagemaker.security_groups),  # as requests: subnets may stand in `vpc` or be those of `zones`
+        vpc=bool(spec.sagemaker.vpc.security_groups),  # as requests: subnets may stand in `vpc` or be those of `zones`
     )
 
 

@@ -33,7 +33,7 @@ from tuner.rehearse.rehearse import rehearse
 from tuner.rehearse.runs import RehearsalOptions
 from tuner.rehearse.verdict import save_text, short
 from tuner.spec.study_file import SpecError
-from tuner.spec.values import duration
+from tuner.spec.values import Where, duration
 from tuner.storage.bundle import BundleRefused
 from tuner.store.schema import SCHEMA, current
 from tuner.store.store import StoreError
@@ -75,7 +75,7 @@ def _options(args: Arguments) -> RehearsalOptions:
         overrides=tuple(args.set),
         inputs=_inputs(args.input),
         steps=args.steps,
-        max_duration_s=duration(args.leash, "--leash"),
+        max_duration_s=duration.read(args.leash, Where("--leash")),
         interruptions=args.interruptions,
         seed=args.seed,
         tolerance=args.tolerance,

@@ -21,7 +21,7 @@ from tuner.rehearse.records import Rehearsal, RehearsalRefused
 from tuner.rehearse.runs import RehearsalOptions, RehearsalProgress, Runs
 from tuner.rehearse.stage import ROOT, Stage
 from tuner.rehearse.verdict import checks
-from tuner.spec.records import Input
+from tuner.spec.records import Input, Vpc
 from tuner.spec.study_file import StudySpec, load, refuse_missing_secrets, refuse_unbuilt
 
 
@@ -97,8 +97,7 @@ def prepared(spec: StudySpec, inputs: Mapping[str, Path]) -> tuple[StudySpec, tu
         role=None,
         profile=None,
         kms_key=None,
-        security_groups=(),
-        subnets=(),
+        vpc=Vpc(),
         zones={},
         network_isolation=False,
         outputs=None,

@@ -171,7 +171,7 @@ def _inputs(spec: StudySpec) -> None:
 
 def _network(spec: StudySpec) -> None:
     cloud = spec.sagemaker
-    if cloud.zones and not cloud.security_groups:
+    if cloud.zones and not cloud.vpc.security_groups:
         raise SpecError("sagemaker.zones: are subnets, which need sagemaker.vpc.security_groups; add them")
 
 

@@ -200,6 +200,14 @@ class LocalMarket:
 
 
 @dataclass(frozen=True, slots=True)
+class Vpc:
+    """The network of jobs: both or neither, or groups alone where zones name the subnets."""
+
+    security_groups: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SageMakerSettings:
     """`request` is merged into each CreateTrainingJob; `zones` maps an availability zone to a subnet."""
 
@@ -208,8 +216,7 @@ class SageMakerSettings:
     profile: str | None
     volume_gb: int
     kms_key: str | None
-    security_groups: tuple[str, ...]
-    subnets: tuple[str, ...]
+    vpc: Vpc
     zones: Mapping[str, str]
     network_isolation: bool
     outputs: str | None

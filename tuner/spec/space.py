@@ -8,24 +8,29 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
+from typing import Any, Literal
 
+from tuner.spec.keys import Key, Section, record
 from tuner.spec.records import CategoricalParam, FloatParam, IntParam, Json, Param, Scalar, Space, SpaceFunction
 from tuner.spec.values import (
-    Reader,
-    Section,
+    Form,
+    Kind,
+    Schema,
     SpecError,
+    Where,
     distinct,
     each,
     flag,
-    inside,
     number,
     one_of,
     positive,
     shown,
     text,
     whole,
+    without_type,
 )
 
 # Beyond this a whole number is no longer exact in the floating-point numbers that samplers work with.
@@ -35,12 +40,6 @@ MAX_VALUE_CHARACTERS = 2500
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 
 PARAM_NAME = text(r"[A-Za-z_][A-Za-z0-9_.-]*", "a name of letters, digits, . _ and - (it becomes --name)", most=256)
-
-_KEYS = {
-    "float": ("type", "low", "high", "step", "log"),
-    "int": ("type", "low", "high", "step", "log"),
-    "categorical": ("type", "choices"),
-}
 
 
 def encoded(value: Json) -> str:
@@ -59,7 +58,7 @@ def toolkit_argument(text: str) -> str:
     return "" if value is None else str(value)
 
 
-def check_value(value: Json, where: str) -> None:
+def check_value(value: Json, where: Where | str) -> None:
     """Refuse what CreateTrainingJob would: its values are texts of one line."""
     text = encoded(value)
     if len(text) > MAX_VALUE_CHARACTERS:
@@ -68,60 +67,35 @@ def check_value(value: Json, where: str) -> None:
         raise SpecError(f"{where}: has a line break, which no job takes; put it into a file")
 
 
-def parse_space(base: Path) -> Reader[Space]:
-    def read(value: Json, where: str) -> Space:
-        if isinstance(value, str):
-            return _function(value, where, base)
-        if value == {}:
-            raise SpecError(f"{where}: is empty; it needs at least one parameter")
-        if not isinstance(value, dict):
-            raise SpecError(f"{where}: must be a mapping of parameters, or file.py:function, not {shown(value)}")
-        return tuple(
-            _param(PARAM_NAME(name, inside(where, name)), item, inside(where, name)) for name, item in value.items()
-        )
-
-    return read
+def _choice(value: Json, where: Where) -> Scalar:
+    if isinstance(value, list | dict):
+        raise SpecError(f"{where}: must be a text, a number or a boolean, not {shown(value)}; name it by a text")
+    check_value(value, where)
+    return value
 
 
-def _function(value: str, where: str, base: Path) -> SpaceFunction:
-    path, colon, function = value.rpartition(":")
-    if not colon or not path.endswith(".py") or not function.isidentifier() or not path.isprintable():
-        raise SpecError(f"{where}: must read file.py:function, or be a mapping of parameters, not {shown(value)}")
-    return SpaceFunction(os.path.normpath(base / path), function)
+def _different(choices: tuple[Scalar, ...], where: Where) -> None:
+    # as the sampler tells them apart (1 and true are equal), and as the script does (1 and "1" arrive alike)
+    distinct(choices, where)
+    distinct([encoded(choice) for choice in choices], where)
 
 
-def _param(name: str, value: Json, where: str) -> Param:
-    example = "{type: float, low: 0.001, high: 0.1}"
-    if not isinstance(value, dict):
-        raise SpecError(f"{where}: must be a mapping, as in {example}, not {shown(value)}")
-    kind = Section(value, where).need("type", one_of("float", "int", "categorical"), "float")
-    section = Section.open(value, where, _KEYS[kind])
-    match kind:
-        case "float":
-            return _float(name, section)
-        case "int":
-            return _int(name, section)
-        case _:
-            return CategoricalParam(name, section.need("choices", _choices, "[first, second]"))
-
-
-def _float(name: str, section: Section) -> FloatParam:
-    low, high = section.need("low", number, "0.001"), section.need("high", number, "0.1")
-    step, log = section.find("step", positive), section.get("log", flag, False)
-    _check_range(section, low, high, step, log=log)
+def _check_float(section: Section, values: dict[str, Any]) -> None:
+    low, log = values["low"], values["log"]
+    _check_range(section, low, values["high"], values["step"], log=log)
     if log and low <= 0:
         raise SpecError(f"{section.at('low')}: must be above 0 with log: true, not {shown(low)}")
-    return FloatParam(name, low, high, step, log)
 
 
-def _int(name: str, section: Section) -> IntParam:
-    read = whole(-_MAX_INT, _MAX_INT)
-    low, high = section.need("low", read, "1"), section.need("high", read, "10")
-    step, log = section.get("step", whole(1, _MAX_INT), 1), section.get("log", flag, False)
-    _check_range(section, low, high, step if step > 1 else None, log=log)
+def _check_int(section: Section, values: dict[str, Any]) -> None:
+    low, step, log = values["low"], values["step"], values["log"]
+    _check_range(section, low, values["high"], step if step > 1 else None, log=log)
     if log and low < 1:
         raise SpecError(f"{section.at('low')}: must be at least 1 with log: true, not {low}")
-    return IntParam(name, low, high, step, log)
+
+
+def _check_choices(section: Section, values: dict[str, Any]) -> None:
+    _different(values["choices"], section.at("choices"))
 
 
 def _check_range(section: Section, low: float, high: float, step: float | None, *, log: bool) -> None:
@@ -142,16 +116,128 @@ def _check_range(section: Section, low: float, high: float, step: float | None, 
         raise SpecError(f"{section.at('high')}: is not low plus whole steps; write high: {nearest!r}")
 
 
-def _choices(value: Json, where: str) -> tuple[Scalar, ...]:
-    choices = each(_choice, least=1, most=_MAX_CHOICES)(value, where)
-    # as the sampler tells them apart (1 and true are equal), and as the script does (1 and "1" arrive alike)
-    distinct(choices, where)
-    distinct([encoded(choice) for choice in choices], where)
-    return choices
+_TYPES: tuple[Literal["float", "int", "categorical"], ...] = ("float", "int", "categorical")
+_TYPE_ABOUT = "Numbers with decimals, whole numbers, or one of several choices."
+_INT = whole(-_MAX_INT, _MAX_INT)
+_LOW, _HIGH = "The smallest value, itself included.", "The largest value, itself included."
+_STEP = "Values are `low` plus a whole number of steps; not together with `log`."
+_LOG = "Draw on a logarithmic scale, which needs values above 0."
 
 
-def _choice(value: Json, where: str) -> Scalar:
-    if isinstance(value, list | dict):
-        raise SpecError(f"{where}: must be a text, a number or a boolean, not {shown(value)}; name it by a text")
-    check_value(value, where)
-    return value
+def _type(*words: Literal["float", "int", "categorical"]) -> Key:
+    return Key(name="type", kind=one_of(*words), about=_TYPE_ABOUT, example=words[0], change="never", shapes=True)
+
+
+def _log(about: str) -> Key:
+    return Key(name="log", kind=flag, about=about, default=False, change="never", shapes=True)
+
+
+# What the keys of a parameter are depends on its type.
+PARAMS: dict[str, tuple[Key, ...]] = {
+    "float": (
+        _type("float"),
+        Key(name="low", kind=number, about=_LOW, example="0.001", shapes=True),
+        Key(name="high", kind=number, about=_HIGH, example="0.1", shapes=True),
+        Key(name="step", kind=positive, about=_STEP, shapes=True),
+        _log(_LOG),
+    ),
+    "int": (
+        _type("int"),
+        Key(name="low", kind=_INT, about=_LOW, example="1", shapes=True),
+        Key(name="high", kind=_INT, about=_HIGH, example="10", shapes=True),
+        Key(name="step", kind=whole(1, _MAX_INT), about=_STEP, default=1, shapes=True),
+        _log(_LOG),
+    ),
+    "categorical": (
+        _type("categorical"),
+        Key(
+            name="choices",
+            kind=each(
+                Kind(_choice, {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VALUE_CHARACTERS}),
+                least=1,
+                most=_MAX_CHOICES,
+            ),
+            about="The values to choose from: texts, numbers, booleans or null, each once.",
+            example="[first, second]",
+            change="never",
+            shapes=True,
+        ),
+    ),
+}
+
+
+def _make(cls: type[Param]) -> Callable[..., Param]:
+    def make(**values: Any) -> Param:  # noqa: ANN401 - as the keys say
+        del values["type"]
+        return cls("", **values)
+
+    return make
+
+
+_RECORDS: dict[str, Kind[Param]] = {
+    "float": record(_make(FloatParam), PARAMS["float"], settle=_check_float),
+    "int": record(_make(IntParam), PARAMS["int"], settle=_check_int),
+    "categorical": record(_make(CategoricalParam), PARAMS["categorical"], settle=_check_choices),
+}
+
+
+def _read_param(name: str, value: Json, where: Where) -> Param:
+    if not isinstance(value, dict):
+        example = "{type: float, low: 0.001, high: 0.1}"
+        raise SpecError(f"{where}: must be a mapping, as in {example}, not {shown(value)}")
+    kind = Section(value, where).need("type", one_of(*_TYPES), "float")
+    return replace(_RECORDS[kind].read(value, where), name=name)
+
+
+def _write_param(param: Param, form: Form) -> Json:
+    kind = {FloatParam: "float", IntParam: "int", CategoricalParam: "categorical"}[type(param)]
+    fields = {key.name: key.kind.write(getattr(param, key.name), form) for key in PARAMS[kind] if key.name != "type"}
+    return {"type": kind, **fields}
+
+
+def _function(value: str, where: Where) -> SpaceFunction:
+    path, colon, function = value.rpartition(":")
+    if not colon or not path.endswith(".py") or not function.isidentifier() or not path.isprintable():
+        raise SpecError(f"{where}: must read file.py:function, or be a mapping of parameters, not {shown(value)}")
+    return SpaceFunction(os.path.normpath(where.base / path), function)
+
+
+def _read(value: Json, where: Where) -> Space:
+    if isinstance(value, str):
+        return _function(value, where)
+    if value == {}:
+        raise SpecError(f"{where}: is empty; it needs at least one parameter")
+    if not isinstance(value, dict):
+        raise SpecError(f"{where}: must be a mapping of parameters, or file.py:function, not {shown(value)}")
+    places = {name: where.inside(name) for name in value}
+    return tuple(_read_param(PARAM_NAME.read(name, at), value[name], at) for name, at in places.items())
+
+
+def _write(space: Space, form: Form) -> Json:
+    if isinstance(space, SpaceFunction):
+        return f"{space.path}:{space.function}"
+    return {param.name: _write_param(param, form) for param in space}
+
+
+def _all_keys() -> tuple[Key, ...]:
+    """The keys of parameters of all types, each once."""
+    found = {key.name: key for keys in PARAMS.values() for key in keys}
+    return (replace(found.pop("type"), kind=one_of(*_TYPES)), *found.values())
+
+
+_SCHEMA: Schema = {
+    "type": ["object", "string"],
+    "minProperties": 1,
+    "propertyNames": without_type(PARAM_NAME.schema),
+    "pattern": r"\.py:[^:\s]+$",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": list(_TYPES), "description": _TYPE_ABOUT}},
+        "allOf": [
+            {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": _RECORDS[name].schema}
+            for name in _TYPES
+        ],
+    },
+}
+SPACE: Kind[Space] = Kind(_read, _SCHEMA, _write, _all_keys(), "*")

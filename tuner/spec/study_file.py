@@ -10,14 +10,14 @@ that it names; secrets are references, never values; settings that are parsed bu
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
+from tuner.spec.changes import SpecChange, changes
 from tuner.spec.check import check, check_files, refuse_missing_secrets
 from tuner.spec.document import flatten, setting_text, to_document
-from tuner.spec.parse import parse
+from tuner.spec.keys import flat
 from tuner.spec.records import (
     COST_METRIC,
     Backend,
@@ -46,8 +46,10 @@ from tuner.spec.records import (
     StudySpec,
     Training,
 )
+from tuner.spec.sections import KEYS, parse
 from tuner.spec.space import encoded
-from tuner.spec.values import SpecError, suggestion
+from tuner.spec.training import SHAPING
+from tuner.spec.values import Form, SpecError, suggestion
 from tuner.spec.yaml_text import assign, read_document
 
 __all__ = [
@@ -93,16 +95,14 @@ __all__ = [
     "to_json",
 ]
 
-_FORMAT = 1
+# 1: durations are text, as in the file; 2: they are seconds. Both are read for good.
+_FORMATS: dict[int, Form] = {1: "file", 2: "stored"}
+_FORMAT = 2
 
 # What `tuner set` may change while a study runs: totals, which the engine recomputes anyway.
-LIVE_KEYS = ("trials", "parallel", "budget.usd", "budget.per_trial_usd", "budget.deadline")
-
-# What shapes the result of a trial, beside its parameters: of `training`, all but limits, places and secrets.
-_SHAPING = (
-    "entry_point", "source_dir", "algorithm", "hyperparameters", "environment", "metrics", "launcher", "entrypoint",
-    "image_uri", "framework", "inputs",
-)  # fmt: skip
+LIVE_KEYS = tuple(name for name, key in flat(KEYS) if key.settable)
+# How many parsed specs are kept: those of a store's recent studies.
+_SPECS_KEPT = 64
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -150,17 +150,22 @@ def to_json(spec: StudySpec) -> str:
         "format": _FORMAT,
         "file": None if spec.file is None else str(spec.file),
         "overrides": list(spec.overrides),
-        "study": to_document(spec),
+        "study": to_document(spec, "stored"),
     }
     return json.dumps(stored, allow_nan=False)
 
 
+@lru_cache(maxsize=_SPECS_KEPT)
 def from_json(text: str) -> StudySpec:
-    """The spec that `to_json` stored. Neither files nor prices are looked at."""
+    """The spec that `to_json` stored. Neither files nor prices are looked at.
+
+    A text is parsed once: each further call returns the same object, which nobody changes.
+    """
     stored = json.loads(text)
-    if stored["format"] != _FORMAT:
+    form = _FORMATS.get(stored["format"])
+    if form is None:
         raise SpecError(f"this study was stored in format {stored['format']}; upgrade this program to read it")
-    spec = parse(stored["study"], Path("/"), None if stored["file"] is None else Path(stored["file"]))
+    spec = parse(stored["study"], Path("/"), None if stored["file"] is None else Path(stored["file"]), form)
     return replace(spec, overrides=tuple(stored["overrides"]))
 
 
@@ -183,7 +188,7 @@ def apply_set(spec: StudySpec, assignments: Sequence[str]) -> StudySpec:
 
 def live_settings(spec: StudySpec) -> dict[str, Json]:
     """What `apply_set` may change, as it is now; `budget.usd=null` is what takes a limit away."""
-    settings = _settings_of(spec)
+    settings = dict(flatten(to_document(spec)))
     return {key: settings.get(key) for key in LIVE_KEYS}
 
 
@@ -193,83 +198,7 @@ def as_begun(spec: StudySpec, former: str) -> StudySpec:
     Nothing is checked: each of the two was.
     """
     begun = from_json(former).training
-    return replace(spec, training=replace(spec.training, **{name: getattr(begun, name) for name in _SHAPING}))
-
-
-# -- what changed between two versions of a study file --
-
-ChangeKind = Literal["harmless", "needs_accept", "never"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpecChange:
-    """One setting that differs, by dotted key; None stands for absent."""
-
-    key: str
-    old: Json
-    new: Json
-    kind: ChangeKind
-
-    def __str__(self) -> str:
-        return f"{self.key}: {setting_text(self.old)} -> {setting_text(self.new)}"
-
-    @property
-    def for_new_trials(self) -> bool:
-        """Whether trials that exist keep the old setting."""
-        section, name = (*self.key.split("."), "")[:2]
-        return section.startswith("space") or (section == "training" and name in _SHAPING)
-
-
-# The first pattern that matches decides; what matches none needs to be accepted.
-_KINDS: tuple[tuple[str, ChangeKind], ...] = (
-    # the trials that exist were proposed, named, stored and judged by these
-    ("name", "never"),
-    ("objective", "never"),
-    ("backend", "never"),
-    ("space.*.type", "never"),
-    ("space.*.choices", "never"),
-    ("space.*.log", "never"),
-    ("search.warm_start", "never"),
-    ("checkpoints.root", "never"),
-    ("sagemaker.region", "never"),
-    # what a job reserves, and what its result is worth, is told for all trials alike
-    ("training.instance_count", "never"),
-    # totals, wishes and words
-    ("description", "harmless"),
-    ("trials", "harmless"),
-    ("parallel", "harmless"),
-    ("budget.*", "harmless"),
-    ("checkpoints.keep", "harmless"),
-    ("capacity.*", "harmless"),
-    ("training.max_wait", "harmless"),
-    ("tags.*", "harmless"),
-    ("local*", "harmless"),
-    ("settings.*", "harmless"),
-)
-
-
-def changes(old: StudySpec, new: StudySpec) -> list[SpecChange]:
-    """What differs between a stored spec and the study file as it is now, in the order of the file."""
-    before, after = _settings_of(old), _settings_of(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        SpecChange(key, before.get(key), after.get(key), _kind(key))
-        for key in keys
-        # as JSON, since 1 and true are equal to Python
-        if json.dumps(before.get(key)) != json.dumps(after.get(key))
-    ]
-
-
-def _settings_of(spec: StudySpec) -> dict[str, Json]:
-    settings = dict(flatten(to_document(spec)))
-    if not isinstance(spec.space, SpaceFunction):
-        # samplers draw in this order
-        settings["space (order)"] = [param.name for param in spec.space]
-    return settings
-
-
-def _kind(key: str) -> ChangeKind:
-    return next((kind for pattern, kind in _KINDS if fnmatchcase(key, pattern)), "needs_accept")
+    return replace(spec, training=replace(spec.training, **{name: getattr(begun, name) for name in SHAPING}))
 
 
 # -- what is parsed, but not built --

@@ -1,27 +1,33 @@
-"""Readers of single values: each takes a plain value and the key where it stands, and returns it checked or raises.
+"""Kinds of values: how a value of the study file is read, written and described.
 
-They combine: `each(text())` reads a list of texts, `entries(money())` a mapping of names to amounts. A `Section` reads
-one mapping: unknown keys are refused first, with the nearest known one, since a misspelt key would otherwise show as a
-missing one. A value of null means the same as an absent key.
+A `Kind` reads a plain value and returns it checked, or raises. It writes the value back, and it says as a JSON schema
+what an editor can know of it. Kinds combine: `each(text())` is a list of texts, `entries(money)` a mapping of names to
+amounts. `keys` combines them to sections.
 
-Every error is one line, `key: what is wrong; what to do`, safe to print: foreign text is escaped and shortened.
+Rules: every error is one line, `key: what is wrong; what to do`, safe to print: foreign text is escaped and shortened.
+A schema refuses nothing that its kind reads. Its patterns mean the same to Python and to JavaScript.
 """
 
 import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from tuner.spec.records import Json
 
+if TYPE_CHECKING:
+    from tuner.spec.keys import Key
+
 T = TypeVar("T")
 Word = TypeVar("Word", bound=str)
-Reader: TypeAlias = Callable[[Json, str], T]
+Schema: TypeAlias = dict[str, Any]
+# Durations are text in the study file (`1h`) and seconds in the store (3600).
+Form: TypeAlias = Literal["file", "stored"]
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -43,6 +49,40 @@ def inside(where: str, key: str) -> str:
     return f"{where}.{name}" if where else name
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a value stands, by dotted key, and how it is read: relative paths start at `base`."""
+
+    name: str
+    base: Path = Path("/")
+    form: Form = "file"
+
+    def inside(self, key: str) -> "Where":
+        return Where(inside(self.name, key), self.base, self.form)
+
+    def item(self, index: int) -> "Where":
+        return Where(f"{self.name}[{index}]", self.base, self.form)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _unchanged(value: Any, form: Form) -> Any:  # noqa: ANN401, ARG001 - a writer as the others
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """One kind of values. `keys` are those of the mapping that it is, or that its items are."""
+
+    read: Callable[[Json, Where], T]
+    schema: Schema
+    write: Callable[[T, Form], Json] = _unchanged
+    keys: tuple["Key", ...] = ()
+    # what stands between the key and those of its items: a name of the user's, or a place in a list
+    many: Literal["", "*", "[]"] = ""
+
+
 def shown(value: object) -> str:
     """A value of the user's, in one printable line."""
     if isinstance(value, dict):
@@ -61,67 +101,43 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One mapping of the study file and the key under which it stands."""
-
-    values: Mapping[str, Json]
-    where: str
-
-    @classmethod
-    def open(cls, value: Json, where: str, known: Collection[str]) -> "Section":
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise SpecError(f"{where}: must be a mapping with {', '.join(known)}, not {shown(value)}")
-        for key in value:
-            if key not in known:
-                raise SpecError(f"{inside(where, key)}: unknown key; {suggestion(key, known)}")
-        return cls(value, where)
-
-    def at(self, key: str) -> str:
-        return inside(self.where, key)
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def get(self, key: str, read: Reader[T], default: T) -> T:
-        return read(self.values[key], self.at(key)) if self.has(key) else default
-
-    def find(self, key: str, read: Reader[T]) -> T | None:
-        return read(self.values[key], self.at(key)) if self.has(key) else None
-
-    def need(self, key: str, read: Reader[T], example: str) -> T:
-        if not self.has(key):
-            raise SpecError(f"{self.at(key)}: is missing; write for example {key}: {example}")
-        return read(self.values[key], self.at(key))
+def whole_text(pattern: str) -> str:
+    """The pattern as a schema writes it: a schema searches, and readers match the whole text."""
+    return f"^(?:{pattern})$"
 
 
-def text(pattern: str = r".+", what: str = "a text in one line", *, most: int = 1024) -> Reader[str]:
+def text(
+    pattern: str = r".+", what: str = "a text in one line", *, most: int = 1024, unicode: bool = False
+) -> Kind[str]:
+    """`unicode`: the pattern takes letters of all alphabets, for which JavaScript has other words."""
     compiled = re.compile(pattern)
 
-    def read(value: Json, where: str) -> str:
+    def read(value: Json, where: Where) -> str:
         if not isinstance(value, str) or not compiled.fullmatch(value) or not value.isprintable():
             raise SpecError(f"{where}: must be {what}, not {shown(value)}{_quote_hint(value)}")
         if len(value) > most:
             raise SpecError(f"{where}: has {len(value)} characters; at most {most} are allowed")
         return value
 
-    return read
+    known = {} if unicode else {"minLength": 1} if pattern == ".+" else {"pattern": whole_text(pattern)}
+    return Kind(read, {"type": "string", "maxLength": most, **known})
 
 
 def _quote_hint(value: Json) -> str:
     return "; put it in quotes" if isinstance(value, int | float) else ""
 
 
-def prose(value: Json, where: str) -> str:
-    """Text of several lines, for people."""
+def _prose(value: Json, where: Where) -> str:
     if not isinstance(value, str):
         raise SpecError(f"{where}: must be a text, not {shown(value)}{_quote_hint(value)}")
     return value
 
 
-def number(value: Json, where: str) -> float:
+# Text of several lines, for people.
+prose = Kind(_prose, {"type": "string"})
+
+
+def _number(value: Json, where: Where) -> float:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -129,37 +145,43 @@ def number(value: Json, where: str) -> float:
     return float(value)
 
 
-def positive(value: Json, where: str) -> float:
-    checked = number(value, where)
+def _positive(value: Json, where: Where) -> float:
+    checked = _number(value, where)
     if checked <= 0:
         raise SpecError(f"{where}: must be above 0, not {shown(value)}")
     return checked
 
 
-def whole(least: int, most: int) -> Reader[int]:
-    def read(value: Json, where: str) -> int:
+# Numbers may be written as texts, as `1e-4` reaches YAML readers that take it for one.
+_NUMBER_SCHEMA: Schema = {"type": ["number", "string"], "pattern": whole_text(_NUMBER.pattern)}
+number = Kind(_number, _NUMBER_SCHEMA)
+positive = Kind(_positive, {**_NUMBER_SCHEMA, "exclusiveMinimum": 0})
+
+
+def whole(least: int, most: int) -> Kind[int]:
+    def read(value: Json, where: Where) -> int:
         # not through a float, which would round large numbers
         exact = int(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,30}", value) else value
         if isinstance(exact, float | str):
-            exact = _integral(number(exact, where), value, where)
+            exact = _integral(_number(exact, where), value, where)
         if isinstance(exact, bool) or not isinstance(exact, int):
             raise SpecError(f"{where}: must be a whole number, not {shown(value)}")
         if not least <= exact <= most:
             raise SpecError(f"{where}: must be between {least} and {most}, not {shown(value)}")
         return exact
 
-    return read
+    types = {**_NUMBER_SCHEMA, "type": ["integer", "string"]}
+    return Kind(read, {**types, "minimum": least, "maximum": most})
 
 
-def _integral(parsed: float, value: Json, where: str) -> int:
+def _integral(parsed: float, value: Json, where: Where) -> int:
     if not parsed.is_integer():
         raise SpecError(f"{where}: must be a whole number, not {shown(value)}")
     return int(parsed)
 
 
-def money(value: Json, where: str) -> Decimal:
-    """Dollars, exact to the micro-dollar."""
-    checked = number(value, where)
+def _money(value: Json, where: Where) -> Decimal:
+    checked = _number(value, where)
     exact = +Decimal(value if isinstance(value, str) else repr(checked))
     if not _MICRO <= exact <= _MAX_USD:
         raise SpecError(f"{where}: must be an amount of dollars above 0, not {shown(value)}")
@@ -169,14 +191,27 @@ def money(value: Json, where: str) -> Decimal:
     return Decimal(f"{exact.normalize():f}")
 
 
-def flag(value: Json, where: str) -> bool:
+def _write_money(amount: Decimal, form: Form) -> Json:  # noqa: ARG001 - a writer as the others
+    # as text: a floating-point number would not be exact
+    return f"{amount:f}"
+
+
+# Dollars, exact to the micro-dollar.
+money = Kind(_money, {**_NUMBER_SCHEMA, "minimum": float(_MICRO), "maximum": _MAX_USD}, _write_money)
+
+
+def _flag(value: Json, where: Where) -> bool:
     if not isinstance(value, bool):
         raise SpecError(f"{where}: must be true or false, not {shown(value)}")
     return value
 
 
-def duration(value: Json, where: str) -> float:
-    """Seconds, above 0: `90s`, `30m`, `4h`, `2d`, `1h30m`."""
+flag = Kind(_flag, {"type": "boolean"})
+
+
+def _duration(value: Json, where: Where) -> float:
+    if where.form == "stored" and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) and value.strip() else None
     if match is None:
         hint = f", for example {value}s" if isinstance(value, int | float) and not isinstance(value, bool) else ""
@@ -188,16 +223,31 @@ def duration(value: Json, where: str) -> float:
     return seconds
 
 
-def whole_seconds(most_s: int = _MAX_DURATION_S) -> Reader[int]:
-    def read(value: Json, where: str) -> int:
-        seconds = duration(value, where)
+def _write_duration(seconds: float, form: Form) -> Json:
+    if form == "file":
+        return duration_text(seconds)
+    return int(seconds) if float(seconds).is_integer() else seconds
+
+
+# One digit is not 0, so that it is above 0.
+_DURATION_SCHEMA: Schema = {
+    "type": "string",
+    "pattern": rf"^\s*(?=.*[1-9]){_DURATION.pattern}\s*$",
+}
+# Seconds, above 0: `90s`, `30m`, `4h`, `2d`, `1h30m`.
+duration = Kind(_duration, _DURATION_SCHEMA, _write_duration)
+
+
+def whole_seconds(most_s: int = _MAX_DURATION_S) -> Kind[int]:
+    def read(value: Json, where: Where) -> int:
+        seconds = _duration(value, where)
         if not seconds.is_integer():
             raise SpecError(f"{where}: must be whole seconds, not {shown(value)}")
         if seconds > most_s:
             raise SpecError(f"{where}: must be at most {duration_text(most_s)}, not {shown(value)}")
         return int(seconds)
 
-    return read
+    return Kind(read, _DURATION_SCHEMA, _write_duration)
 
 
 def duration_text(seconds: float) -> str:
@@ -212,8 +262,8 @@ def duration_text(seconds: float) -> str:
     return "".join(text_parts) or "0s"
 
 
-def one_of(*words: Word) -> Reader[Word]:
-    def read(value: Json, where: str) -> Word:
+def one_of(*words: Word) -> Kind[Word]:
+    def read(value: Json, where: Where) -> Word:
         for word in words:
             if word == value:
                 return word
@@ -221,39 +271,61 @@ def one_of(*words: Word) -> Reader[Word]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SpecError(f"{where}: must be {' or '.join(words)}, not {shown(value)}{hint}")
 
-    return read
+    return Kind(read, {"enum": list(words)})
 
 
-def each(read_item: Reader[T], *, least: int = 0, most: int = 1000) -> Reader[tuple[T, ...]]:
-    def read(value: Json, where: str) -> tuple[T, ...]:
+def each(
+    item: Kind[T], *, least: int = 0, most: int = 1000, unique: Callable[[T], object] | None = None
+) -> Kind[tuple[T, ...]]:
+    """A list. `unique` says by what its items differ."""
+
+    def read(value: Json, where: Where) -> tuple[T, ...]:
         if not isinstance(value, list):
             raise SpecError(f"{where}: must be a list, as in [first, second], not {shown(value)}")
         if not least <= len(value) <= most:
             bounds = f"at least {least}" if len(value) < least else f"at most {most}"
             raise SpecError(f"{where}: has {len(value)} items; it needs {bounds}")
-        return tuple(read_item(item, f"{where}[{i}]") for i, item in enumerate(value))
+        items = tuple(item.read(one, where.item(i)) for i, one in enumerate(value))
+        if unique is not None:
+            distinct([unique(one) for one in items], where)
+        return items
 
-    return read
+    def write(items: tuple[T, ...], form: Form) -> Json:
+        return [item.write(one, form) for one in items]
+
+    bounds: Schema = {"maxItems": most, **({"minItems": least} if least else {})}
+    if unique is not None:
+        bounds["uniqueItems"] = True
+    return Kind(read, {"type": "array", "items": item.schema, **bounds}, write, item.keys, "[]")
 
 
-def entries(read_item: Reader[T], read_key: Reader[str] | None = None, *, most: int = 1000) -> Reader[dict[str, T]]:
-    check_key = read_key or text()
+def entries(item: Kind[T], name: Kind[str] | None = None, *, most: int = 1000) -> Kind[dict[str, T]]:
+    """A mapping whose keys are names of the user's."""
+    named = name or text()
 
-    def read(value: Json, where: str) -> dict[str, T]:
+    def read(value: Json, where: Where) -> dict[str, T]:
         if not isinstance(value, dict):
             raise SpecError(f"{where}: must be a mapping of names to values, not {shown(value)}")
         if len(value) > most:
             raise SpecError(f"{where}: has {len(value)} entries; at most {most} are allowed")
-        return {check_key(key, inside(where, key)): read_item(item, inside(where, key)) for key, item in value.items()}
+        return {named.read(key, at := where.inside(key)): item.read(one, at) for key, one in value.items()}
 
-    return read
+    def write(values: Mapping[str, T], form: Form) -> Json:
+        return {key: item.write(one, form) for key, one in values.items()}
+
+    bounds = {"propertyNames": without_type(named.schema), "maxProperties": most}
+    return Kind(read, {"type": "object", "additionalProperties": item.schema, **bounds}, write, item.keys, "*")
 
 
-def anything(value: Json, where: str) -> Json:  # noqa: ARG001 - a reader like the others
-    return value
+def without_type(schema: Schema) -> Schema:
+    """The schema of a key, which is a text without being told."""
+    return {word: value for word, value in schema.items() if word != "type"}
 
 
-def distinct(values: Collection[T], where: str) -> None:
+anything: Kind[Json] = Kind(lambda value, _: value, {})
+
+
+def distinct(values: Collection[T], where: Where) -> None:
     """Raise for the first value that stands twice."""
     seen: list[T] = []
     for value in values:
@@ -262,23 +334,40 @@ def distinct(values: Collection[T], where: str) -> None:
         seen.append(value)
 
 
-def path_from(base: Path) -> Reader[Path]:
-    """An absolute path; a relative one starts at `base`."""
-
-    def read(value: Json, where: str) -> Path:
-        # normpath, not resolve: what a symbolic link means is for the moment when it is followed
-        return Path(os.path.normpath(base / text(what="a path")(value, where)))
-
-    return read
+_PATH = text(what="a path")
 
 
-def s3_uri(value: Json, where: str) -> str:
-    pattern = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
-    uri = text(pattern, "an S3 URI such as s3://bucket/folder/", most=900)(value, where)
+def _path(value: Json, where: Where) -> Path:
+    # normpath, not resolve: what a symbolic link means is for the moment when it is followed
+    return Path(os.path.normpath(where.base / _PATH.read(value, where)))
+
+
+def _write_path(path: Path, form: Form) -> Json:  # noqa: ARG001 - a writer as the others
+    return str(path)
+
+
+# An absolute path; a relative one starts at the base.
+path = Kind(_path, _PATH.schema, _write_path)
+
+_S3 = text(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", "an S3 URI such as s3://bucket/folder/", most=900)
+
+
+def _s3_uri(value: Json, where: Where) -> str:
+    uri = _S3.read(value, where)
     if ".." in uri.split("/") or "//" in uri.removeprefix("s3://"):
         raise SpecError(f"{where}: must not have empty or .. parts, as in {shown(uri)}")
     return uri
 
+
+def _s3_folder(value: Json, where: Where) -> str:
+    """A prefix that ends in `/`: without it, the prefix of trial 1 would be one of trial 10, too."""
+    uri = _s3_uri(value, where)
+    return uri if uri.endswith("/") else f"{uri}/"
+
+
+_NO_ODD_PARTS = r"s3://(?!.*(?://|/\.\.(?:/|$)))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
+s3_uri = Kind(_s3_uri, {**_S3.schema, "pattern": whole_text(_NO_ODD_PARTS)})
+s3_folder = replace(s3_uri, read=_s3_folder)
 
 # Names that several sections share.
 METRIC_NAME = text(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]*", "a metric name without spaces", most=255)

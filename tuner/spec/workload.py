@@ -166,7 +166,7 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
             ATTEMPT_TAG: str(attempt.number),
         },
         metrics=_metrics(spec),
-        security_groups=cloud.security_groups,
+        security_groups=cloud.vpc.security_groups,
         subnets=_subnets(spec, attempt.zone),
         kms_key=cloud.kms_key or "",
         network_isolation=cloud.network_isolation,
@@ -228,7 +228,7 @@ def _subnets(spec: StudySpec, zone: str | None) -> tuple[str, ...]:
     cloud = spec.sagemaker
     if zone is not None:
         return (cloud.zones[zone],)
-    return cloud.subnets or tuple(cloud.zones.values())
+    return cloud.vpc.subnets or tuple(cloud.zones.values())
 
 
 # --- what no launch should find out job by job
