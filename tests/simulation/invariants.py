@@ -25,10 +25,10 @@ from optuna.trial import TrialState as Seen
 from tests.simulation.broken import Broken
 from tuner.core.jobs import DIGEST_VARIABLE, JobRequest
 from tuner.core.policy.history import read_rows
+from tuner.core.policy.proof import NO_PROGRESS_RUNS_MAX
 from tuner.core.prices import cost_microusd
 from tuner.core.records import NO_STEP, Attempt, AttemptEnd, AttemptState, Change, Event, Intent, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
-from tuner.engine.live_study import NO_PROGRESS_RUNS_MAX
 from tuner.operations import launch as launching
 from tuner.spec import workload
 from tuner.spec.records import MICROUSD

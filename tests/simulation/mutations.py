@@ -15,7 +15,7 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner.core.policy import budget, history, placement
+from tuner.core.policy import budget, history, placement, stopping
 from tuner.core.records import AttemptEnd, Lease
 from tuner.engine import engine, live_study, liveness, observe, unit_of_work
 from tuner.engine.dispatch import Dispatcher
@@ -100,7 +100,7 @@ def _keeps_the_reservation_of_the_first_type():
 
 def _lets_jobs_run_on():
     """Where the service counts each run anew, nobody ends them before `max_wait` does."""
-    return mock.patch.object(observe, "_has_run_out", return_value=False)
+    return mock.patch.object(stopping, "has_run_out", return_value=False)
 
 
 # --- pools
@@ -250,11 +250,17 @@ def _counts_edges():
 
 
 def _takes_every_job_for_stalled():
-    return mock.patch.object(liveness, "stalled", lambda _work, policy: policy.stall_after_s is not None)
+    return mock.patch.object(stopping, "RULES", _with_rule("stalled", lambda job: job.policy.stall_after_s is not None))
 
 
 def _never_finds_a_stall():
-    return mock.patch.object(liveness, "stalled", return_value=False)
+    return mock.patch.object(stopping, "RULES", _with_rule("stalled", lambda _job: False))
+
+
+def _with_rule(name, applies):
+    """The rules of stopping, with another test in the rule of this name."""
+    assert name in {rule.name for rule in stopping.RULES}
+    return tuple(replace(rule, applies=applies) if rule.name == name else rule for rule in stopping.RULES)
 
 
 def _believes_the_clock():
@@ -275,7 +281,7 @@ def _never_finds_runs_for_nothing():
 
 
 def _never_stops_a_trial_for_its_limit():
-    return mock.patch.object(observe.Observer, "_passes_its_limit", return_value=False)
+    return mock.patch.object(budget, "passes_its_limit", return_value=False)
 
 
 def _fails_a_trial_for_its_estimate():

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tests.simulation.broken import Broken
+from tuner.core.policy.proof import NO_PROGRESS_RUNS_MAX
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
-from tuner.engine.live_study import NO_PROGRESS_RUNS_MAX, LiveTrial
+from tuner.engine.live_study import LiveTrial
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak

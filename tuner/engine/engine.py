@@ -10,7 +10,6 @@ sampler's view are loaded anew. A job is never marked failed because this proces
 is in flight and what changed, never to what is recorded.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,15 +21,14 @@ from tuner.core.clock import Clock
 from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import JobService
+from tuner.core.policy import placement, resting
 from tuner.core.policy.budget import DISCOUNT_SHOWN_S
-from tuner.core.policy.placement import PATIENCE_S
 from tuner.core.records import (
     HALTED,
     RETRY_OF,
     AttemptEnd,
     AttemptState,
     Event,
-    Intent,
     Lease,
     Pool,
     PoolTotals,
@@ -332,40 +330,21 @@ class Engine:
             unit.set_study(replace(unit.study, state=state))
 
     def _state(self, unit: UnitOfWork) -> StudyState:
-        live, intent = self.live, unit.study.intent
+        live = self.live
         busy = live.in_flight > 0 or live.concluding
         if not busy and live.snapshot.now != unit.now:
             live.refresh_capacity(unit.now)
-        if intent is Intent.CANCEL:
-            return StudyState.DRAINING if busy else StudyState.CANCELLED
-        if not live.trials and not live.wants_more(unit.study):
-            return StudyState.FINISHED
-        rest = self._rest(unit)
-        if rest is None:
-            return StudyState.RUNNING
-        return StudyState.DRAINING if busy else rest
-
-    def _rest(self, unit: UnitOfWork) -> StudyState | None:
-        """The rest that the study is in or drains towards; None while it goes on."""
-        live = self.live
-        if unit.study.intent is not Intent.RUN:
-            return StudyState.STOPPED
-        if live.past_deadline(unit.now):
-            return StudyState.PAST_DEADLINE
-        waiting = live.waiting()
-        if not waiting and not live.wants_more(unit.study):
-            return None
-        fits = any(live.fits_budget(work) for work in waiting) or (
-            live.wants_more(unit.study) and live.fits_budget(None)
+        waiting, wants_more = live.waiting(), live.wants_more(unit.study)
+        view = resting.StudyView(
+            intent=unit.study.intent,
+            busy=busy,
+            unfinished=len(live.trials),
+            waiting=len(waiting),
+            wants_more=wants_more,
+            past_deadline=live.past_deadline(unit.now),
+            fits=lambda: any(map(live.fits_budget, waiting)) or (wants_more and live.fits_budget(None)),
         )
-        return None if fits else StudyState.OUT_OF_BUDGET
-
-    def _patience_ends(self, work: LiveTrial, now: datetime) -> datetime | None:
-        """When to see again whether a job that waits should wait elsewhere; None where it has nowhere to go."""
-        since = work.waits_since
-        if since is None or self.live.policy.pools == 1:
-            return None
-        return since + timedelta(seconds=PATIENCE_S * math.ceil((now - since).total_seconds() / PATIENCE_S + 0.001))
+        return resting.state(view)
 
     def _next_due(self, now: datetime) -> datetime | None:
         """When the engine itself next has something to do; virtual time must not pass it."""
@@ -379,7 +358,12 @@ class Engine:
             attempt = work.attempt
             moments.append(work.trial.due_at)
             if attempt is not None:
-                moments += [attempt.stop_by, attempt.next_try_at, work.runs_out_at, self._patience_ends(work, now)]
+                moments += [
+                    attempt.stop_by,
+                    attempt.next_try_at,
+                    work.runs_out_at,
+                    placement.look_again_at(work.waits_since, live.policy, now),
+                ]
                 moments.append(live.limit_reached_at(work))
                 seen_at = attempt.observed_at or attempt.created_at
                 moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + unseen)

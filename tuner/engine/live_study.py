@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from tuner.core.jobs import CredentialsRefused, SecretMissing
-from tuner.core.policy import budget, placement, proof
+from tuner.core.policy import budget, placement, proof, stopping
 from tuner.core.policy.history import Presence
 from tuner.core.policy.placement import CapacitySnapshot, Kind, Limit, kind_of
 from tuner.core.policy.proof import Steps
@@ -41,8 +41,6 @@ from tuner.spec.study_file import StudySpec
 if TYPE_CHECKING:
     from tuner.search.proposer import Proposer  # Optuna is slow to import, and `status` passes here
 
-# So many whole runs without a newer checkpoint, and the next one would be lost as well.
-NO_PROGRESS_RUNS_MAX = 3
 # Attribute of a study: the quotas that Service Quotas told at launch, and refusals since.
 _LIMITS = "tuner:limits"
 
@@ -112,10 +110,7 @@ class LiveTrial:
         """Whether the trial trains for nothing: whole runs, and no newer checkpoint; on demand, since it went there."""
         if self.unread:
             return False
-        counted = {each.number for each in self.attempts if not each.spot} or {each.number for each in self.attempts}
-        taken = {each.number for each in self.attempts if each.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)}
-        runs = [run for run in self.runs if run.attempt in counted]
-        return proof.runs_without_progress(runs, taken, self.checkpoint_at) >= NO_PROGRESS_RUNS_MAX
+        return proof.no_progress(self.runs, self.attempts, self.checkpoint_at)
 
     def value(self, metric: str) -> float | None:
         """The metric at its highest step."""
@@ -233,7 +228,7 @@ class LiveStudy:
         return self.trial_count - self.retried < self.policy.trials and not study.exhausted
 
     def past_deadline(self, now: datetime) -> bool:
-        return self.policy.deadline_at is not None and now >= self.policy.deadline_at
+        return stopping.past_deadline(self.policy, now)
 
     # --- what a trial may cost
 

@@ -41,15 +41,6 @@ def listen(work: LiveTrial, policy: Policy, now: datetime, *, heard: bool) -> No
     work.silence = Silence(now, sign, last.lasted_s + passed_s)
 
 
-def stalled(work: LiveTrial, policy: Policy) -> bool:
-    """Whether nothing came from a job in training for so long that it is to be stopped and retried."""
-    if work.unread or policy.stall_after_s is None:
-        return False
-    attempt = work.attempt
-    trains = attempt is not None and attempt.state is AttemptState.TRAINING
-    return trains and work.silence.lasted_s > policy.stall_after_s
-
-
 def sync_delay_s(facts: Iterable[Fact]) -> float:
     """How late a file was seen to reach the store at most, by what is known of the account; 0 where nothing is."""
     found = [fact.value for fact in facts if fact.name == SYNC_FACT]

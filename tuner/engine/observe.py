@@ -8,14 +8,14 @@ under the prefix was read. Each step is shown to the pruner once and in order, a
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from tuner.core.calls import UNMETERED, Call, Calls
 from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import CredentialsRefused, JobError, JobNotFound, JobService, Observation
-from tuner.core.policy import budget, ending, history, placement, proof
+from tuner.core.policy import budget, ending, history, placement, proof, stopping
 from tuner.core.prices import cost_microusd
 from tuner.core.records import (
     NO_STEP,
@@ -343,48 +343,33 @@ class Observer:
         attempt = work.attempt
         if attempt is None or attempt.state is AttemptState.STOPPING:
             return
-        why = self._reason_to_stop(work, attempt)
-        if why is not None and why is not attempt.stop_reason:
-            attempt = replace(attempt, stop_reason=why, stop_wanted_at=self._now, stop_by=self._stop_by(why))
+        job = self._job_of(work, attempt)
+        rule = stopping.reason_to_stop(job)
+        if rule is not None and rule.reason is not attempt.stop_reason:
+            attempt = replace(
+                attempt, stop_reason=rule.reason, stop_wanted_at=self._now, stop_by=stopping.stop_by(rule, job)
+            )
             self._unit.set_attempt(work, attempt)
-            self._unit.event(EventKind.STOP_WANTED, work=work, attempt=attempt.number, why=why)
-        if attempt.stop_reason is not None and self._may_stop_now(work, attempt):
+            self._unit.event(EventKind.STOP_WANTED, work=work, attempt=attempt.number, why=rule.reason)
+        if stopping.may_stop_now(replace(job, attempt=attempt)):
             self._unit.move_attempt(work, AttemptEvent.STOP, why=attempt.stop_reason)
 
-    def _reason_to_stop(self, work: LiveTrial, attempt: Attempt) -> StopReason | None:
-        policy, intent = self._live.policy, self._unit.study.intent
-        if intent is Intent.CANCEL:
-            return StopReason.CANCEL
-        if self._live.halted and attempt.state is AttemptState.SUBMITTING and attempt.arn is None:
-            return StopReason.USER  # not even asked for
-        if work.trial.pruned_at_step is not None:
-            return StopReason.PRUNE
-        if self._passes_its_limit(work):
-            return StopReason.TRIAL_BUDGET
-        if work.no_progress:
-            # what spot takes away each time before it is saved, on-demand keeps
-            return StopReason.MOVE if self._has_a_way_out(work, attempt) else StopReason.NO_PROGRESS
-        if liveness.stalled(work, policy):
-            return StopReason.STALL
-        if intent in (Intent.STOP, Intent.STOP_NOW):
-            return StopReason.USER
-        if self._live.past_deadline(self._now) or _has_run_out(attempt):
-            return StopReason.LIMIT
-        waits = work.waits_since is not None and attempt.spot
-        return StopReason.MOVE if waits and self._live.goes_on_demand(work) else None
-
-    def _stop_by(self, why: StopReason) -> datetime:
-        waits = why in (StopReason.USER, StopReason.LIMIT) and self._unit.study.intent is not Intent.STOP_NOW
-        return self._now + timedelta(seconds=self._live.policy.stop_within_s if waits else 0.0)
-
-    def _may_stop_now(self, work: LiveTrial, attempt: Attempt) -> bool:
-        """A stop that can wait is sent once a checkpoint newer than the wish lies in the store, or nothing trains."""
-        if attempt.state is not AttemptState.TRAINING or attempt.stop_by is None or self._now >= attempt.stop_by:
-            return True
-        if _has_run_out(attempt):
-            return True
-        wanted_at = attempt.stop_wanted_at
-        return wanted_at is not None and work.checkpoint_at is not None and work.checkpoint_at > wanted_at
+    def _job_of(self, work: LiveTrial, attempt: Attempt) -> stopping.LiveJob:
+        waits, no_progress = work.waits_since is not None, work.no_progress
+        return stopping.LiveJob(
+            trial=work.trial,
+            attempt=attempt,
+            policy=self._live.policy,
+            now=self._now,
+            intent=self._unit.study.intent,
+            halted=self._live.halted is not None,
+            past_limit=self._passes_its_limit(work),
+            no_progress=no_progress,
+            may_go_on_demand=(waits or no_progress) and self._has_a_way_out(work, attempt),
+            silent_s=None if work.unread else work.silence.lasted_s,
+            waits=waits,
+            checkpoint_at=work.checkpoint_at,
+        )
 
     # --- what should wait elsewhere
 
@@ -491,11 +476,6 @@ class Observer:
 
 def _is_to_be_read(work: LiveTrial) -> bool:
     return work.unread or (work.attempt is not None and is_training(work.attempt))
-
-
-def _has_run_out(attempt: Attempt) -> bool:
-    """Whether its job has used up its `max_run`, and the service let it run on: it may count each run anew."""
-    return attempt.run_s > attempt.max_run_s
 
 
 def tell(live: LiveStudy, unit: UnitOfWork, work: LiveTrial) -> None:

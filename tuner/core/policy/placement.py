@@ -18,6 +18,7 @@ Rules:
   leaves it on spot.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -239,6 +240,14 @@ def elsewhere(
         and pays(pool)
     ]
     return preferred(better, attempts[:-1], snapshot) if better else None
+
+
+def look_again_at(waits_since: datetime | None, policy: Policy, now: datetime) -> datetime | None:
+    """When to see again whether a job that waits should move; None where it has nowhere to go, or does not wait."""
+    if waits_since is None or policy.pools == 1:
+        return None
+    patiences = math.ceil((now - waits_since).total_seconds() / PATIENCE_S + 0.001)
+    return waits_since + timedelta(seconds=PATIENCE_S * patiences)
 
 
 def _takes_movers(pool: Pool, snapshot: CapacitySnapshot, since: datetime) -> bool:

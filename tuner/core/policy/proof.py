@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from tuner.core.records import Run, RunEnd, RunRecord, Span
+from tuner.core.records import Attempt, AttemptEnd, Run, RunEnd, RunRecord, Span
 
+# After this many whole runs without a newer checkpoint, the next one would be lost as well.
+NO_PROGRESS_RUNS_MAX = 3
 _EVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -158,6 +160,14 @@ def torn_step(record: RunRecord) -> int | None:
     """The step whose checkpoint lay there when the script started, and was passed over since it is not complete."""
     newest = record.newest_step
     return newest if newest is not None and (record.resume_step is None or record.resume_step < newest) else None
+
+
+def no_progress(runs: Sequence[Run], attempts: Sequence[Attempt], saved_at: datetime | None) -> bool:
+    """Whether a trial trains whole runs without a newer checkpoint; once it went on demand, only runs there count."""
+    counted = {each.number for each in attempts if not each.spot} or {each.number for each in attempts}
+    taken = {each.number for each in attempts if each.end in (AttemptEnd.MAX_WAIT, AttemptEnd.CAPACITY)}
+    mine = [run for run in runs if run.attempt in counted]
+    return runs_without_progress(mine, taken, saved_at) >= NO_PROGRESS_RUNS_MAX
 
 
 def runs_without_progress(runs: Sequence[Run], taken: Collection[int], saved_at: datetime | None) -> int:
