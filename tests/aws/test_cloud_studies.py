@@ -352,7 +352,8 @@ def test_without_the_sdk_its_installation_is_named(
     account: Account, folder: Path, tuner: Shell, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sagemaker", None)
-    monkeypatch.setitem(sys.modules, "sagemaker.core.image_uris", None)
+    for module in ("image_uris", "helper.session_helper"):
+        monkeypatch.setitem(sys.modules, f"sagemaker.core.{module}", None)
     study_file(folder, change)
     assert tuner("launch", "study.yaml", "-y") == 2
     assert "pip install 'spot-tuner[sagemaker]'" in tuner.err

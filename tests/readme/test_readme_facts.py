@@ -39,8 +39,9 @@ def verb_rows() -> dict[str, list[str]]:
 
 
 def options_of(parser):
+    """Without those that every verb takes."""
     actions = (action for action in parser._actions if action.option_strings)
-    return [action.option_strings for action in actions if action.dest not in ("help", "store", "json")]
+    return [action.option_strings for action in actions if action.dest not in ("help", "store", "verbose", "json")]
 
 
 def test_the_state_diagram_is_the_one_that_the_tables_give():

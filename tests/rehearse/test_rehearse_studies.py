@@ -25,7 +25,7 @@ def marked(case):
     return pytest.param(case, id=case[0], marks=[pytest.mark.torch] if case[0] == "pytorch" else [])
 
 
-@pytest.mark.parametrize("case", map(marked, CASES))
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_a_shipped_study_resumes_bit_for_bit(case, folder, call):
     study, steps, length, interruptions, torn = case
     file = STUDIES / study / "study.yaml"

@@ -10,6 +10,7 @@ their own caller and whose calls may be repeated, such as copying a hundred obje
 are read anew before the next call: who renews them need not restart a running engine. Nothing of them is kept or shown.
 """
 
+import logging
 import os
 import shlex
 import threading
@@ -17,6 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.aws.call_log import log_calls
+from tuner.core.log import logger_of
+
+_LOG = logger_of("aws")
 _TIMEOUT_S = 20
 _LINE_MAX = 300
 _PATIENT_ATTEMPTS = 5
@@ -146,6 +151,7 @@ class Aws:
             import boto3.session  # noqa: PLC0415 - as above
 
             self._opened = ask(boto3.session.Session, profile_name=self._profile)
+            log_calls(self._opened.events, _LOG, logging.INFO)
         return self._opened
 
     def _notice(self, parsed: Mapping[str, Any], **_: object) -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, use_cases: "UseCases | None" = None)
         _refuse_unbuilt(arguments)
         args = parser().parse_args(arguments, Arguments())
         name_store(_store_option(args.store))
-        with _leaving_by_sigterm():
+        with _leaving_by_sigterm(), _log(args.verbose):
             code = _run(args, use_cases)
         sys.stdout.flush()
     except UserError as error:
@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--store", metavar="URL", help="database of the studies (TUNER_STORE; sqlite:///tuner.db)")
+    top.add_argument("-v", "--verbose", action="count", default=0, help="log each AWS call (-vv: and more; TUNER_LOG)")
     top.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version of the tuner")
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_driving_verbs(verbs)
@@ -121,6 +122,15 @@ def _store_option(url: str | None) -> str:
         return f" --store {shlex.quote(masked(url))}"
     except StoreError:  # the verb refuses it
         return ""
+
+
+def _log(verbosity: int) -> AbstractContextManager[None]:
+    file = os.environ.get("TUNER_LOG")
+    if not verbosity and not file:
+        return nullcontext()
+    from tuner.cli.log import logging_to  # noqa: PLC0415 - `logging` takes as long to import as all of this module
+
+    return logging_to(verbosity, file)
 
 
 def _run(args: Arguments, use_cases: "UseCases | None") -> int:
@@ -158,6 +168,7 @@ def _refuse_unbuilt(arguments: Sequence[str]) -> None:
     """Say so where a verb of the plan, or an option of one, is typed that has no code yet."""
     before = _Parser(prog="tuner", add_help=False, allow_abbrev=False)
     before.add_argument("--store")
+    before.add_argument("-v", "--verbose", action="count")
     _, typed = before.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     for verb, *more in UNBUILT:
         if typed[:1] == [verb] and all(word in typed for word in more):
@@ -169,6 +180,7 @@ def _verb(verbs: _Verbs, name: str, run: tuple[str, str], about: str, *, json: b
     added.set_defaults(run=run)
     # SUPPRESS: a default here would overwrite the option given before the verb
     added.add_argument("--store", metavar="URL", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    added.add_argument("-v", "--verbose", action="count", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     if json:
         added.add_argument("--json", action="store_true", help="one JSON document on standard output")
     return added

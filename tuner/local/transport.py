@@ -10,6 +10,7 @@ own clock.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
 
+from tuner.aws.call_log import log_calls
+from tuner.core.log import logger_of
 from tuner.local.faults import AnswerLost
 from tuner.local.service import LocalSageMaker
 from tuner.sagemaker.rules import aws_session
@@ -39,6 +42,7 @@ def make_client(state_dir: Path, *, region: str = "us-east-1") -> Any:  # noqa: 
         config=Config(retries={"total_max_attempts": 1}, proxies={}),
     )
     attach(client, LocalSageMaker(state_dir, region=region))
+    log_calls(client.meta.events, logger_of("local"), logging.DEBUG)
     return client
 
 

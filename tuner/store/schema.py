@@ -20,11 +20,13 @@ from sqlalchemy import exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import StaticPool
 
+from tuner.core.log import logger_of
 from tuner.store.tables import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
+_LOG = logger_of("store")
 # The newest revision in `migrations/`; a test holds the two together.
 SCHEMA = "0003"
 BUSY_TIMEOUT_S = 30.0
@@ -158,7 +160,9 @@ def migrate(engine: sa.Engine, shown: str) -> None:
             if version(connection) == SCHEMA:
                 return
         with for_writing(engine).connect() as connection, _schema_to_itself(connection):
+            was = version(connection)
             _run_migrations(connection, shown)
+            _LOG.info("schema %s became %s at %s", was, SCHEMA, shown)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from tuner.core.events import EventKind
+from tuner.core.log import logger_of
 from tuner.core.records import (
     Attempt,
     AttemptEnd,
@@ -62,6 +63,7 @@ __all__ = [
     "upgrade",
 ]
 
+_LOG = logger_of("store")
 # A lease is prolonged by so much before each step of work that no tick does: copying one large object takes minutes.
 LONG_STEP_S = 300.0
 
@@ -165,6 +167,7 @@ class Store:
                 raise LeaseHeld(study.name, held, until)
             lease = Lease(study_id=study_id, fence=study.fence + 1, expires_at=now + timedelta(seconds=period_s))
             if self._take(study, lease, holder):
+                _LOG.info("lease on study %s taken by %s, fence %d", study.name, holder, lease.fence)
                 return lease
 
     def renew(self, lease: Lease, *, now: datetime, period_s: float) -> Lease:
