@@ -24,6 +24,7 @@ VERBS = [
         ["local", "jobs"],
         ["local", "serve"],
         ["rehearse"],
+        ["schema"],
     ),
 ]
 READING = [

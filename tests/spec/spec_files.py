@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
+from jsonschema import Draft7Validator
+
+from tuner.spec.schema import study_schema
 from tuner.spec.study_file import StudySpec, load
+from tuner.spec.yaml_text import assign, read_document
+
+BASE_SCHEMA = study_schema()
 
 GOOD = {
     "name": "digits",
@@ -87,4 +93,11 @@ def write(folder: Path, text: str | bytes) -> Path:
 
 
 def spec_of(folder: Path, *overrides: str, **blocks: str | None) -> StudySpec:
-    return load(write(folder, yaml_text(**blocks)), overrides)
+    """A file that is accepted; the JSON schema must accept it as well."""
+    file = write(folder, yaml_text(**blocks))
+    spec = load(file, overrides)
+    document = read_document(file)
+    for assignment in overrides:
+        assign(document, assignment)
+    Draft7Validator(BASE_SCHEMA).validate(document)
+    return spec

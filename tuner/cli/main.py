@@ -267,6 +267,7 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted, and its size")
     _force(gc)
     _add_doctor(verbs)
+    _verb(verbs, "schema", ("schema", "schema"), "print the JSON schema of the study file, for editors")
     database = verbs.add_parser("db", help="the schema of the store", description="The schema of the store.")
     kinds = database.add_subparsers(metavar="upgrade|current", required=True)
     _verb(kinds, "upgrade", ("read", "db_upgrade"), "bring the store to the schema of this version")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.spec.keys import Key, Section, record
 from tuner.spec.records import Input, Json
-from tuner.spec.values import Form, Kind, SpecError, Where, anything, each, entries, one_of, path, s3_uri, text
+from tuner.spec.values import Form, Kind, Schema, SpecError, Where, anything, each, entries, one_of, path, s3_uri, text
 
 _MAX_CHANNELS = 19
 
@@ -87,7 +87,31 @@ def _make_input(**values: Any) -> Input:  # noqa: ANN401 - as the keys say
     return Input("", **{**values, "attributes": values["attributes"] or ()})
 
 
-_INPUT = record(_make_input, KEYS, settle=_check_input)
+def _needs(key: str, value: str, needed: Schema) -> Schema:
+    said = {"properties": {key: {"const": value}}, "required": [key]}
+    return {"if": said, "then": {**needed, "required": list(needed["properties"])}}
+
+
+_PIPE = {"properties": {"mode": {"const": "Pipe"}}}
+_INPUT = record(
+    _make_input,
+    KEYS,
+    settle=_check_input,
+    rules={
+        "allOf": [
+            _needs("compression", "Gzip", _PIPE),
+            _needs("record_wrapper", "RecordIO", _PIPE),
+            {
+                **_needs(
+                    "data_type",
+                    "AugmentedManifestFile",
+                    {"properties": {**_PIPE["properties"], "attributes": {"type": "array"}}},
+                ),
+                "else": {"properties": {"attributes": {"type": "null"}}},
+            },
+        ]
+    },
+)
 _CHANNEL = text(r"[A-Za-z0-9._-]+", "a channel name of letters, digits, . _ and -", most=64)
 _CHANNELS = entries(anything, _CHANNEL, most=_MAX_CHANNELS)
 

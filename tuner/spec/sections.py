@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tuner.spec.keys import Key, Section, record, wrapped
+from tuner.spec.keys import Key, Section, mapping_schema, record, wrapped
 from tuner.spec.records import (
     DEFAULT_REGION,
     Budget,
@@ -30,6 +30,7 @@ from tuner.spec.training import TRAINING
 from tuner.spec.values import (
     INSTANCE_TYPE,
     METRIC_NAME,
+    SECONDS,
     Form,
     Kind,
     SpecError,
@@ -101,10 +102,15 @@ _OBJECTIVES = replace(_SEVERAL, read=_read_objectives, schema={"anyOf": [_OBJECT
 # -- search --
 
 
+_CLASS = Key(
+    name="name", kind=_IDENTIFIER, about="The name of Optuna's class; its arguments follow.", example="TPESampler"
+)
+
+
 def _read_component(value: Json, where: Where) -> Component:
     if not isinstance(value, dict):
         raise SpecError(f"{where}: must be a mapping with a name, as in {{name: TPESampler}}, not {shown(value)}")
-    name = Section(value, where).need("name", _IDENTIFIER, "TPESampler")
+    name = Section(value, where).read(_CLASS)
     arguments = {key: argument for key, argument in value.items() if key != "name"}
     for key in arguments:
         if not key.isidentifier():
@@ -119,12 +125,12 @@ def _write_component(component: Component, form: Form) -> Json:  # noqa: ARG001 
 _COMPONENT = Kind(
     _read_component,
     {
-        "type": "object",
-        "properties": {"name": _IDENTIFIER.schema},
-        "required": ["name"],
+        **mapping_schema((_CLASS,)),
+        "additionalProperties": True,
         "propertyNames": {"pattern": r"^[^\d\W]\w*$"},
     },
     _write_component,
+    (_CLASS,),
 )
 
 _SEARCH = record(
@@ -216,7 +222,7 @@ _BUDGET = record(
             field="deadline_s",
             kind=duration,
             about="The time since launch after which jobs stop at their next checkpoint and the study rests.",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
             settable=True,
         ),
@@ -383,7 +389,7 @@ _ANY_MARKET = record(
             field="at_s",
             kind=each(duration, least=1),
             about="Interrupt at these moments since launch, in rising order.",
-            unit="durations",
+            unit=SECONDS,
             change="harmless",
         ),
         Key(
@@ -391,7 +397,7 @@ _ANY_MARKET = record(
             field="every_s",
             kind=duration,
             about="Interrupt at random gaps with this mean.",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
         Key(
@@ -414,7 +420,7 @@ _ANY_MARKET = record(
             kind=duration,
             about="How long capacity is away; with `at` and `every`.",
             default="3s",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
     ),
@@ -456,7 +462,7 @@ _SETTINGS = record(
             kind=duration,
             about="How often the engine looks at jobs.",
             unset="`1s`; on SageMaker `30s`",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
         Key(
@@ -465,7 +471,7 @@ _SETTINGS = record(
             kind=duration,
             about="How long a stop waits for a checkpoint that is newer than the request.",
             default="5m",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
         Key(
@@ -474,7 +480,7 @@ _SETTINGS = record(
             kind=duration,
             about="The time between SIGTERM and SIGKILL, as the budget reserves it.",
             default="2m",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
         Key(
@@ -483,7 +489,7 @@ _SETTINGS = record(
             kind=duration,
             about="The time of the final upload, as the budget reserves it.",
             default="5m",
-            unit="duration",
+            unit=SECONDS,
             change="harmless",
         ),
     ),

@@ -132,6 +132,10 @@ def _log(about: str) -> Key:
     return Key(name="log", kind=flag, about=about, default=False, change="never", shapes=True)
 
 
+_ANY_CHOICE = Kind(_choice, {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VALUE_CHARACTERS})
+_LIST_OF_CHOICES = each(_ANY_CHOICE, least=1, most=_MAX_CHOICES)
+_CHOICES = replace(_LIST_OF_CHOICES, schema={**_LIST_OF_CHOICES.schema, "uniqueItems": True})
+
 # What the keys of a parameter are depends on its type.
 PARAMS: dict[str, tuple[Key, ...]] = {
     "float": (
@@ -152,11 +156,7 @@ PARAMS: dict[str, tuple[Key, ...]] = {
         _type("categorical"),
         Key(
             name="choices",
-            kind=each(
-                Kind(_choice, {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VALUE_CHARACTERS}),
-                least=1,
-                most=_MAX_CHOICES,
-            ),
+            kind=_CHOICES,
             about="The values to choose from: texts, numbers, booleans or null, each once.",
             example="[first, second]",
             change="never",
@@ -174,9 +174,22 @@ def _make(cls: type[Param]) -> Callable[..., Param]:
     return make
 
 
+def _with_log(low: Schema, step: Schema) -> Schema:
+    """What the schema says of a range on a logarithmic scale."""
+    return {
+        "if": {"properties": {"log": {"const": True}}, "required": ["log"]},
+        "then": {"properties": {"low": low, "step": step}},
+    }
+
+
 _RECORDS: dict[str, Kind[Param]] = {
-    "float": record(_make(FloatParam), PARAMS["float"], settle=_check_float),
-    "int": record(_make(IntParam), PARAMS["int"], settle=_check_int),
+    "float": record(
+        _make(FloatParam),
+        PARAMS["float"],
+        settle=_check_float,
+        rules=_with_log({"exclusiveMinimum": 0}, {"type": "null"}),
+    ),
+    "int": record(_make(IntParam), PARAMS["int"], settle=_check_int, rules=_with_log({"minimum": 1}, {"maximum": 1})),
     "categorical": record(_make(CategoricalParam), PARAMS["categorical"], settle=_check_choices),
 }
 

@@ -13,10 +13,11 @@ from typing import Any
 from tuner.spec.channels import INPUTS
 from tuner.spec.keys import Key, Section, record, wrapped
 from tuner.spec.records import Framework, Json, Metric, RetryRule, Training
-from tuner.spec.space import PARAM_NAME
+from tuner.spec.space import MAX_VALUE_CHARACTERS, PARAM_NAME
 from tuner.spec.values import (
     INSTANCE_TYPE,
     METRIC_NAME,
+    SECONDS,
     Form,
     Kind,
     Schema,
@@ -148,7 +149,7 @@ _ENVIRONMENT = entries(
     Kind(_plain_variable, _names(*_NEVER_WRITTEN)),
 )
 _SECRETS = entries(Kind(_secret, _FROM_ENV.schema, _FROM_ENV.write), Kind(_own_variable, _names()))
-_ANY_VALUE = {"type": ["string", "number", "boolean", "object", "array"]}
+_ANY_VALUE = {"type": ["string", "number", "boolean", "object", "array"], "maxLength": MAX_VALUE_CHARACTERS}
 _HYPERPARAMETERS = entries(Kind(_hyperparameter, _ANY_VALUE), PARAM_NAME)
 
 _METRIC = record(
@@ -362,7 +363,7 @@ _KEYS = (
         field="max_run_s",
         about="The training time of a trial over all its attempts, and what the budget reserves for it.",
         default="1h",
-        unit="duration",
+        unit=SECONDS,
     ),
     Key(
         name="max_wait",
@@ -373,7 +374,7 @@ _KEYS = (
             "that do not checkpoint."
         ),
         unset="four times `max_run`; with `algorithm` 1h, or `max_run` if that is longer",
-        unit="duration",
+        unit=SECONDS,
         change="harmless",
     ),
     Key(
@@ -385,7 +386,7 @@ _KEYS = (
             "the engine's own looks count: an engine that was away, or could not read the bucket, starts to count "
             "again, and cycles of `--once` only warn."
         ),
-        unit="duration",
+        unit=SECONDS,
     ),
     Key(
         name="retry_on",

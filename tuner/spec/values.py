@@ -32,6 +32,7 @@ Form: TypeAlias = Literal["file", "stored"]
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNITS_S = (86_400, 3_600, 60, 1)
+SECONDS = "seconds, written as 90s, 30m, 4h or 2d"
 _MAX_SHOWN = 60
 # ten years: longer is a mistake, and what is added to it stays a date
 _MAX_DURATION_S = 10 * 366 * 86_400
