@@ -36,10 +36,10 @@ def cost(number: int, spend: float | None, value: float | None, state: TrialStat
 
 TRIALS = [
     cost(0, 1.0, 0.80),
-    cost(1, 2.0, 0.70),  # dearer and worse
+    cost(1, 2.0, 0.70),  # more expensive and worse
     cost(2, 3.0, 0.95),
     cost(3, 0.5, None, TrialState.FAILED),
-    cost(4, 3.0, 0.94),  # as dear and worse
+    cost(4, 3.0, 0.94),  # equally expensive and worse
     cost(5, 5.0, 0.955),
     cost(6, None, None, TrialState.RUNNING),
 ]
@@ -95,7 +95,7 @@ def test_csv_reads_back() -> None:
     assert (rows[6]["value"], rows[6]["spend_usd"], rows[6]["finished_at"]) == ("", "", "")
 
 
-def test_a_figure_has_two_panels_and_obeys_no_formula(tmp_path: Path) -> None:
+def test_a_figure_has_two_panels_and_accepts_dollar_signs(tmp_path: Path) -> None:
     drawing = figure(comparison(TRIALS))
     assert [panel.get_title() for panel in drawing.axes] == ["Cost against quality", "Best value over spend"]
     write_png(comparison(TRIALS), tmp_path / "f.png")
@@ -109,7 +109,7 @@ def test_trials_without_a_value_are_marks_on_the_axis_of_cost() -> None:
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.parametrize(("bad", "title"), [([0.5], ""), ([-40.0, -400.0], " (2 far worse not shown)")])
-def test_a_picture_is_of_the_many(bad: list[float], title: str, direction: str) -> None:
+def test_far_worse_trials_are_left_out_of_the_figure(bad: list[float], title: str, direction: str) -> None:
     up = direction == "maximize"
     values = [(value if up else -value) for value in (*(0.3 + 0.05 * i for i in range(12)), *bad)]
     costs = [cost(number, number + 1.0, value) for number, value in enumerate(values)]
@@ -120,7 +120,7 @@ def test_a_picture_is_of_the_many(bad: list[float], title: str, direction: str) 
     assert [low < value < high for value in values] == [True] * 12 + [not title] * len(bad)
 
 
-def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
+def test_an_empty_figure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trial has succeeded"):
         write_png(comparison(TRIALS[3:4]), tmp_path / "f.png")
 
@@ -178,7 +178,7 @@ def test_studies_without_trials_compare_to_nothing(store: Store, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("other", "said"), [(MIN, "no common objective"), (f"[{MAX}, {MIN}]", "has 2 objectives")])
-def test_what_cannot_be_compared_is_refused(store: Store, tmp_path: Path, other: str, said: str) -> None:
+def test_studies_without_a_common_objective_are_refused(store: Store, tmp_path: Path, other: str, said: str) -> None:
     made = [store.create_study(study(tmp_path, name, goal)) for name, goal in (("a", MAX), ("b", other))]
     with pytest.raises(UserError, match=said):
         compare(store, made)

@@ -1,4 +1,4 @@
-"""The notebook runs from a fresh kernel, and was kept with its outputs."""
+"""The notebook runs in a fresh kernel, and is stored with its outputs."""
 
 import tempfile
 from collections.abc import Iterator

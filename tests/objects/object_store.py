@@ -15,9 +15,9 @@ def names(objects: Objects, prefix: str = ROOT, **arguments: str) -> list[str]:
 
 
 class ObjectsContract:
-    """Subclasses give the fixture `objects`, an empty store with the bucket `a-bucket`."""
+    """Subclasses define the fixture `objects`: an empty store with the bucket `a-bucket`."""
 
-    def test_what_is_written_is_read_and_listed(self, objects: Objects) -> None:
+    def test_a_written_object_is_read_and_listed(self, objects: Objects) -> None:
         uri = ROOT + "deep/er/żółw 1%2F+.bin"
         objects.write(uri, b"0123456789")
         assert objects.read(uri) == b"0123456789"
@@ -81,10 +81,10 @@ class ObjectsContract:
         objects.delete(uris[:1])
         objects.delete([])
         assert names(objects) == ["other"]
-        objects.write(ROOT + "many", b"")  # no empty folder stands in its way
+        objects.write(ROOT + "many", b"")  # no empty folder prevents it
         assert names(objects) == ["many", "other"]
 
-    def test_what_is_not_there_is_said(self, objects: Objects, tmp_path: Path) -> None:
+    def test_a_missing_object_is_reported(self, objects: Objects, tmp_path: Path) -> None:
         with pytest.raises(ObjectNotFound, match="none"):
             objects.read(ROOT + "none")
         with pytest.raises(ObjectNotFound):
@@ -95,7 +95,7 @@ class ObjectsContract:
     @pytest.mark.parametrize(
         "uri", ["/etc/passwd", "s3://", "s3://../x", "file:///x", "s3://a-bucket", "s3://A_B/x", ""]
     )
-    def test_what_is_no_address_is_refused(self, objects: Objects, uri: str) -> None:
+    def test_an_invalid_address_is_refused(self, objects: Objects, uri: str) -> None:
         with pytest.raises(StorageRefused):
             objects.read(uri)
         with pytest.raises(StorageRefused):

@@ -1,4 +1,4 @@
-"""What is read under a trial's prefix, however torn it is, and what may be deleted."""
+"""Reading a trial's prefix, also with torn files, and deleting it."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ MOMENT = datetime.fromtimestamp(AT, UTC)
 
 
 class Counting(DirectoryObjects):
-    """Counts calls, for the promise of what a poll costs."""
+    """Counts calls, to test the cost of a poll."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -96,8 +96,8 @@ def test_scan_finds_the_newest_complete_checkpoint(objects: Counting, tmp_path: 
     assert scan(objects, PREFIX).newest_complete is None
 
 
-def test_a_step_of_the_right_sizes_and_other_bytes_is_not_whole(objects: Counting, tmp_path: Path) -> None:
-    """A run that is interrupted while it saves a step anew leaves it; scripts fall back, and so does who chooses."""
+def test_a_step_with_the_right_sizes_but_other_bytes_is_not_whole(objects: Counting, tmp_path: Path) -> None:
+    """A run that is interrupted while it saves a step again leaves one; `newest_whole` falls back, as scripts do."""
     checkpoints = Checkpoints(tmp_path / "s3" / "bucket" / "study" / "00001")
     for step in (1, 2):
         with checkpoints.save(step) as folder:
@@ -118,7 +118,7 @@ def test_a_step_of_the_right_sizes_and_other_bytes_is_not_whole(objects: Countin
 
 
 def test_checkpoints_are_hashed_in_blocks(objects: Counting, tmp_path: Path) -> None:
-    """However large a checkpoint is, little of it is in memory."""
+    """Only a small part of a large checkpoint is in memory."""
     with Checkpoints(tmp_path / "s3" / "bucket" / "study" / "00001").save(1) as folder:
         (folder / "a").write_bytes(bytes(20 << 20))
     objects.calls.clear()
@@ -143,7 +143,7 @@ MANIFESTS = [
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=range(len(MANIFESTS)))
-def test_a_manifest_that_is_none_of_ours_is_not_complete(objects: Counting, manifest: bytes) -> None:
+def test_a_foreign_manifest_makes_no_complete_checkpoint(objects: Counting, manifest: bytes) -> None:
     objects.write(PREFIX + "step-00000001/manifest.json", manifest)
     assert scan(objects, PREFIX).newest_complete is None
 
@@ -190,7 +190,7 @@ def test_a_poll_costs_one_listing_and_one_read_per_changed_file(objects: Countin
     assert objects.bytes_read == len(line(2, loss=4))
 
 
-def test_a_poll_is_bounded_and_says_so(objects: Counting) -> None:
+def test_a_poll_is_bounded_and_reports_that_more_is_left(objects: Counting) -> None:
     lines = [line(step, loss=step) for step in range(200)]
     put(objects, b"".join(lines))
     put(objects, b"".join(lines), "002-abc-algo-1")
@@ -206,7 +206,7 @@ def test_a_poll_is_bounded_and_says_so(objects: Counting) -> None:
 
 
 @pytest.mark.parametrize("max_bytes", range(130, 260, 3))
-def test_a_bound_that_falls_into_a_line_loses_none(objects: Counting, max_bytes: int) -> None:
+def test_a_limit_inside_a_line_loses_no_line(objects: Counting, max_bytes: int) -> None:
     for name in ("001-a-algo-1", "001-b-algo-1"):
         put(objects, line(1, loss=1) + line(2, loss=2) + line(3, loss=3), name)
     reader = MetricsReader(objects, PREFIX, max_bytes=max_bytes)
@@ -241,7 +241,7 @@ BAD = [b"", b"{", b"[]", b'"x"', b"{}", b'{"step": 1, "at": 1}', b'{"step": 1, "
 
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
-def test_a_line_that_is_none_of_ours_is_skipped(objects: Counting, bad: bytes) -> None:
+def test_a_foreign_line_is_skipped(objects: Counting, bad: bytes) -> None:
     put(objects, line(1, a=1) + bad.rstrip(b"\n") + b"\n" + line(2, a=2))
     points = MetricsReader(objects, PREFIX).poll()
     assert brief(points) == [(1, "a", 1.0), (2, "a", 2.0)]
@@ -317,7 +317,7 @@ def test_only_a_prefix_inside_the_study_is_deleted(objects: Counting) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["s3://bucket/study/1", "s3://bucket/", "", "/"])
-def test_what_is_no_prefix_is_refused(objects: Counting, prefix: str) -> None:
+def test_an_invalid_prefix_is_refused(objects: Counting, prefix: str) -> None:
     with pytest.raises(ValueError, match="not a prefix"):
         scan(objects, prefix)
     with pytest.raises(ValueError, match="not a prefix"):

@@ -1,4 +1,4 @@
-"""The object store in a directory tree: the contract, and that no address leads out of it."""
+"""The object store in a directory tree: the contract, and no address leads out of the tree."""
 
 import threading
 from pathlib import Path
@@ -42,7 +42,7 @@ class TestDirectoryObjects(ObjectsContract):
             objects.write(ROOT + "out/secret", b"")
         assert names(objects) == ["x"]
 
-    def test_what_a_tree_cannot_hold_is_refused(self, objects: DirectoryObjects) -> None:
+    def test_a_key_that_a_tree_cannot_hold_is_refused(self, objects: DirectoryObjects) -> None:
         objects.write(ROOT + "a/b", b"")
         for uri in (ROOT + "a", ROOT + "a/b/c"):
             with pytest.raises(StorageRefused):
@@ -61,7 +61,7 @@ class TestDirectoryObjects(ObjectsContract):
         with pytest.raises(StorageUnavailable, match="No space left"):
             objects.write(ROOT + "x", b"")
 
-    def test_nothing_is_left_of_what_was_in_the_making(self, objects: DirectoryObjects, tmp_path: Path) -> None:
+    def test_a_write_and_a_delete_leave_no_file_and_no_folder(self, objects: DirectoryObjects, tmp_path: Path) -> None:
         objects.write(ROOT + "x", b"")
         objects.delete([ROOT + "x"])
         assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["s3.lock"]
@@ -90,7 +90,7 @@ class TestDirectoryObjects(ObjectsContract):
             objects.delete([ROOT + "e/z"])
         thread.join()
 
-    def test_a_folder_does_not_go_while_another_fills_it(
+    def test_a_folder_is_not_removed_while_an_object_is_written_into_it(
         self, objects: DirectoryObjects, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         objects.write(ROOT + "e/y", b"")

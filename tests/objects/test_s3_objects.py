@@ -21,7 +21,7 @@ from tuner.storage.objects import ObjectNotFound, ObjectsError, S3Objects, Stora
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Profiles, endpoints and keys of whoever runs the tests are not there."""
+    """Hide the AWS profiles, endpoints and keys of the person who runs the tests."""
     pretend(monkeypatch, tmp_path, "us-east-1")
 
 
@@ -44,7 +44,7 @@ def objects() -> Iterator[S3Objects]:
 
 
 class TestS3Objects(ObjectsContract):
-    def test_a_bucket_that_is_not_there_is_refused(self, objects: S3Objects, tmp_path: Path) -> None:
+    def test_a_missing_bucket_is_refused(self, objects: S3Objects, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
         for act in (
             lambda: list(objects.list("s3://no-bucket/x/")),
@@ -81,7 +81,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("code", "status", "kind"), ANSWERS)
-def test_answers_become_decisions(code: str, status: int, kind: type[ObjectsError]) -> None:
+def test_error_codes_are_translated_to_decisions(code: str, status: int, kind: type[ObjectsError]) -> None:
     client = make_client()
     with Stubber(client) as stubber:
         stubber.add_client_error("get_object", code, "words of AWS", status)
@@ -98,7 +98,9 @@ def test_answers_become_decisions(code: str, status: int, kind: type[ObjectsErro
         (ResponseParserError("Unable to parse response (syntax error: line 1, column 0)"), StorageUnavailable),
     ],
 )
-def test_faults_on_the_way_become_decisions(error: Exception, kind: type[ObjectsError], tmp_path: Path) -> None:
+def test_transport_errors_are_translated_to_decisions(
+    error: Exception, kind: type[ObjectsError], tmp_path: Path
+) -> None:
     client = make_client()
 
     def fail(**_: object) -> None:
@@ -117,7 +119,7 @@ def test_faults_on_the_way_become_decisions(error: Exception, kind: type[Objects
             act()
 
 
-def test_an_answer_that_breaks_off_may_be_whole_later() -> None:
+def test_a_truncated_answer_may_be_retried() -> None:
     client = make_client()
     body = StreamingBody(io.BytesIO(b"short"), content_length=100)
     with Stubber(client) as stubber:
@@ -126,7 +128,7 @@ def test_an_answer_that_breaks_off_may_be_whole_later() -> None:
             S3Objects(client).read("s3://a-bucket/x")
 
 
-def test_one_object_that_is_not_deleted_is_told() -> None:
+def test_an_object_that_was_not_deleted_is_reported() -> None:
     client = make_client()
     for code, kind in (("AccessDenied", StorageRefused), ("InternalError", StorageUnavailable)):
         with Stubber(client) as stubber:

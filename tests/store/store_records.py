@@ -144,11 +144,11 @@ def bench(store: Store, name: str = "digits") -> Bench:
 
 
 def statements(store: Store) -> list[str]:
-    """The first words of what reaches the database from now on; each transaction begins with `begin`."""
+    """The first words of each statement that reaches the database from now on; transactions start with `begin`."""
     seen: list[str] = []
 
     def statement(_connection: object, _cursor: object, text: str, *_: object) -> None:
-        if not text.startswith("BEGIN"):  # SQLite is told so, PostgreSQL's driver does it
+        if not text.startswith("BEGIN"):  # SQLite receives it as a statement, PostgreSQL's driver sends it itself
             seen.append(text.split(maxsplit=1)[0])
 
     sa.event.listen(store._engine, "begin", lambda _connection: seen.append("begin"))

@@ -1,4 +1,4 @@
-"""A study that went as it should has no findings; each fault that is put into one is named."""
+"""A correct study has no findings, and each fault put into one is named."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -113,7 +113,7 @@ def test_a_stale_study_is_a_conflict(desk: Bench) -> None:
         desk.write(study=bump(replace(desk.reload(), version=4)))
 
 
-def test_the_guard_of_one_study_never_meets_the_row_of_another(desk: Bench) -> None:
+def test_a_guarded_update_never_matches_a_row_of_another_study(desk: Bench) -> None:
     other = bench(desk.store, "plain")
     desk.write(new_trials=(trial(0),))
     with pytest.raises(StoreConflict, match=r"trial 0 of study 2 .* is not there"):
@@ -124,13 +124,13 @@ def test_the_guard_of_one_study_never_meets_the_row_of_another(desk: Bench) -> N
     ("record", "changes"),
     [(trial(0), {"prefix": "s3://b/x/"}), (trial(0), {"params": {}}), (attempt(0), {"job_name": "x"})],
 )
-def test_what_is_fixed_stays(desk: Bench, record: Any, changes: dict[str, Any]) -> None:
+def test_a_fixed_column_cannot_be_changed(desk: Bench, record: Any, changes: dict[str, Any]) -> None:
     pair = bump(record, **changes)
     with pytest.raises(AssertionError, match="is fixed"):
         desk.write(**{"trials" if record == trial(0) else "attempts": (pair,)})
 
 
-def test_a_version_that_skips_is_a_bug(desk: Bench) -> None:
+def test_a_skipped_version_is_a_bug(desk: Bench) -> None:
     with pytest.raises(AssertionError, match="versions go up by one"):
         desk.write(trials=((trial(0), replace(trial(0), version=3)),))
 
@@ -150,7 +150,7 @@ def test_each_study_numbers_its_own_events(desk: Bench) -> None:
     assert (desk.store.last_seq(desk.study.id), desk.store.last_seq(other.study.id)) == (3, 1)
 
 
-def test_whoever_lost_the_lease_writes_nothing(desk: Bench) -> None:
+def test_an_engine_that_lost_the_lease_writes_nothing(desk: Bench) -> None:
     desk.store.acquire(desk.study.id, OTHER, now=later(61), period_s=60, gone=lambda _: False)
     with pytest.raises(LeaseLost, match="study 1"):
         desk.write(new_trials=(trial(0),))
@@ -206,7 +206,7 @@ def test_statements_do_not_grow_with_the_trials(desk: Bench, trials: int) -> Non
     assert seen == ["begin", "SELECT", "SELECT", "SELECT"] * 2
 
 
-def test_an_ended_attempt_is_never_moved_again_by_an_old_sight(desk: Bench) -> None:
+def test_a_stale_observation_never_changes_an_ended_attempt(desk: Bench) -> None:
     desk.write(new_trials=(trial(0),), new_attempts=(ended(0),))
     with pytest.raises(StoreConflict, match=r"attempt 0/1 .* is ended"):
         desk.write(attempts=(bump(attempt(0)),))

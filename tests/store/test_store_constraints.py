@@ -1,4 +1,4 @@
-"""Every constraint is violated once, by a row that is legal but for that."""
+"""Every constraint is violated once, by a row with no other fault."""
 
 from dataclasses import replace
 from typing import Any
@@ -61,7 +61,7 @@ RUN: dict[str, Any] = {
     "resumed_or_from_zero": run(resumed_from_step=3, restarted_from_zero=True),
 }
 
-# What no record can say, since its enumeration or its builder cannot, is said in SQL.
+# Rows that records cannot express, because of their enumerations or builders, are written in SQL.
 SQL = {
     "ck_tuner_trials_state": "UPDATE tuner_trials SET state = 'napping'",
     "ck_tuner_trials_first_value": "UPDATE tuner_trials SET objective_values = '[1]'",
@@ -152,7 +152,7 @@ def test_one_live_attempt_per_trial(desk: Bench) -> None:
         ),
     ],
 )
-def test_what_is_unique(desk: Bench, constraint: str, columns: str, parts: dict[str, Any]) -> None:
+def test_a_duplicate_is_refused(desk: Bench, constraint: str, columns: str, parts: dict[str, Any]) -> None:
     violates(desk, _unique(constraint, columns), **parts)
 
 
@@ -166,5 +166,5 @@ def test_a_study_key_is_unique(desk: Bench) -> None:
     [{"new_attempts": (attempt(5),)}, {"runs": (run(0, 5),)}, {"points": (point(5),)}],
     ids=lambda p: next(iter(p)),
 )
-def test_nothing_belongs_to_nobody(desk: Bench, parts: dict[str, Any]) -> None:
+def test_a_row_without_its_parent_is_refused(desk: Bench, parts: dict[str, Any]) -> None:
     violates(desk, "(?i)foreign key", **parts)

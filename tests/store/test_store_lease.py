@@ -1,4 +1,4 @@
-"""One writer at a time, and whoever was before can write no more."""
+"""There is one writer at a time, and a former writer can no longer write."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -30,7 +30,7 @@ def test_the_first_takes_it(store: Store, study_id: int) -> None:
     assert (found.holder, found.fence, found.lease_expires_at) == (ME, 1, later(30))
 
 
-def test_the_second_is_refused_and_told_by_whom(store: Store, study_id: int) -> None:
+def test_the_second_is_refused_and_learns_the_holder(store: Store, study_id: int) -> None:
     store.acquire(study_id, ME, now=NOW, period_s=30, gone=alive)
     with pytest.raises(LeaseHeld, match=r"study digits is driven by pid 11 on here, .* until 12:00:30") as no:
         store.acquire(study_id, OTHER, now=later(29), period_s=30, gone=alive)
@@ -44,18 +44,18 @@ def test_an_expired_or_dead_holder_is_taken_over(store: Store, study_id: int, af
     assert new.fence == old.fence + 1
     with pytest.raises(LeaseLost, match=r"study 1 \(fence 1\)"):
         store.renew(old, now=later(after_s), period_s=30)
-    store.release(old)  # no error, and no harm to the new one
+    store.release(old)  # no error, and the new lease stays
     assert store.study_by_id(study_id).holder == OTHER
 
 
-def test_the_same_process_takes_its_own_lease_anew(store: Store, study_id: int) -> None:
+def test_a_process_may_take_its_own_lease_again(store: Store, study_id: int) -> None:
     store.acquire(study_id, ME, now=NOW, period_s=30, gone=alive)
     assert store.acquire(study_id, ME, now=later(1), period_s=30, gone=alive).fence == 2
     with pytest.raises(LeaseHeld):
         store.acquire(study_id, replace(ME, started="101"), now=later(2), period_s=30, gone=alive)
 
 
-def test_renewing_prolongs_and_shows_life(store: Store, study_id: int) -> None:
+def test_renewing_extends_the_lease_and_records_a_sign_of_life(store: Store, study_id: int) -> None:
     lease = store.acquire(study_id, ME, now=NOW, period_s=30, gone=alive)
     renewed = store.renew(lease, now=later(20), period_s=30)
     assert renewed == replace(lease, expires_at=later(50))
@@ -73,8 +73,8 @@ def test_a_released_lease_is_free_at_once_and_the_fence_goes_on(store: Store, st
     assert store.acquire(study_id, OTHER, now=later(1), period_s=30, gone=alive).fence == 2
 
 
-def test_a_holder_that_renews_while_it_is_judged_keeps_it(store: Store, study_id: int) -> None:
-    """Between seeing an expired lease and taking it, its holder woke up: compare and set must see that."""
+def test_a_holder_that_renews_during_a_takeover_keeps_the_lease(store: Store, study_id: int) -> None:
+    """The holder renews after its lease was read as expired and before it is taken: compare-and-set must notice."""
     lease = store.acquire(study_id, ME, now=NOW, period_s=30, gone=alive)
 
     def wakes_up(_: Holder) -> bool:
@@ -89,8 +89,8 @@ def test_a_holder_that_renews_while_it_is_judged_keeps_it(store: Store, study_id
     assert store.renew(lease, now=later(21), period_s=30).fence == lease.fence
 
 
-def test_of_two_that_take_over_at_one_moment_one_gets_it(store: Store, study_id: int) -> None:
-    """The other's lease may end at the very moment at which the dead one's did: the fence tells them apart."""
+def test_only_one_of_two_simultaneous_takeovers_succeeds(store: Store, study_id: int) -> None:
+    """The other lease may end at the same moment as the expired one: the fence distinguishes them."""
     third = replace(OTHER, pid=33)
     store.acquire(study_id, ME, now=NOW, period_s=30, gone=alive)
 
@@ -104,6 +104,6 @@ def test_of_two_that_take_over_at_one_moment_one_gets_it(store: Store, study_id:
     assert store.study_by_id(study_id).fence == 2
 
 
-def test_a_study_that_is_not_there_has_no_lease(store: Store) -> None:
+def test_a_missing_study_has_no_lease(store: Store) -> None:
     with pytest.raises(StudyNotFound):
         store.acquire(9, ME, now=NOW, period_s=30, gone=alive)

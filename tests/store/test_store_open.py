@@ -1,4 +1,4 @@
-"""Whatever may be wrong with a store's address is one line, and a password is in none of them."""
+"""Every problem with a store's address is reported in one line without the password."""
 
 import sqlite3
 import stat
@@ -28,7 +28,7 @@ def test_a_new_file_belongs_to_its_owner_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["tuner.db"]
 
 
-def test_the_rights_of_an_old_file_are_its_owners_business(migrated: Path, tmp_path: Path) -> None:
+def test_the_rights_of_an_existing_file_are_kept(migrated: Path, tmp_path: Path) -> None:
     path = tmp_path / "shared.db"
     path.write_bytes(migrated.read_bytes())
     path.chmod(0o660)
@@ -44,7 +44,7 @@ def test_commits_are_durable_and_keys_are_enforced(sqlite_url: str) -> None:
 
 
 def test_a_new_file_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
-    """SQLite refuses the switch to WAL at once: two who began a store at the same time were told that it is locked."""
+    """SQLite refuses a concurrent switch to WAL at once; two that created a store once failed with 'locked'."""
     path = tmp_path / "new.db"
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -55,10 +55,8 @@ def test_a_new_file_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> 
         release.join()
 
 
-def test_a_file_that_somebody_reads_for_long_is_no_endless_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A copy that is not in WAL mode, and is being looked at: its readers keep it from that mode, but not writers."""
+def test_waiting_for_a_long_reader_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of a copy that is not in WAL mode prevent the switch, but not writers."""
     monkeypatch.setattr(schema, "BUSY_TIMEOUT_S", 0.05)
     path = tmp_path / "copy.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -111,7 +109,7 @@ def test_a_masked_address_has_no_password() -> None:
     assert masked("sqlite:///tuner.db") == "sqlite:///tuner.db"
 
 
-def test_a_schema_from_the_future_is_left_alone(store_url: str) -> None:
+def test_a_newer_schema_is_refused_and_left_alone(store_url: str) -> None:
     engine = sa.create_engine(store_url)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '9999'"))
@@ -124,7 +122,7 @@ def test_a_schema_from_the_future_is_left_alone(store_url: str) -> None:
     assert current(store_url) == "9999"
 
 
-def test_a_file_from_the_future_is_not_even_touched(sqlite_url: str) -> None:
+def test_a_file_with_a_newer_schema_is_not_touched(sqlite_url: str) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     with sa.create_engine(sqlite_url).begin() as connection:
         connection.execute(sa.text("UPDATE tuner_alembic_version SET version_num = '9999'"))
@@ -136,7 +134,7 @@ def test_a_file_from_the_future_is_not_even_touched(sqlite_url: str) -> None:
 
 def test_current_and_upgrade(blank_url: str, tmp_path: Path) -> None:
     assert current(blank_url) is None
-    assert list(tmp_path.iterdir()) == []  # to look is not to create
+    assert list(tmp_path.iterdir()) == []  # a look creates no file
     assert upgrade(blank_url) == SCHEMA
     assert upgrade(blank_url) == current(blank_url) == SCHEMA
 

@@ -1,4 +1,4 @@
-"""Real processes on one database: one of them wins, none of them waits for a reader, none leaves half a change."""
+"""Real processes on one database: one wins, none waits for a reader, and none leaves half a commit."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @contextmanager
 def running(program: str, *arguments: tuple[str, ...]) -> "Iterator[list[subprocess.Popen[str]]]":
-    """One process for each of `arguments`, with our test records at hand; whatever happens, all end with the test."""
+    """One process for each of `arguments`, with our test records; all of them end with the test."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
     with ExitStack() as stack:
@@ -31,7 +31,7 @@ def running(program: str, *arguments: tuple[str, ...]) -> "Iterator[list[subproc
 
 
 def race(program: str, *arguments: tuple[str, ...]) -> list[str]:
-    """What each of the processes said after all were ready and let go together."""
+    """The output of each process; all start together once all are ready."""
     with running(program, *arguments) as racers:
         assert [r.stdout.readline() for r in racers if r.stdout] == ["ready\n"] * len(arguments)
         for racer in racers:
@@ -142,25 +142,25 @@ for version in itertools.count(1):
 
 
 @pytest.mark.parametrize("die_in", ["tuner_trials", "tuner_metrics", "tuner_events"])
-def test_killed_within_a_change_leaves_nothing_of_it(desk: Bench, die_in: str) -> None:
+def test_a_kill_inside_a_commit_leaves_nothing_of_it(desk: Bench, die_in: str) -> None:
     desk.write(new_trials=(trial(0), trial(1)))
     with running(WRITER, (desk.store.url, die_in)) as [writer]:
         assert writer.wait(240) == -signal.SIGKILL
     assert [t.version for t in desk.store.trials(desk.study.id)] == [4, 4]
     assert [(p.trial, p.step) for p in desk.store.points(desk.study.id)] == [(t, s) for t in (0, 1) for s in (1, 2, 3)]
     assert desk.store.last_seq(desk.study.id) == 6
-    desk.write(trials=(bump(trial(0, version=4)),), events=(event(7, recorded_at=NOW),))  # and it goes on
+    desk.write(trials=(bump(trial(0, version=4)),), events=(event(7, recorded_at=NOW),))  # the next commit works
 
 
-def test_killed_at_any_moment_leaves_whole_changes(desk: Bench) -> None:
-    """Not at a chosen statement, but wherever it happens to be, the commit's own writes to the disk included."""
+def test_a_kill_at_any_moment_leaves_only_whole_commits(desk: Bench) -> None:
+    """Not at a chosen statement but at a random moment, including the commit's writes to the disk."""
     desk.write(new_trials=(trial(0), trial(1)))
     with running(WRITER, (desk.store.url, "no such table")) as [writer]:
         while desk.store.last_seq(desk.study.id) < 100:
             assert writer.poll() is None
         writer.kill()
         writer.wait(240)
-    desk.store.renew(desk.lease, now=NOW, period_s=60)  # waits for a server that has not yet heard of the death
+    desk.store.renew(desk.lease, now=NOW, period_s=60)  # waits until the server notices the death
     first, second = desk.store.trials(desk.study.id)
     changes = first.version - 1
     assert first.version == second.version

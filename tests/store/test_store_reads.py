@@ -1,4 +1,4 @@
-"""What the engine and the views read."""
+"""The reads of the engine and the views."""
 
 import pytest
 import sqlalchemy as sa
@@ -28,7 +28,7 @@ def test_an_unknown_name_hints_at_the_nearest(store: Store) -> None:
         store.study_by_id(9)
 
 
-def test_live_are_the_unfinished_with_all_that_is_theirs(desk: Bench) -> None:
+def test_live_returns_unfinished_trials_with_their_attempts_and_runs(desk: Bench) -> None:
     other = bench(desk.store, "plain")
     other.write(new_trials=(trial(0, prefix="s3://b/plain/0/"),), new_attempts=(attempt(0, job_name="other"),))
     waiting = trial(2, state=TrialState.BACKING_OFF)
@@ -83,7 +83,7 @@ def test_the_best_come_first_in_either_direction(desk: Bench) -> None:
     desk.write(
         new_trials=(
             *(succeeded(n, value) for n, value in enumerate(values)),
-            succeeded(4, 99.0, state=TrialState.PRUNED),  # a pruned value is no result
+            succeeded(4, 99.0, state=TrialState.PRUNED),  # the value of a pruned trial is no result
             trial(5, last_step=1, last_value=100.0),
         )
     )
@@ -97,7 +97,7 @@ def test_the_summary_of_an_empty_study_is_all_zero(desk: Bench) -> None:
     assert not any(getattr(empty, name) for name in Summary.__dataclass_fields__ if name != "trials")
 
 
-def test_what_nobody_knows_to_be_lost_is_not_nothing(desk: Bench) -> None:
+def test_unknown_lost_work_is_not_zero(desk: Bench) -> None:
     cut = {"ended_at": NOW, "end": RunEnd.INTERRUPTED}
     desk.write(new_trials=(trial(0),), new_attempts=(attempt(0),), runs=(run(0, **cut), run(0, 1, 2)))
     summary = desk.store.summary(desk.study.id)
@@ -115,7 +115,7 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
         new_attempts=(
             ended(0, 1, interruptions=2, estimated_microusd=77),
             attempt(1, 1, interruptions=1, estimated_microusd=5, reserved_microusd=100),
-            # ended, and its final figure is not there yet: the reservation is held
+            # ended without its final figure: the reservation stays
             ended(2, 1, spend_microusd=None, on_demand_microusd=None, reserved_microusd=30, estimated_microusd=4),
             ended(2, 2, spend_microusd=1, on_demand_microusd=2),
         ),
@@ -126,10 +126,10 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
             run(1, 1, 1, had_checkpoint=None),
             run(1, 1, 2, had_checkpoint=True, resume_step=9, resumed_from_step=2, first_step=3),
             run(2, 1, 1, had_checkpoint=False),
-            run(2, 2, 1, had_checkpoint=False),  # the run before left nothing
+            run(2, 2, 1, had_checkpoint=False),  # the previous run left nothing
             run(2, 2, 2, had_checkpoint=True, ended_at=NOW, end=RunEnd.INTERRUPTED),
             run(2, 2, 3, had_checkpoint=True, ended_at=NOW, end=RunEnd.ENDED),
-            run(2, 2, 4, had_checkpoint=True),  # it may yet tell a step
+            run(2, 2, 4, had_checkpoint=True),  # it may still report a step
             run(1, 1, 3, had_checkpoint=True, ended_at=NOW, end=RunEnd.INTERRUPTED),  # cut before its first step
         ),
     )
@@ -155,7 +155,7 @@ def test_the_summary_counts_and_sums_one_study_alone(desk: Bench) -> None:
 
 
 def test_each_read_is_of_one_moment(desk: Bench) -> None:
-    """A change that is committed between two statements of a read is seen by both or by neither."""
+    """A commit between two statements of a read is visible to both or to neither."""
     desk.write(new_trials=(trial(0),), new_attempts=(attempt(0),))
     store, study_id = desk.store, desk.study.id
     writes = [bump(attempt(0), interruptions=1)]
@@ -171,8 +171,8 @@ def test_each_read_is_of_one_moment(desk: Bench) -> None:
     assert seen.interruptions == 1
 
 
-def test_what_was_met_in_pools_is_summed_over_studies(desk: Bench) -> None:
-    """Attempts without a job met nothing; a zone is a pool of its own."""
+def test_pool_totals_are_summed_over_studies(desk: Bench) -> None:
+    """Attempts without a job do not count; each zone is its own pool."""
     other = bench(desk.store, "plain")
     met = {"submitted_at": NOW, "run_s": 100.0, "startup_s": 10.0, "interruptions": 2, "instance_type": "ml.x.large"}
     other.write(
@@ -195,7 +195,7 @@ def test_what_was_met_in_pools_is_summed_over_studies(desk: Bench) -> None:
     assert desk.store.pool_totals([]) == {}
 
 
-def test_the_largest_spot_ratio_is_of_bills_that_tell_it(desk: Bench) -> None:
+def test_the_largest_spot_ratio_counts_only_informative_bills(desk: Bench) -> None:
     store, study_id = desk.store, desk.study.id
     assert store.largest_spot_ratio(study_id, trained_s=60) is None
     figures = [(30, 100, True), (50, 100, True), (100, 100, True), (55, 59, True), (90, 100, False)]

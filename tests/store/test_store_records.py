@@ -1,4 +1,4 @@
-"""What is written is what is read."""
+"""Every record is read back as it was written."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ def test_a_study_round_trips(store: Store) -> None:
 
 
 def test_the_longest_names_fit(store: Store) -> None:
-    """A server keeps to the lengths of its columns; a key is the name and seven letters more."""
+    """Servers enforce the lengths of columns; a key is the name plus seven letters."""
     name = "a" * 32
     made = store.create_study(study(name, key=f"{name}-bcdfgh"))
     lease = store.acquire(made.id, ME, now=NOW, period_s=60, gone=lambda _: False)
@@ -112,7 +112,7 @@ def test_metric_values_keep_every_digit(desk: Bench, values: list[float]) -> Non
         desk.write(new_trials=(trial(0),))
     desk.write(points=tuple(point(0, step, value) for step, value in enumerate(values)))
     read = [p.value for p in desk.store.points(desk.study.id)][: len(values)]
-    assert [repr(v + 0.0) for v in read] == [repr(v + 0.0) for v in values]  # SQLite alone forgets the sign of zero
+    assert [repr(v + 0.0) for v in read] == [repr(v + 0.0) for v in values]  # only SQLite loses the sign of zero
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -128,7 +128,7 @@ def test_a_step_without_its_value_is_a_bug(desk: Bench) -> None:
         desk.write(new_trials=(trial(0, last_step=4),))
 
 
-def test_json_refuses_what_json_does_not_have(desk: Bench) -> None:
+def test_numbers_that_json_lacks_are_refused(desk: Bench) -> None:
     with pytest.raises(StatementError, match="not JSON compliant"):
         desk.write(new_trials=(succeeded(0, math.inf),))
     assert desk.store.trial_count(desk.study.id) == 0

@@ -1,12 +1,13 @@
 """The code bundle: what jobs run instead of the working tree.
 
-Content-addressed: its digest is that of its names and contents, so an upload happens once, an edited tree is another
-bundle, and a trial keeps its own for life. It is read into memory once, so that what was digested is what is uploaded.
+A bundle is content-addressed: its digest covers the names and contents of its files. So each bundle is uploaded once,
+an edited tree is another bundle, and a trial keeps its bundle for life. Files are read into memory once, so that the
+uploaded bytes are the bytes of the digest.
 
-What goes in: the source directory without hidden files, caches, virtual environments, stores, folders of a local
-service, what the caller excludes, and what `.tunerignore` names; and beside it `tuner/__init__.py` (empty) with the
-two modules that travel, and the job's configuration. Nothing is left out silently that a script could import: links
-that cannot be packed and trees that are too large are refused.
+A bundle holds the source directory without hidden files, caches, virtual environments, stores, folders of a local
+service, files that the caller excludes, and files named in `.tunerignore`. It also holds an empty `tuner/__init__.py`
+with the two modules that travel, and the job's configuration. No importable file is left out silently: links that
+cannot be packed and trees that are too large are refused.
 """
 
 import hashlib
@@ -23,16 +24,16 @@ FORMAT = 1
 CONFIG_NAME = "tuner_bundle.json"
 IGNORE_FILE = ".tunerignore"
 REQUIREMENTS = "requirements.txt"
-_ASKING = ("-r", "-e", "--requirement", "--editable")  # options that stand for packages
-MAX_BYTES = 50 << 20  # data belongs into channels; the code is copied at every start, on billed time
+_ASKING = ("-r", "-e", "--requirement", "--editable")  # options that ask for packages
+MAX_BYTES = 50 << 20  # the code is copied at every start, on billed time; data belongs in channels
 MAX_FILES = 5_000
 _NEVER = ("__pycache__/", "*.pyc", "*.egg-info/", "tuner.db*")
-_NO_CODE = ("pyvenv.cfg", STATE_MARK)  # what lies in virtual environments and in folders of a local service
-_OURS = "tuner/"  # the folder of a bundle that is the tuner's own
+_NO_CODE = ("pyvenv.cfg", STATE_MARK)  # marks of virtual environments and of folders of a local service
+_OURS = "tuner/"  # the tuner's own folder in a bundle
 _TRAVELLERS = ("training.py", "bootstrap.py")
 
 
-class BundleRefused(Exception):  # noqa: N818 - an answer, not an error of ours
+class BundleRefused(Exception):  # noqa: N818 - an answer, not a bug
     """The source directory cannot be packed as it is; the message says what to change."""
 
 
@@ -62,8 +63,8 @@ def make_bundle(
 ) -> Bundle:
     """Pack a source directory.
 
-    `metrics` are (name, regex, step regex) of what the bootstrap finds in the log; `exclude` are files and folders
-    that are no part of the code: the study file, the store, the state directory.
+    `metrics` are the (name, regex, step regex) that the bootstrap searches the log for. `exclude` are files and folders
+    that are not code: the study file, the store, the state directory.
     """
     source = source_dir.resolve()
     if not source.is_dir():
@@ -85,9 +86,9 @@ def make_bundle(
 
 
 def upload(bundle: Bundle, objects: Objects, root_uri: str) -> str:
-    """Write the bundle below `root_uri` unless it is there already; its address, which ends in a slash.
+    """Write the bundle below `root_uri` unless it is there; returns its address, which ends in a slash.
 
-    The mark of completeness is written last and lies beside the bundle, so that jobs do not receive it.
+    The mark of completeness is written last. It lies outside the bundle, so that jobs do not receive it.
     """
     base = f"{root_uri.rstrip('/')}/bundles/{bundle.digest}"
     try:
@@ -100,9 +101,9 @@ def upload(bundle: Bundle, objects: Objects, root_uri: str) -> str:
 
 
 def has_same_code(bundle: Bundle, objects: ReadableObjects, base: str) -> bool:
-    """Whether the bundle stored at `base` has the same files of the user's, whatever version of ours it has.
+    """Whether the bundle stored at `base` has the same files of the user, with any version of the tuner's files.
 
-    Only the tuner's part is read back: with that part, the digest must be the stored one. Raises ObjectsError.
+    Only the tuner's files are read back: together with them, the digest must be the stored one. Raises ObjectsError.
     """
     ours = [info.uri for info in objects.list(f"{base}{_OURS}")]
     if not ours:
@@ -113,10 +114,10 @@ def has_same_code(bundle: Bundle, objects: ReadableObjects, base: str) -> bool:
 
 
 def refuse_downloads(bundle: Bundle) -> None:
-    """Raise BundleRefused if a job may look for packages in a network; for containers that have none.
+    """Raise BundleRefused if pip in a job may need a network, for containers without one.
 
-    What the image has in a version that fits, pip looks for nowhere; what the image has is not known here. A line
-    --no-index is the user's word that all of it is there: it changes nothing then, and else each job fails at once.
+    Pip does not look for packages that the image has in a fitting version, but we do not know the image. With a line
+    --no-index the user states that every package is there; if that is wrong, each job fails at once.
     """
     text = next((file.data.decode(errors="replace") for file in bundle.files if file.name == REQUIREMENTS), "")
     lines = [line for each in text.splitlines() if (line := each.partition("#")[0].strip())]
@@ -154,7 +155,7 @@ def _check(source: Path, files: dict[str, bytes], entry_point: str) -> None:
 
 
 def _names(source: Path, excluded: set[Path]) -> Iterator[str]:
-    """The relative names of what is packed, sorted; counted and weighed as they come."""
+    """The relative names of the files to pack, sorted; number and size are checked on the way."""
     rules = (*_NEVER, *_rules(source / IGNORE_FILE))
     size = 0
     for count, path in enumerate(_walk(source, source, rules, excluded), start=1):
@@ -187,7 +188,7 @@ def _walk(folder: Path, source: Path, rules: Sequence[str], excluded: set[Path])
 
 
 def _check_link(path: Path, source: Path) -> None:
-    """A link to a file inside the tree is packed as that file; no other can be."""
+    """Only a link to a file inside the tree can be packed, as that file."""
     target = path.resolve()
     if not target.is_relative_to(source):
         raise BundleRefused(
@@ -198,7 +199,7 @@ def _check_link(path: Path, source: Path) -> None:
 
 
 def _rules(path: Path) -> list[str]:
-    """The lines of the ignore file: as in .gitignore, without negation."""
+    """The rules of the ignore file, as in .gitignore but without negation."""
     if not path.is_file():
         return []
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -213,7 +214,7 @@ def _ignored(name: str, rules: Sequence[str], *, is_folder: bool) -> bool:
 
 
 def _matches(name: str, rule: str, *, is_folder: bool) -> bool:
-    """A slash at the end means folders only; one before that, a path from the root; none, a name at any depth."""
+    """A final slash means folders only; any other slash, a path from the root; no slash, a name at any depth."""
     pattern = rule.rstrip("/")
     if rule.endswith("/") and not is_folder:
         return False

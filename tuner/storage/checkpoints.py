@@ -1,18 +1,18 @@
-"""What lies under a trial's checkpoint prefix: steps, sizes, metrics, records of runs; and its deletion.
+"""Reads, copies and deletes the objects under a trial's checkpoint prefix: steps, metrics, records of runs.
 
-The prefix is written by machines that may die at any moment, through an agent that uploads in any order, and by
-scripts that may write anything. So whatever does not parse, or could not be recorded, is skipped, never an error: a
-manifest makes a checkpoint complete only together with all its files, a line of metrics counts once its end is there,
-and names that the agent leaves behind are not seen at all.
+Machines that may die at any moment write the prefix, through an agent that uploads in any order, and scripts may write
+anything there. So content that does not parse, or cannot be recorded, is skipped and never an error. A checkpoint is
+complete only if all files of its manifest are there, and a line of metrics counts only once it has its end. Names that
+the agent leaves behind are ignored.
 
-`scan` tells a complete checkpoint by sizes, since the engine asks at every tick. Scripts compare hashes, so whoever
-deletes or hands out asks `newest_whole`, which does too: a run that is interrupted while it saves a step anew can leave
-files of the same sizes that no manifest describes.
+`scan` recognises a complete checkpoint by sizes, because the engine asks at every tick. Scripts compare hashes. So
+callers that delete or hand out checkpoints use `newest_whole`, which compares hashes too: a run that is interrupted
+while it saves a step again can leave files of the same sizes with other content.
 
-What takes long calls `renew` before each of its steps: whoever may do it under a lease alone keeps it that way, and
-leaves by its exception once it is lost.
+Long operations call `renew` before each of their steps. Callers that need the lease pass a `renew` that raises
+LeaseLost; the exception ends the operation.
 
-Readers keep their place in memory only. A new one reads everything again: who uses it must bear repetition.
+Readers keep their position in memory only. A new reader reads everything again, so its user must accept repetition.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from tuner.storage.objects import ObjectInfo, ObjectNotFound, Objects, ReadableO
 from tuner.training import AGENT_SUFFIXES, MANIFEST
 
 METRICS, RUNS = "metrics/", "runs/"
-MAX_POLL_BYTES = 1 << 20  # one poll of one trial reads no more; the rest waits for the next
-MAX_DOCUMENT_BYTES = 16 << 20  # a manifest or a record that is larger is none of ours
+MAX_POLL_BYTES = 1 << 20  # limit of one poll of one trial; the rest waits for the next poll
+MAX_DOCUMENT_BYTES = 16 << 20  # a larger manifest or record is not ours
 _DELETE_BATCH = 1000
 _HASH_BLOCK_BYTES = 8 << 20
-_MAX_STEP = 10**18 - 1  # as many digits as a step folder's name may have, and what a database integer holds
+_MAX_STEP = 10**18 - 1  # limited by the digits of a step folder's name, and by a database integer
 _MAX_COUNT = 2**31 - 1
-_MAX_NAME = 256  # characters of a metric's name, a run's, a host's
-_YEAR_2200 = 7_258_118_400.0  # later moments are nonsense, and overflow somewhere
+_MAX_NAME = 256  # characters in the name of a metric, a run or a host
+_YEAR_2200 = 7_258_118_400.0  # later times are nonsense, and would overflow
 
 Renew: TypeAlias = Callable[[], object]
 
@@ -46,7 +46,7 @@ _FILE = re.compile(r"(\d{3,9})-([0-9a-z]+)-([^/]+)\.jsonl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """A checkpoint that is complete by its manifest and by the sizes of its files."""
+    """A checkpoint that is complete according to its manifest and the sizes of its files."""
 
     step: int
     saved_at: datetime
@@ -55,7 +55,7 @@ class StepInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixState:
-    """Everything under a prefix at one moment. Own files are the script's: without metrics and records of runs."""
+    """Everything under a prefix at one moment. Own files are those of the script, without metrics and run records."""
 
     newest_complete: StepInfo | None
     steps: tuple[int, ...]  # of all step folders, complete or not, ascending
@@ -65,7 +65,7 @@ class PrefixState:
 
 
 def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
-    """One listing, and as many manifests as it takes to find a complete checkpoint: mostly one."""
+    """Costs one listing, and a read of each manifest until a complete checkpoint is found: usually one."""
     _check_prefix(prefix)
     found = {info.uri[len(prefix) :]: info for info in objects.list(prefix)}
     own = {name: info for name, info in found.items() if not name.startswith((METRICS, RUNS)) and not _of_agent(name)}
@@ -81,13 +81,13 @@ def scan(objects: ReadableObjects, prefix: str) -> PrefixState:
 
 
 def no_lease() -> None:
-    """Renew nothing: for what anybody may do at any time."""
+    """Renew nothing, for operations that need no lease."""
 
 
 def newest_whole(objects: ReadableObjects, prefix: str, *, renew: Renew = no_lease) -> StepInfo | None:
-    """The checkpoint that a script would resume from: the newest whose files have the hashes of its manifest.
+    """The checkpoint that a script would resume from: the newest one whose files match the hashes of its manifest.
 
-    Reads all of it, in blocks, and of those before it until one holds.
+    It reads whole checkpoints in blocks, newest first, until one matches.
     """
     _check_prefix(prefix)
     steps = _step_folders({info.uri[len(prefix) :]: info for info in objects.list(prefix)})
@@ -96,7 +96,7 @@ def newest_whole(objects: ReadableObjects, prefix: str, *, renew: Renew = no_lea
 
 
 def wanted_files(objects: ReadableObjects, prefix: str) -> list[str]:
-    """Names under a prefix that a person wants of a trial: of all steps only the newest that is whole."""
+    """The names under a prefix to give to a person: of all steps only the newest whole one."""
     newest = newest_whole(objects, prefix)
     names = [info.uri[len(prefix) :] for info in objects.list(prefix)]
     own = [name for name in names if not name.startswith((METRICS, RUNS)) and not _of_agent(name)]
@@ -111,9 +111,9 @@ def delete_prefix(
     stays: Callable[[str], bool] = lambda _name: False,
     renew: Renew = no_lease,
 ) -> int:
-    """Delete what lies under a trial's prefix, but for names that stay; how many objects that were.
+    """Delete all objects under a trial's prefix except names to keep; returns how many were deleted.
 
-    Refuses what is not in the study's root.
+    Raises ValueError for a prefix outside the study's root.
     """
     _check_prefix(prefix)
     _check_prefix(study_root)
@@ -130,10 +130,10 @@ def delete_prefix(
 
 
 def copy_own_files(objects: Objects, source: str, target: str, *, renew: Renew = no_lease) -> int:
-    """Copy the checkpoints of one trial under the prefix of another, without metrics and records; how many files.
+    """Copy the script's files of one trial to the prefix of another, without metrics; returns how many files.
 
-    All steps, inside the store: the script there falls back to an earlier one as it would have here, and nothing has
-    to be read to choose for it.
+    It copies all steps within the store. So the script can fall back to an earlier step as usual, and no file has to be
+    read to choose one.
     """
     _check_prefix(source)
     _check_prefix(target)
@@ -146,7 +146,7 @@ def copy_own_files(objects: Objects, source: str, target: str, *, renew: Renew =
 
 
 class MetricsReader:
-    """What is new under one trial's prefix since the last call.
+    """Reads what is new under one trial's prefix since the last call.
 
     `poll` costs one listing and one ranged read for each file that grew, `records` one listing and a read for each
     new record.
@@ -162,7 +162,7 @@ class MetricsReader:
         self.more = False  # the last poll left something unread
 
     def poll(self) -> list[MetricPoint]:
-        """New points, file by file in the order of runs, and in each file in the order of its lines."""
+        """New points in the order of runs, and of the lines within a file."""
         points: list[MetricPoint] = []
         left = self._max_bytes
         self.more = False
@@ -178,7 +178,7 @@ class MetricsReader:
         return points
 
     def records(self) -> list[RunRecord]:
-        """The records of runs that were not returned before."""
+        """The records of runs that were not yet returned."""
         new = []
         for info in self._objects.list(self._prefix + RUNS):
             if not info.uri.endswith(".json") or self._records.get(info.uri) == info.etag or _too_large(info):
@@ -194,12 +194,12 @@ class MetricsReader:
 
     def _place(self, info: ObjectInfo) -> "_Place":
         place = self._places.setdefault(info.uri, _Place())
-        if info.size < place.offset:  # written anew
+        if info.size < place.offset:  # the file was replaced
             place = self._places[info.uri] = _Place()
         return place
 
     def _read(self, info: ObjectInfo, source: tuple[int, str, str], limit: int, points: list[MetricPoint]) -> int:
-        """Add the points of whole lines that are new; how many bytes were read."""
+        """Add the points of new whole lines; returns how many bytes were read."""
         place = self._place(info)
         try:
             data = self._objects.read(info.uri, place.offset, limit)
@@ -209,21 +209,21 @@ class MetricsReader:
         for line in data[:end].split(b"\n")[:-1]:
             points.extend(_points(line, source))
         place.offset += end
-        if len(data) < limit:  # all of it was seen; what has no end yet is read again when the file changes
+        if len(data) < limit:  # read to the end; a line without its end is read again when the file changes
             place.etag = info.etag
         else:
             self.more = True
-            if end == 0 and limit == self._max_bytes:  # no line of ours is that long
+            if end == 0 and limit == self._max_bytes:  # a line this long is not ours: skip it
                 place.offset += len(data)
         return len(data)
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where a reader is in one file."""
+    """A reader's position in one file."""
 
     offset: int = 0
-    etag: str | None = None  # of the object that was read to its end
+    etag: str | None = None  # of the version that was read to its end
 
 
 def _check_prefix(prefix: str) -> None:
@@ -240,7 +240,7 @@ def _too_large(document: ObjectInfo) -> bool:
 
 
 def _step_folders(own: Mapping[str, ObjectInfo]) -> dict[int, dict[str, ObjectInfo]]:
-    """By step: what lies in its folder, by the name there."""
+    """The files of each step's folder, by their name in it."""
     steps: dict[int, dict[str, ObjectInfo]] = {}
     for name, info in own.items():
         if not _of_agent(name) and (match := _STEP.fullmatch(name)):
@@ -251,7 +251,7 @@ def _step_folders(own: Mapping[str, ObjectInfo]) -> dict[int, dict[str, ObjectIn
 def _complete(
     objects: ReadableObjects, step: int, files: Mapping[str, ObjectInfo], *, hashed_with: Renew | None = None
 ) -> StepInfo | None:
-    """The checkpoint, if its manifest is there and so is every file that it names: in the right size, or hashed too."""
+    """The checkpoint if every file of its manifest is there with the right size, or also with the right hash."""
     if MANIFEST not in files or _too_large(files[MANIFEST]):
         return None
     try:
@@ -309,34 +309,34 @@ def _points(line: bytes, source: tuple[int, str, str]) -> Iterator[MetricPoint]:
 
 
 def _value(value: object) -> float:
-    """A number, or one of the words for what JSON has no number for."""
+    """A number, or one of the words for numbers that JSON lacks."""
     if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("nan", "inf", "-inf")):
         raise ValueError(f"{value!r} is not the value of a metric")
     return float(value)
 
 
 def _count(value: object, most: int) -> int:
-    """A whole number from 0 to `most`: a step below 0 would be one that no sampler takes."""
+    """A whole number from 0 to `most`; no sampler accepts a step below 0."""
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{value!r} is not a whole number from 0 to {most}")
     return value
 
 
 def _name(value: object) -> str:
-    """A short name that can be shown and recorded anywhere."""
+    """A short name that can be shown and stored."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME or not value.isprintable():
         raise ValueError("not a name")
     return value
 
 
 def _json(data: bytes) -> dict[str, Any]:
-    """An object; ValueError for anything else."""
+    """A JSON object; raises ValueError for anything else."""
     try:
         found = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - as the parser's own, a matter of content
+        raise ValueError("not an object")  # noqa: TRY004 - an error of content, like the parser's own
     return found
 
 

@@ -1,11 +1,11 @@
-"""The port to an object store: S3 by boto3, or a directory tree that `s3://` addresses are mapped to.
+"""The port to an object store: S3 through boto3, or a directory tree that `s3://` addresses are mapped to.
 
-Contract of `Objects`, kept by both and proved by one conformance class: a write replaces an object as a whole or not
-at all; a listing is by string prefix, in the byte order of the keys; deleting what is not there is no error; names
-that the checkpoint agent leaves behind are listed like all others.
+Contract of `Objects`, tested for both by one conformance class: a write replaces a whole object or nothing; a listing
+is by string prefix, in the byte order of the keys; deleting a missing object is no error; names that the checkpoint
+agent leaves behind are listed like all others.
 
-Rules: an address never leads out of the tree (no `.`, `..` or empty segments, no NUL); each error is one of three
-decisions: it is not there, we may not, or try again later.
+Rules: an address never leads out of the tree (no `.`, `..` or empty segments, no NUL). Each error is one of three
+decisions: the object is missing, we are not allowed, or try again later.
 """
 
 import errno
@@ -23,26 +23,26 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # type stubs are a tool of development
+if TYPE_CHECKING:  # type stubs are installed for development only
     from mypy_boto3_s3 import S3Client
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]*[a-z0-9])/(.*)", re.DOTALL)
-# Lies in the folder of a local service: what is in there, keys included, is no part of anybody's code.
+# Marks the folder of a local service: its contents, keys included, are never part of a code bundle.
 STATE_MARK = ".tuner-state"
-_DELETE_BATCH = 1000  # most keys in one DeleteObjects
+_DELETE_BATCH = 1000  # the most keys that one DeleteObjects accepts
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
 
 
 class ObjectsError(Exception):
-    """An answer of the object store that calls for a decision."""
+    """An answer of the object store that needs a decision."""
 
 
-class ObjectNotFound(ObjectsError):  # noqa: N818 - these are answers, not errors of ours
-    """Nothing lies at this address."""
+class ObjectNotFound(ObjectsError):  # noqa: N818 - these are answers, not bugs
+    """There is no object at this address."""
 
 
 class StorageRefused(ObjectsError):  # noqa: N818
-    """Rights, a bucket or a name are wrong: trying again does not help before somebody acts."""
+    """Rights, a bucket or a name are wrong: a retry does not help until somebody acts."""
 
 
 class StorageUnavailable(ObjectsError):  # noqa: N818
@@ -54,23 +54,23 @@ class ObjectInfo:
     uri: str
     size: int
     modified: datetime  # aware, in UTC
-    etag: str  # opaque; another one after each write
+    etag: str  # opaque; changes with each write
 
 
 class ReadableObjects(Protocol):
-    """What readers need of an object store. Addresses are `s3://bucket/key`."""
+    """An object store for readers. Addresses are `s3://bucket/key`."""
 
     def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
-        """All objects whose address starts with `prefix`, in key order, beyond the address `start_after`."""
+        """All objects whose address starts with `prefix`, in key order, after the address `start_after`."""
         ...
 
     def read(self, uri: str, start: int = 0, limit: int | None = None) -> bytes:
-        """The bytes from `start` on, at most `limit`; none where the object ends before."""
+        """At most `limit` bytes from `start` on; no bytes if the object ends before `start`."""
         ...
 
 
 class Objects(ReadableObjects, Protocol):
-    """What we need of an object store."""
+    """An object store for readers and writers."""
 
     def write(self, uri: str, data: bytes) -> None: ...
 
@@ -95,7 +95,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 class DirectoryObjects:
-    """`s3://bucket/key` is the file `root/bucket/key`. Files in the making lie in `tmp` beside `root`."""
+    """`s3://bucket/key` is the file `root/bucket/key`. Unfinished files lie in `tmp`, next to `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -151,7 +151,7 @@ class DirectoryObjects:
         return path
 
     def _info(self, bucket: str, key: str) -> ObjectInfo | None:
-        """None where it has just gone."""
+        """None if the file has just been deleted."""
         try:
             found = (self._root / bucket / key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -184,16 +184,16 @@ class DirectoryObjects:
 
 
 def put_in_place(root: Path, temporary: Path, target: Path) -> None:
-    """Make a finished file an object of the tree `root`, with the folders that its key asks for."""
+    """Move a finished file into the tree `root`, with the folders of its key."""
     with _folders(root, fcntl.LOCK_SH):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
 
 
 def remove_empty_folders(root: Path, path: Path) -> None:
-    """Remove the folders of the tree `root` that held nothing but the object `path`, which is gone.
+    """Remove the folders of the tree `root` that held only the deleted object `path`.
 
-    An object store has no empty folders; one left here would stand in the way of a key of its name.
+    An object store has no empty folders; one left here would prevent a key of its name.
     """
     with suppress(OSError), _folders(root, fcntl.LOCK_EX):  # OSError: not empty
         for folder in itertools.takewhile(lambda folder: folder.parent != root, path.parents):
@@ -202,7 +202,7 @@ def remove_empty_folders(root: Path, path: Path) -> None:
 
 @contextmanager
 def _folders(root: Path, operation: int) -> Iterator[None]:
-    """Nobody removes a folder that another has just made for an object: shared by writers, alone for who removes."""
+    """Writers share the lock; a remover holds it alone, so that it never removes a folder just made for an object."""
     with root.with_name(f"{root.name}.lock").open("a") as file:
         fcntl.flock(file, operation)
         yield
@@ -300,7 +300,7 @@ class S3Objects:
             self._client.copy(_at(source), *split_uri(target))
 
 
-def _at(uri: str) -> Any:  # noqa: ANN401 - the stubs have a type of their own for each call
+def _at(uri: str) -> Any:  # noqa: ANN401 - the stubs have one type for each call
     bucket, key = split_uri(uri)
     return {"Bucket": bucket, "Key": key}
 
@@ -308,7 +308,7 @@ def _at(uri: str) -> Any:  # noqa: ANN401 - the stubs have a type of their own f
 @contextmanager
 def _aws(uri: str) -> Iterator[None]:
     """Translate botocore's and boto3's errors."""
-    # Not at the top: a directory store, and every verb that only reads the database, does without them.
+    # Not at the top: directory stores, and verbs that only read the database, do not need them.
     from boto3.exceptions import Boto3Error  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # noqa: PLC0415
     from botocore.parsers import ResponseParserError  # noqa: PLC0415
@@ -320,10 +320,10 @@ def _aws(uri: str) -> Iterator[None]:
     except NoCredentialsError as error:
         raise StorageRefused(f"{uri}: {error}") from error
     except Boto3Error as error:
-        # Transfers wrap the answer in an exception of their own.
+        # Transfers wrap the answer in another exception.
         cause = error.__context__
         raise (_answer(uri, cause.response) if isinstance(cause, ClientError) else _later(uri, error)) from error
-    except (BotoCoreError, ResponseParserError) as error:  # a proxy may answer with a page of its own
+    except (BotoCoreError, ResponseParserError) as error:  # a proxy may answer with its own page
         raise _later(uri, error) from error
 
 

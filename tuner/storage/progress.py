@@ -1,10 +1,10 @@
-"""Progress of trials, read from their checkpoint prefixes: one listing of a prefix per look, whatever is asked of it.
+"""Progress of trials, read from their checkpoint prefixes with one listing of a prefix per read.
 
-It exists so that the engine pays for one LIST per trial in training and poll, where asking for metrics, records and
-checkpoints apart would pay for three; and only files that grew are read.
+It exists so that the engine pays for one LIST per training trial and poll. Separate reads of metrics, records and
+checkpoints would pay for three. Only files that grew are read.
 
-Where an object store is far away, `ReadAhead` asks for several prefixes at once: hundreds of answers of S3, one after
-the other, would take longer than the poll.
+If the object store is far away, `ReadAhead` reads several prefixes at once: hundreds of answers of S3, one after the
+other, would take longer than the poll interval.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,40 +16,40 @@ from tuner.core.records import ProgressReport
 from tuner.storage.checkpoints import MetricsReader, scan
 from tuner.storage.objects import ObjectInfo, Objects, ObjectsError, StorageRefused
 
-AT_ONCE = 10  # as many as botocore keeps connections
+AT_ONCE = 10  # the number of connections that botocore keeps
 
 
 class Progress(Protocol):
-    """What lies under the trials' prefixes. One reader gives each line once; a new one begins at the beginning."""
+    """The progress of trials. One reader returns each line once; a new reader starts from the beginning."""
 
     def expect(self, prefixes: Iterable[str]) -> None:
-        """These will be read next, in this order: whoever is slow may begin."""
+        """Announce the prefixes to be read next, in this order, so that a slow reader may begin."""
         ...
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new since this reader's last look at `prefix`.
+        """What is new since this reader last read `prefix`.
 
         Raises OSError for a store that does not answer, PermissionError for one that refuses.
         """
         ...
 
     def forget(self, prefix: str) -> None:
-        """The trial of this prefix has ended: its place is not needed any more."""
+        """Drop the position of this prefix, whose trial has ended."""
         ...
 
 
 class PrefixProgress:
-    """Gives each line under a prefix once; a new one begins at the beginning."""
+    """Returns each line under a prefix once; a new instance starts from the beginning."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._readers: dict[str, tuple[_Listed, MetricsReader]] = {}
 
     def expect(self, prefixes: Iterable[str]) -> None:
-        """Nothing to begin with: each is read when it is asked for."""
+        """Does nothing: each prefix is read on request."""
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new since the last look. Raises OSError, PermissionError."""
+        """What is new since the last read. Raises OSError, PermissionError."""
         if prefix not in self._readers:
             listed = _Listed(self._objects)
             self._readers[prefix] = listed, MetricsReader(listed, prefix)
@@ -73,15 +73,15 @@ class PrefixProgress:
         )
 
     def forget(self, prefix: str) -> None:
-        """A trial has ended: its place is not needed any more."""
+        """Drop the position of this prefix, whose trial has ended."""
         self._readers.pop(prefix, None)
 
 
 class ReadAhead:
-    """Begins the next looks of another reader while the ones before are made use of.
+    """Starts the next reads of another reader in threads while earlier results are used.
 
-    A look that nobody asked for in its tick is given out when somebody does, since the inner reader gives each line
-    once; but as one that left something unread: the job may have written, and ended, since.
+    A result that is not requested in its tick is kept for the next request, because the inner reader returns each line
+    only once. It is then marked as incomplete: the job may have written more, and ended, since.
     """
 
     def __init__(self, inner: Progress, at_once: int = AT_ONCE) -> None:
@@ -93,16 +93,18 @@ class ReadAhead:
         self._old: dict[str, ProgressReport] = {}
 
     def expect(self, prefixes: Iterable[str]) -> None:
-        """These will be read next, in this order."""
+        """Announce the prefixes to be read next, in this order."""
         for prefix, look in self._begun.items():
-            if not look.cancel() and look.exception() is None:  # what failed is tried again: the store may be back
+            if (
+                not look.cancel() and look.exception() is None
+            ):  # a failed read is tried again, since the store may be back
                 self._old[prefix] = replace(look.result(), more=True)
         self._begun.clear()
         self._due = dict.fromkeys(prefix for prefix in prefixes if prefix not in self._old)
         self._begin()
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new since the last look. Raises OSError for a store that does not answer."""
+        """What is new since the last read. Raises OSError for a store that does not answer."""
         if prefix in self._old:
             return self._old.pop(prefix)
         self._due.pop(prefix, None)
@@ -111,16 +113,16 @@ class ReadAhead:
         return look.result() if look else self._inner.read(prefix)
 
     def forget(self, prefix: str) -> None:
-        """A trial has ended: its place is not needed any more."""
+        """Drop the position of this prefix, whose trial has ended."""
         self._old.pop(prefix, None)
         self._due.pop(prefix, None)
         look = self._begun.pop(prefix, None)
         if look is not None and not look.cancel():
-            wait([look])  # it would make a place for itself
+            wait([look])  # a running read would create its position again
         self._inner.forget(prefix)
 
     def _begin(self) -> None:
-        """As many as there are threads: a slice of each is in memory."""
+        """Start as many reads as there are threads: each keeps a slice in memory."""
         while self._due and len(self._begun) < self._at_once:
             prefix = next(iter(self._due))
             del self._due[prefix]
@@ -128,7 +130,7 @@ class ReadAhead:
 
 
 class _Listed:
-    """An object store whose listing of one prefix is held still, and whose manifests are read once."""
+    """An object store with a fixed listing of one prefix, which reads each manifest once."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects

@@ -1,1 +1,1 @@
-"""The database."""
+"""The database: tables, guarded writes under a lease, and reads."""

@@ -1,12 +1,13 @@
-"""What the studies of one account in one region share: its budget of calls, what is known of it, its prices.
+"""What the studies of one account in one region share: its budget of calls, facts about it, and its prices.
 
-AWS counts an account's calls, not an engine's: engines that do not know of each other would each spend all of them.
-So each kind of call has a bucket, a row that fills at a rate up to a burst, and an engine takes calls out of it before
-it makes them.
+AWS limits the calls of an account, not of an engine. Engines that do not know of each other would each spend the whole
+limit. So each kind of call has a bucket: a row that fills at a rate up to a burst. An engine takes calls out of it
+before it makes them.
 
-Rules: a bucket is read and written under its lock. It fills by one clock, whoever takes: on PostgreSQL, whose engines
-may be on many hosts, the server's; on SQLite, whose engines share a host, that host's. A clock that was set back fills
-nothing and stalls nobody: the bucket goes on from there. One that was set forward fills a bucket at most once.
+Rules: a bucket is read and written under its lock. All engines fill it by one clock: the server's on PostgreSQL, where
+engines may run on many hosts; the host's on SQLite, where all engines share a host. A clock that was set back fills
+nothing and blocks nobody, because the bucket continues from there. A clock that was set forward fills a bucket at most
+once.
 """
 
 import math
@@ -29,7 +30,7 @@ _B, _F, _P = buckets.c, _facts.c, _prices.c
 
 
 class TokenBucket:
-    """One kind of call of one account, inside the caller's transaction, which should be short: others wait for it."""
+    """One kind of call of one account. It lives in the caller's transaction; keep that short, since others wait."""
 
     def __init__(self, connection: sa.Connection, scope: str, operation: str, rate: CallRate) -> None:
         self._connection = connection
@@ -37,7 +38,7 @@ class TokenBucket:
         self._rate = rate
 
     def take(self, draw: Draw, now: datetime) -> int:
-        """How many calls it gives. `now` counts where the database has no clock of its own."""
+        """Take calls; returns how many the bucket gave. `now` is used where the database has no clock of its own."""
         tokens, now = self._filled(now)
         tokens = min(self._rate.burst, tokens + draw.back)
         taken = self._given(draw, tokens)
@@ -52,12 +53,12 @@ class TokenBucket:
         return needed + idle if needed >= draw.at_least else 0
 
     def _filled(self, now: datetime) -> tuple[float, datetime]:
-        """What is in it now, and when that is; a new one is full."""
+        """How many calls it holds, and at which moment; a new bucket is full."""
         dialect, row = self._connection.dialect.name, {**self._key, "tokens": self._rate.burst, "updated_at": now}
         self._connection.execute(_insert_bucket(dialect), row)
         tokens, filled_at = self._connection.execute(_LOCKED, self._key).one()
         if dialect == "postgresql":
-            # only now: while the lock was waited for, others moved the bucket on
+            # read under the lock, because others may have changed the bucket while we waited for it
             now = self._connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         passed_s = max(0.0, (now - filled_at).total_seconds())
         return min(self._rate.burst, tokens + passed_s * self._rate.per_s), now

@@ -1,10 +1,10 @@
-"""The invariants that a store must keep and that can be seen without a cloud, each a function that names what breaks.
+"""The invariants of a store that can be checked without a cloud. Each is a function that names what breaks it.
 
-`tuner status --check` and the simulation run the same ones. They are numbered: 1 events replay to rows, 2 one live
-attempt per trial, 3 terminal stays terminal, 5 money, 6 prefixes, 7 time. What a constraint should hold by itself is
-looked at again, since a check that trusts what it checks finds nothing.
+`tuner status --check` and the simulation run the same checks: 1 events replay to rows, 2 one live attempt per trial,
+3 terminal stays terminal, 5 money, 6 prefixes, 7 time. They repeat what the database's constraints should guarantee,
+because a check that trusts what it checks finds nothing.
 
-Rules: only reads, through `Store` alone. One line a finding; no finding is an empty list.
+Rules: it only reads, through `Store` alone. Each finding is one line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ from tuner.core.records import Attempt, AttemptState, Event, Trial, TrialState
 from tuner.core.states import AttemptEvent, IllegalTransition, TrialEvent, next_attempt_state, next_trial_state
 from tuner.store.store import Store
 
-# A living engine may write between two reads; each state change leaves an event, so equal ends mean equal rows.
+# A live engine may write between two reads. Each change of state adds an event: if the last event is the same before
+# and after, the rows are too.
 _TRIES = 5
 
 
@@ -31,21 +32,21 @@ class _Facts:
 
 @dataclass(slots=True)
 class _Replay:
-    """States as the events tell them."""
+    """The states that follow from the events."""
 
     trials: dict[int, TrialState] = field(default_factory=dict)
     attempts: dict[tuple[int, int], AttemptState] = field(default_factory=dict)
 
 
 def check(store: Store, study_id: int) -> list[str]:
-    """What does not hold in a study; empty if all does."""
+    """What does not hold in a study; an empty list if everything does."""
     facts = _read(store, study_id)
     replay = _Replay()
     return [
         *_numbering(facts),
         *_transitions(facts, replay),
-        *_rows_as_told(facts, replay),
-        *_values_as_told(facts),
+        *_rows_as_replayed(facts, replay),
+        *_values_as_recorded(facts),
         *_live_attempts(facts),
         *_money(facts),
         *_prefixes(facts),
@@ -70,7 +71,7 @@ def _numbering(facts: _Facts) -> Iterator[str]:
 
 
 def _transitions(facts: _Facts, replay: _Replay) -> Iterator[str]:
-    """1 and 3: each transition starts where the one before ended, and the tables know it; an end has none."""
+    """1 and 3: each transition starts where the last one ended, the tables allow it, and none follows an end."""
     for event in facts.events:
         machine, _, name = event.kind.partition(".")
         try:
@@ -86,7 +87,7 @@ def _move_trial(event: Event, name: str, replay: _Replay) -> None:
     if event.trial is None:
         raise ValueError("it names no trial")
     was = replay.trials.get(event.trial)
-    if event.after is not None:  # go on from what it says, so that one fault is one line
+    if event.after is not None:  # continue from the state it claims, so that one fault is one line
         replay.trials[event.trial] = TrialState(event.after)
     if name == "propose":
         _expect(event, None if was is None else was.value, None, TrialState.PROPOSED)
@@ -112,35 +113,35 @@ def _move_attempt(event: Event, name: str, replay: _Replay) -> None:
 
 
 def _expect(event: Event, was: str | None, before: str | None, after: str) -> None:
-    """That the event says `before` and `after`, and that it follows upon `was`."""
+    """Check that the event says `before` and `after`, and that the state was `before`."""
     if was != before:
         raise ValueError(f"it was {was} already")
     if (event.before, event.after) != (before, after):
         raise ValueError(f"it says {event.before} → {event.after}, and is {before} → {after}")
 
 
-def _rows_as_told(facts: _Facts, replay: _Replay) -> Iterator[str]:
-    """1: what the events tell is what the rows say."""
-    told = {f"trial {n}": str(s) for n, s in replay.trials.items()}
-    told |= {f"trial {t} attempt {n}": str(s) for (t, n), s in replay.attempts.items()}
+def _rows_as_replayed(facts: _Facts, replay: _Replay) -> Iterator[str]:
+    """1: replayed events give the states of the rows."""
+    replayed = {f"trial {n}": str(s) for n, s in replay.trials.items()}
+    replayed |= {f"trial {t} attempt {n}": str(s) for (t, n), s in replay.attempts.items()}
     kept = {f"trial {t.number}": str(t.state) for t in facts.trials}
     kept |= {f"trial {a.trial} attempt {a.number}": str(a.state) for a in facts.attempts}
-    for name in sorted(told.keys() | kept.keys()):
-        if told.get(name) != kept.get(name):
-            yield f"{name}: its events end in {told.get(name, 'nothing')}, its row is {kept.get(name, 'missing')}"
+    for name in sorted(replayed.keys() | kept.keys()):
+        if replayed.get(name) != kept.get(name):
+            yield f"{name}: its events end in {replayed.get(name, 'nothing')}, its row is {kept.get(name, 'missing')}"
 
 
-def _values_as_told(facts: _Facts) -> Iterator[str]:
-    """1: a trial's values are those that its end was told with."""
-    told = {event.trial: event.details["values"] for event in facts.events if "values" in event.details}
+def _values_as_recorded(facts: _Facts) -> Iterator[str]:
+    """1: a trial's values are those that the event of its end has."""
+    recorded = {event.trial: event.details["values"] for event in facts.events if "values" in event.details}
     for trial in facts.trials:
         values = None if trial.values is None else list(trial.values)
-        if trial.number in told and told[trial.number] != values:
-            yield f"trial {trial.number} has values {values}, its events say {told[trial.number]}"
+        if trial.number in recorded and recorded[trial.number] != values:
+            yield f"trial {trial.number} has values {values}, its events say {recorded[trial.number]}"
 
 
 def _live_attempts(facts: _Facts) -> Iterator[str]:
-    """2, as far as the store knows: one live attempt at most, the last one, and none of a trial that has ended."""
+    """2, within the store: only the last attempt of a trial may be live, and none of a trial that has ended."""
     ended = {t.number for t in facts.trials if t.state.terminal}
     for before, after in pairwise(facts.attempts):
         if before.trial == after.trial and before.live:
@@ -151,7 +152,7 @@ def _live_attempts(facts: _Facts) -> Iterator[str]:
 
 
 def _money(facts: _Facts) -> Iterator[str]:
-    """5: what an attempt cost is its billed time at its rate."""
+    """5: an attempt cost its billed time at its rate."""
     for attempt in facts.attempts:
         if attempt.spend_microusd is None:
             continue
@@ -162,7 +163,7 @@ def _money(facts: _Facts) -> Iterator[str]:
 
 
 def _prefixes(facts: _Facts) -> Iterator[str]:
-    """6: a trial's prefix ends in a slash and neither is nor holds another's."""
+    """6: a trial's prefix ends in a slash; no other trial's prefix equals it or lies inside it."""
     by_prefix = sorted((t.prefix, t.number) for t in facts.trials)
     for prefix, number in by_prefix:
         if not prefix.endswith("/"):
@@ -173,7 +174,7 @@ def _prefixes(facts: _Facts) -> Iterator[str]:
 
 
 def _time(facts: _Facts) -> Iterator[str]:
-    """7: our clock never runs back within a study, nor the source's within an attempt's history."""
+    """7: recorded times never go back within a study, nor the source's times within an attempt's history."""
     for before, after in pairwise(facts.events):
         if after.recorded_at < before.recorded_at:
             yield f"event {after.seq} was recorded before event {before.seq}"

@@ -1,8 +1,8 @@
-"""Records as rows and rows as records, and the statements that read and guard them.
+"""Conversion between records and rows, and the statements that read and guard them.
 
-Rules: fields and columns have the same names; what differs (several objective values, NaN, the holder of a lease) is
-converted here and nowhere else. Statements are built once, when the module is loaded: building one costs more than
-running it.
+Rules: fields and columns have the same names. The exceptions (several objective values, NaN, the holder of a lease)
+are converted here and nowhere else. Statements are built once, when the module is loaded, because building one costs
+more than running it.
 """
 
 import math
@@ -20,10 +20,10 @@ from tuner.store.tables import attempts, events, points, requests, runs, studies
 
 _Plain = TypeVar("_Plain", Attempt, Run, Point, Event, Request)
 
-# What tells a row of a study from its like.
+# The key of a record within its study.
 _KEYS: dict[type, tuple[str, ...]] = {Study: ("id",), Trial: ("number",), Attempt: ("trial", "number")}
 
-# Written when a row is made and never again; `dump_change` asserts that a change leaves them alone.
+# Written when a row is made and never changed; `dump_change` asserts it.
 _FIXED: dict[type, tuple[str, ...]] = {
     Study: ("id", "name", "key", "owner", "backend", "created_at"),
     Trial: ("number", "params", "distributions", "prefix", "bundle_uri", "asked_seq", "created_at"),
@@ -65,7 +65,7 @@ def dump(study_id: int, record: Trial | Attempt | Run | Point | Event) -> dict[s
 
 
 def dump_study(study: Study) -> dict[str, Any]:
-    """A new row; the database draws its id."""
+    """A new row; the database assigns its id."""
     row = {name: getattr(study, name) for name in _STUDY if name != "id"}
     return row | dump_holder(study.holder)
 
@@ -75,7 +75,7 @@ def dump_holder(holder: Holder | None) -> dict[str, Any]:
 
 
 def dump_change(before: Study | Trial | Attempt, after: Study | Trial | Attempt) -> dict[str, Any]:
-    """What a guarded update sets; the state and version it expects; its key but for the study."""
+    """The parameters of a guarded update: new values, expected state and version, and the key without the study."""
     kind = type(after)
     for name in _FIXED[kind]:
         assert getattr(before, name) == getattr(after, name), f"{kind.__name__} {key_of(before)}: {name} is fixed"
@@ -86,7 +86,7 @@ def dump_change(before: Study | Trial | Attempt, after: Study | Trial | Attempt)
 
 
 def key_of(record: Study | Trial | Attempt) -> tuple[int, ...]:
-    """What tells a record from its like: (id), (trial), (trial, attempt)."""
+    """The key of a record within its study: (id), (trial), or (trial, attempt)."""
     return tuple(getattr(record, name) for name in _KEYS[type(record)])
 
 
@@ -106,7 +106,7 @@ def load_trial(row: Sequence[Any]) -> Trial:
 
 
 def load(kind: type[_Plain], row: Sequence[Any]) -> _Plain:
-    """A record of any other kind; by position, since thousands are read at a time and names cost twice as much."""
+    """A record of any other kind. By position, since names cost twice as much on thousands of rows."""
     return kind(**dict(zip(_ALL[kind], row, strict=True)))
 
 
@@ -132,7 +132,7 @@ SELECT_REQUEST = _select(requests, _ALL[Request], "id")
 
 
 def _guarded(table: sa.Table, *key: str) -> sa.Update:
-    """UPDATE … WHERE key AND state AND version; what it sets follows from its parameters."""
+    """UPDATE … WHERE key AND state AND version; its parameters say which columns it sets."""
     return sa.update(table).where(
         *(table.c[name] == sa.bindparam(f"was_{name}") for name in (*key, "state", "version"))
     )
@@ -144,7 +144,7 @@ UPDATE_ATTEMPT = _guarded(attempts, "study_id", "trial", "number")
 
 
 def state_of(study_id: int, record: Study | Trial | Attempt) -> sa.Select[Any]:
-    """What a guard compares, as it is stored now."""
+    """The stored state and version, which a guard compares."""
     table = {Study: studies, Trial: trials, Attempt: attempts}[type(record)]
     where = [table.c[name] == value for name, value in zip(_KEYS[type(record)], key_of(record), strict=True)]
     if table is not studies:
@@ -154,14 +154,14 @@ def state_of(study_id: int, record: Study | Trial | Attempt) -> sa.Select[Any]:
 
 @cache
 def insert_study(dialect: str) -> sa.Insert:
-    """Insert and return the id drawn, or nothing where the name is taken, by another process a moment ago perhaps."""
+    """Insert and return the new id, or no row if the name is taken (maybe by another process just now)."""
     statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(studies)
     return statement.on_conflict_do_nothing(index_elements=["name"]).returning(studies.c.id)
 
 
 @cache
 def upsert(table: sa.Table, dialect: str) -> sa.Insert:
-    """Insert, or replace the row of the same primary key; both dialects say it with the same words."""
+    """Insert, or replace the row of the same primary key; both dialects have the same syntax for it."""
     key = [column.name for column in table.primary_key]
     statement = (postgresql_insert if dialect == "postgresql" else sqlite_insert)(table)
     rest = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in key}
@@ -185,7 +185,7 @@ SUM_ATTEMPTS = sa.select(
 ).where(attempts.c.study_id == _study)
 
 _pool = (attempts.c.instance_type, attempts.c.spot, attempts.c.zone)
-# Attempts that had a job: the others met nothing but refusals.
+# Only attempts that had a job: the others were refused before they had any capacity.
 SUM_POOLS = (
     sa.select(
         *_pool,
@@ -199,9 +199,9 @@ SUM_POOLS = (
     .group_by(*_pool)
 )
 
-# As proof.went_back: where a step is not known, so is this.
+# The same rule as proof.went_back; unknown where a step is unknown.
 _went_back = (runs.c.resumed_from_step != runs.c.resume_step) & (runs.c.first_step != runs.c.resume_step)
-# A run left nothing to resume from if the trial's next one found nothing; whether it did is known only then.
+# A run left nothing to resume from if the trial's next run found nothing. Only that run can show it.
 _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
     _earlier.c.study_id == runs.c.study_id,
     _earlier.c.trial == runs.c.trial,
@@ -213,7 +213,7 @@ _left_nothing = runs.c.had_checkpoint.is_(False) & sa.exists().where(
 
 _lost_unknown = runs.c.end.in_((RunEnd.INTERRUPTED, RunEnd.RESTARTED)) & runs.c.lost_work_s.is_(None)
 _stepped = runs.alias()
-# A run that was cut before its first step proves nothing either, but there the next one will: its script tells steps.
+# Not counted: a run that was cut before its first step in a trial whose script reports steps. A later run proves it.
 _unproven = (
     runs.c.had_checkpoint.is_(True)
     & runs.c.restarted_from_zero.is_(None)

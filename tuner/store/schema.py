@@ -1,10 +1,10 @@
-"""Reaching a database, SQLite's or PostgreSQL's, and bringing its schema up to date.
+"""Connects to a database, SQLite or PostgreSQL, and brings its schema up to date.
 
-Rules: a reader sees one moment and never holds anybody up. On SQLite a writer takes the write lock at once, so that it
-never finds out halfway that it cannot write; on PostgreSQL it locks the row of its study first (`store`). Nobody waits
-for ever: neither for a server, nor for a lock, nor for a writer that fell asleep in mid-transaction. A commit is on
-disk when it returns. Alembic (half a second of imports) is loaded only where the schema is behind. Whatever can be
-wrong with a store's address is one line, and no password is ever part of it.
+Rules: a reader sees one moment and blocks nobody. On SQLite a writer takes the write lock when it begins, so that it
+cannot fail halfway for a missing lock; on PostgreSQL it first locks the row of its study (`store`). Every wait has a
+limit: for a server, for a lock, and for a writer that hangs inside a transaction. A commit is on disk when it returns.
+Alembic (half a second of imports) is loaded only if the schema is behind. Every problem with a store's address is
+reported in one line, without a password.
 """
 
 import os
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _LOG = logger_of("store")
-# The newest revision in `migrations/`; a test holds the two together.
+# The newest revision in `migrations/`; a test compares the two.
 SCHEMA = "0003"
 BUSY_TIMEOUT_S = 30.0
 _IN_MEMORY = (None, "", ":memory:")
 _EXAMPLE = "sqlite:///tuner.db"
 _EXAMPLES = f"{_EXAMPLE} or postgresql://user@host/database"
 _POSTGRESQL = ("postgresql", "postgresql+psycopg")
-# A server that vanished without a word is given up after half a minute, not after TCP's two hours.
+# A server that vanished is given up after half a minute, not after the two hours of TCP.
 _PATIENCE = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -42,25 +42,25 @@ _PATIENCE = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# No endless wait for a lock, and no lock held by a writer that sleeps: where neither server, role nor address set a
-# limit. And no commit that a crash of the server takes back: jobs are started on its word.
+# Limits for lock waits and for idle writers, unless the server, the role or the address sets them. Commits must survive
+# a crash of the server, because jobs are started once a commit returns.
 _SESSION = f"""
 SELECT set_config(name, CASE name WHEN 'synchronous_commit' THEN 'on' ELSE '{BUSY_TIMEOUT_S:.0f}s' END, false)
 FROM pg_settings
 WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout') AND setting = '0'
    OR name = 'synchronous_commit' AND setting = 'off'
 """  # noqa: S608 - constants
-# Any number of ours: who brings the schema up to date holds it.
+# An arbitrary number: the advisory lock of the process that migrates the schema.
 _MIGRATION_LOCK = 7_305_230_113
-# SQLSTATEs of a database that does not let us work: no right to do it, no schema to do it in.
+# SQLSTATEs of a database that we may not use: missing rights, or a missing schema.
 _NOT_ALLOWED = ("42501", "3F000")
 
 
 class StoreError(Exception):
-    """The store said no."""
+    """An operation that the store refused."""
 
 
-class StoreUnreachable(StoreError):  # noqa: N818 - it says what is the matter
+class StoreUnreachable(StoreError):  # noqa: N818 - named by its decision
     """No database can be used at this address."""
 
 
@@ -69,7 +69,7 @@ class StoreTooNew(StoreError):  # noqa: N818
 
 
 def masked(url: str) -> str:
-    """`url` as it may be printed: without passwords."""
+    """`url` without passwords, for printing."""
     parsed = _parse(url)
     secret = {key: "***" for key in parsed.query if "password" in key.lower()}
     return parsed.update_query_dict(secret).render_as_string(hide_password=True)
@@ -77,12 +77,12 @@ def masked(url: str) -> str:
 
 @contextmanager
 def translated(shown: str) -> Iterator[None]:
-    """What the database cannot do becomes StoreUnreachable; what we did wrong (a broken constraint) stays as it is."""
+    """Translate operating errors to StoreUnreachable; our own errors (a broken constraint) pass through."""
     try:
         yield
     except exc.DBAPIError as error:
         ours = isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError)
-        # without a statement it never came to one: the address itself was refused
+        # no statement: the connection itself was refused
         if ours and error.statement is not None and getattr(error.orig, "sqlstate", None) not in _NOT_ALLOWED:
             raise
         words = " ".join(str(error.orig).split())
@@ -92,7 +92,7 @@ def translated(shown: str) -> Iterator[None]:
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine on the database at `url`, whose file is created if need be; nothing is looked at yet."""
+    """An SQLAlchemy engine for the database at `url`; creates a missing file, and runs no statement yet."""
     parsed, shown = _parse(url), masked(url)
     try:
         if parsed.drivername in _POSTGRESQL:
@@ -109,7 +109,7 @@ def connect(url: str) -> sa.Engine:
 def _connect_sqlite(url: sa.URL, shown: str) -> sa.Engine:
     if (file := _file(url)) is not None:
         _make_file(file, shown)
-    # a database in memory is its one connection
+    # a database in memory lives in its one connection
     pool: dict[str, Any] = {"poolclass": StaticPool} if url.database in _IN_MEMORY else {}
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, **pool)
     sa.event.listen(engine, "connect", _prepare)
@@ -134,19 +134,19 @@ def _connect_postgresql(url: sa.URL, shown: str) -> sa.Engine:
 
 
 def for_reading(engine: sa.Engine) -> sa.Engine:
-    """The same engine, whose transactions see the database as it was when they first looked."""
+    """The same engine with transactions that see the database at the moment of their first read."""
     if engine.dialect.name == "sqlite":
         return engine  # a deferred transaction in WAL mode does
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def for_writing(engine: sa.Engine) -> sa.Engine:
-    """The same engine, whose transactions take SQLite's write lock when they begin."""
+    """The same engine with transactions that take SQLite's write lock when they begin."""
     return engine.execution_options(tuner_writes=True)
 
 
 def version(connection: sa.Connection) -> str | None:
-    """The schema's revision; None in a database that has none of our tables."""
+    """The schema's revision; None in a database without our tables."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     found: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
@@ -154,7 +154,7 @@ def version(connection: sa.Connection) -> str | None:
 
 
 def migrate(engine: sa.Engine, shown: str) -> None:
-    """Bring the schema to `SCHEMA`; does nothing where it is. All of it happens in one transaction, or nothing."""
+    """Bring the schema to `SCHEMA` in one transaction; does nothing if it is there already."""
     with translated(shown):
         with engine.connect() as connection:
             if version(connection) == SCHEMA:
@@ -167,14 +167,14 @@ def migrate(engine: sa.Engine, shown: str) -> None:
 
 @contextmanager
 def _schema_to_itself(connection: sa.Connection) -> Iterator[None]:
-    """A transaction in which nobody else changes the schema."""
+    """A transaction in which no other process changes the schema."""
     if connection.dialect.name != "sqlite":
         with connection.begin():
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             yield
         return
-    # SQLite changes a table by building it anew: rows that point to it must not be in the way. The switch works
-    # outside of a transaction alone, hence not through `connection`, which would begin one.
+    # SQLite changes a table by creating a new one, so foreign keys are switched off meanwhile. The switch only works
+    # outside a transaction, and `connection` would begin one.
     switch = connection.connection.cursor()
     switch.execute("PRAGMA foreign_keys = OFF")
     try:
@@ -187,7 +187,7 @@ def _schema_to_itself(connection: sa.Connection) -> Iterator[None]:
 
 
 def upgrade(url: str) -> str:
-    """Bring the store at `url` up to date; returns its revision. Errors: StoreUnreachable, StoreTooNew."""
+    """Bring the store at `url` up to date; returns its revision. Raises StoreUnreachable, StoreTooNew."""
     engine = connect(url)
     try:
         migrate(engine, masked(url))
@@ -197,7 +197,7 @@ def upgrade(url: str) -> str:
 
 
 def current(url: str) -> str | None:
-    """The revision of the store at `url`; None where it is empty or not there yet. Errors: StoreUnreachable."""
+    """The revision of the store at `url`; None if it is empty or missing. Raises StoreUnreachable."""
     file = _file(_parse(url))
     if file is not None and not file.exists():
         return None
@@ -211,7 +211,7 @@ def current(url: str) -> str | None:
 
 def config(connection: sa.Connection) -> "Config":
     """Alembic's configuration for `connection`; there is no alembic.ini."""
-    from alembic.config import Config  # noqa: PLC0415 - slow to load, and seldom needed
+    from alembic.config import Config  # noqa: PLC0415 - slow to load, rarely needed
 
     settings = Config()
     settings.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
@@ -221,7 +221,7 @@ def config(connection: sa.Connection) -> "Config":
 
 
 def _run_migrations(connection: sa.Connection, shown: str) -> None:
-    from alembic import command  # noqa: PLC0415 - slow to load, and seldom needed
+    from alembic import command  # noqa: PLC0415 - slow to load, rarely needed
     from alembic.script import ScriptDirectory  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
@@ -235,11 +235,11 @@ def _run_migrations(connection: sa.Connection, shown: str) -> None:
                 f"the store {shown} has schema {found}, which this version (schema {SCHEMA}) does not know: "
                 f"use the program version that wrote it, or a later one"
             ) from error
-    command.upgrade(settings, "head")  # nothing, if another process was faster
+    command.upgrade(settings, "head")  # does nothing if another process was faster
 
 
 def _migrations() -> Path:
-    """The folder of revisions: inside the package once installed, beside it in the source tree."""
+    """The folder of revisions: inside an installed package, next to the package in the source tree."""
     package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
@@ -251,12 +251,12 @@ def _parse(url: str) -> sa.URL:
     except (exc.ArgumentError, ValueError):
         shown = "the store's address" if "@" in url or "password" in url.lower() else f"{url!r}"
         raise StoreUnreachable(f"{shown} is not a database URL: write, for example, {_EXAMPLES}") from None
-    # libpq and those who hand out addresses know both names, SQLAlchemy one
+    # libpq and hosting providers use both names, SQLAlchemy only one
     return parsed.set(drivername="postgresql") if parsed.drivername == "postgres" else parsed
 
 
 def forgets(url: str) -> bool:
-    """Whether it is a database in memory, which is gone with its process while jobs go on."""
+    """Whether it is a database in memory, which is lost with its process while jobs continue."""
     parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite":
         return False
@@ -264,14 +264,14 @@ def forgets(url: str) -> bool:
 
 
 def _file(url: sa.URL) -> Path | None:
-    """SQLite's file, where the address is a plain path."""
+    """The SQLite file, if the address is a plain path."""
     if url.get_backend_name() != "sqlite" or url.database in _IN_MEMORY or str(url.database).startswith("file:"):
         return None
     return Path(str(url.database))
 
 
 def _make_file(path: Path, shown: str) -> None:
-    """Create the database's file for its owner alone; what is there already keeps its rights."""
+    """Create the database's file, readable by its owner only; an existing file keeps its rights."""
     if path.is_dir():
         raise StoreUnreachable(f"the store {shown} cannot be used: {path} is a directory, name a file in it")
     try:
@@ -283,18 +283,18 @@ def _make_file(path: Path, shown: str) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # BEGIN is ours to say, see `_begin`
+    connection.isolation_level = None  # we send BEGIN ourselves, see `_begin`
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
     _write_ahead(connection)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch a file to WAL mode, for good; does nothing where it is.
+    """Switch a file to WAL mode permanently; does nothing if it is in that mode.
 
-    Of two who switch at the same time SQLite refuses one at once, whatever its timeout: that one waits, as any writer
-    does, until it had the file to itself, and tries again. The other one is done by then, and so is whoever read: one
-    who reads for longer than a writer waits is an error, and nobody tries for ever.
+    If two processes switch at the same time, SQLite refuses one of them at once, without regard to the timeout. That
+    process takes an exclusive lock, waiting for it as any writer does, and tries again: the other one is done by then.
+    A reader that holds the file for longer than that wait is an error, so no process tries for ever.
     """
     while True:
         try:
@@ -309,7 +309,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def _settle(connection: DBAPIConnection, _record: object) -> None:
-    """Settings of a session rather than of its start: proxies refuse the latter."""
+    """Settings by a statement, since proxies refuse them as options of the connection."""
     connection.cursor().execute(_SESSION)
     connection.commit()
 
@@ -320,6 +320,6 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def near(name: str, known: list[str]) -> str:
-    """A hint for a name that is not there: the most similar ones, or all if they are few."""
+    """A hint for an unknown name: the most similar names, or the first five."""
     alike = get_close_matches(name, known) or sorted(known)[:5]
     return f"; there are: {', '.join(alike)}" if alike else "; the store has none yet"

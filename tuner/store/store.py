@@ -1,13 +1,13 @@
-"""What is recorded: studies, trials, attempts, runs, metrics, events and requests, in one SQL database.
+"""The record of all studies, trials, attempts, runs, metrics, events and requests, in one SQL database.
 
-Our rows are the only truth. The engine writes through `commit` alone: everything that one of its steps decides, with
-the events that say so, in one short transaction under the fencing number of its lease, or nothing of it.
+Our rows are the only truth. The engine writes through `commit` alone. One commit holds everything that one step of the
+engine decided, with its events, in one short transaction under the fencing number of the lease; it is written whole or
+not at all.
 
-Rules: a guarded row changes only from the state and version that the caller saw (`StoreConflict` otherwise). No time
-is read here; moments come from the caller. A lease is taken by comparing and setting. A request (`set`, `stop`,
-`cancel`) is written outside the fence. A read is one transaction with a fixed number of statements, however many
-trials there are. A broken constraint is a bug of ours and crashes. Beside this module only `tables`, `store_schema`,
-`store_rows` and `store_account` know SQLAlchemy.
+Rules: a guarded row changes only from the state and version that the caller saw (`StoreConflict` otherwise). No clock
+is read here; callers pass the time. A lease is taken by compare-and-set. A request (`set`, `stop`, `cancel`) is written
+without the lease. A read is one transaction with a fixed number of statements, for any number of trials. A broken
+constraint is a bug of ours and crashes.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 _LOG = logger_of("store")
-# A lease is prolonged by so much before each step of work that no tick does: copying one large object takes minutes.
+# Lease period for work outside ticks, renewed before each step of it: copying one large object takes minutes.
 LONG_STEP_S = 300.0
 
 _S, _T, _A, _R = tables.studies.c, tables.trials.c, tables.attempts.c, tables.runs.c
@@ -72,12 +72,12 @@ _P, _E, _Q = tables.points.c, tables.events.c, tables.requests.c
 _Guarded = Study | Trial | Attempt
 
 
-class StoreConflict(StoreError):  # noqa: N818 - these say what is the matter
-    """A row is not as the caller saw it: what was decided from it is void."""
+class StoreConflict(StoreError):  # noqa: N818 - named by the decision
+    """A row has changed since the caller read it: decisions based on it are void."""
 
 
 class LeaseLost(StoreError):  # noqa: N818
-    """Another engine has taken the study over: this one must neither write nor act any more."""
+    """Another engine has taken over the study: this one must stop writing and acting."""
 
 
 class StudyExists(StoreError):  # noqa: N818
@@ -89,7 +89,7 @@ class StudyNotFound(StoreError):  # noqa: N818
 
 
 class LeaseHeld(StoreError):  # noqa: N818
-    """Another engine drives the study."""
+    """Another engine holds the study's lease."""
 
     def __init__(self, study: str, holder: Holder, expires_at: datetime) -> None:
         super().__init__(f"study {study} is driven by {holder}, whose lease runs until {expires_at:%H:%M:%S} UTC")
@@ -98,7 +98,7 @@ class LeaseHeld(StoreError):  # noqa: N818
 
 
 class Store:
-    """One database. A file's may be shared between threads, one in memory may not; each process opens its own."""
+    """One database. Threads may share it unless it is in memory; each process opens its own."""
 
     def __init__(self, url: str, engine: sa.Engine) -> None:
         self.url = url
@@ -109,7 +109,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """The store at `url`, created and migrated if need be. Errors: StoreUnreachable, StoreTooNew."""
+        """The store at `url`, created and migrated if necessary. Raises StoreUnreachable, StoreTooNew."""
         engine = schema.connect(url)
         try:
             schema.migrate(engine, masked(url))
@@ -124,7 +124,7 @@ class Store:
     # studies
 
     def create_study(self, study: Study) -> Study:
-        """Record a new study; its id is drawn here. Errors: StudyExists."""
+        """Record a new study and assign its id. Raises StudyExists."""
         with self._writing() as connection:
             drawn = connection.scalar(rows.insert_study(connection.dialect.name), rows.dump_study(study))
         if drawn is None:
@@ -132,7 +132,7 @@ class Store:
         return replace(study, id=drawn)
 
     def study(self, name: str) -> Study:
-        """The study called `name`. Errors: StudyNotFound, naming the nearest."""
+        """The study called `name`. Raises StudyNotFound, which names the most similar ones."""
         with self._reading() as connection:
             row = connection.execute(rows.SELECT_STUDY.where(_S.name == name)).one_or_none()
             if row is None:
@@ -148,7 +148,7 @@ class Store:
         return rows.load_study(row)
 
     def studies(self) -> list[Study]:
-        """All studies, in the order of their creation."""
+        """All studies, oldest first."""
         return [rows.load_study(row) for row in self._read(rows.SELECT_STUDY)]
 
     # the lease
@@ -156,9 +156,9 @@ class Store:
     def acquire(
         self, study_id: int, holder: Holder, *, now: datetime, period_s: float, gone: Callable[[Holder], bool]
     ) -> Lease:
-        """Become the writer of a study; the fence grows, so whoever held it before can write no more.
+        """Become the writer of a study. The fence grows, so the former holder can no longer write.
 
-        `gone` says that a holder is certainly dead (a process of this host). Errors: LeaseHeld.
+        `gone` returns whether a holder (a process of this host) is certainly dead. Raises LeaseHeld.
         """
         while True:
             study = self.study_by_id(study_id)
@@ -171,7 +171,7 @@ class Store:
                 return lease
 
     def renew(self, lease: Lease, *, now: datetime, period_s: float) -> Lease:
-        """Prolong a lease, and show a sign of life. Errors: LeaseLost."""
+        """Extend a lease, and record a sign of life. Raises LeaseLost."""
         renewed = replace(lease, expires_at=now + timedelta(seconds=period_s))
         mine = sa.update(tables.studies).where(
             _S.id == lease.study_id, _S.fence == lease.fence, _S.holder_pid.is_not(None)
@@ -183,13 +183,13 @@ class Store:
         return renewed
 
     def release(self, lease: Lease) -> None:
-        """Give a lease back; the fence stays where it is. Does nothing where it was lost."""
+        """Give a lease back; the fence keeps its value. Does nothing if the lease was lost."""
         mine = sa.update(tables.studies).where(_S.id == lease.study_id, _S.fence == lease.fence)
         with self._writing() as connection:
             connection.execute(mine.values(lease_expires_at=None, **rows.dump_holder(None)))
 
     def _take(self, seen: Study, lease: Lease, holder: Holder) -> bool:
-        """Compare and set: false where anybody took or renewed the lease since it was seen."""
+        """Compare and set; false if the lease was taken or renewed since it was read."""
         unchanged = (
             _S.id == seen.id,
             _S.fence == seen.fence,
@@ -208,7 +208,7 @@ class Store:
     # requests
 
     def add_request(self, study_id: int, verb: str, values: Mapping[str, Json], who: str, now: datetime) -> Request:
-        """Leave a wish for the engine; needs no lease."""
+        """Leave a request for the engine; needs no lease."""
         row = {"study_id": study_id, "verb": verb, "values": values, "who": who, "at": now}
         with self._writing() as connection:
             drawn = connection.execute(sa.insert(tables.requests).returning(_Q.id), row).scalar_one()
@@ -222,7 +222,7 @@ class Store:
     # the engine's one way to write
 
     def commit(self, lease: Lease, change: Change, *, now: datetime) -> None:
-        """Write a change whole, or nothing of it. Errors: LeaseLost, StoreConflict, StoreUnreachable."""
+        """Write a change whole or not at all. Raises LeaseLost, StoreConflict, StoreUnreachable."""
         study_id = lease.study_id
         with self._writing() as connection:
             self._check_lease(connection, lease, change.events)
@@ -230,7 +230,7 @@ class Store:
                 self._update(connection, study_id, (change.study,))
             self._insert(connection, study_id, tables.trials, change.new_trials)
             self._update(connection, study_id, change.trials)
-            # ends before beginnings: a trial's next attempt may be recorded with the end of the one before
+            # updates before inserts: the end of an attempt and the next attempt may be in one change
             self._update(connection, study_id, change.attempts)
             self._insert(connection, study_id, tables.attempts, change.new_attempts)
             self._replace(connection, study_id, tables.runs, change.runs)
@@ -239,11 +239,11 @@ class Store:
             self._applied(connection, study_id, change.requests, now)
 
     def _check_lease(self, connection: sa.Connection, lease: Lease, events: Sequence[Event]) -> None:
-        """The row lock on the study (the write lock, on SQLite) makes this hold until the commit.
+        """Check fence and event number; the row lock (on SQLite the write lock) keeps them valid until the commit.
 
-        Where it was waited for, PostgreSQL reads the row anew but not the events: they may be those of before. Only
-        whoever has our fence could have written since, and that is this engine, which is here. The lock leaves the
-        key alone, so that a request need not wait for us.
+        If we waited for the row lock, PostgreSQL re-reads the locked row but not the subquery, so `last` may be stale.
+        That is harmless: only the holder of our fence could have written meanwhile, and that is this engine. The lock
+        excludes the key, so that inserting a request does not wait for us.
         """
         last = sa.select(sa.func.max(_E.seq)).where(_E.study_id == lease.study_id).scalar_subquery()
         locked = sa.select(_S.fence, _S.holder_pid, last).where(_S.id == lease.study_id)
@@ -265,7 +265,7 @@ class Store:
             raise StoreConflict(self._culprit(connection, study_id, pairs))
 
     def _culprit(self, connection: sa.Connection, study_id: int, pairs: Sequence[tuple[_Guarded, _Guarded]]) -> str:
-        """Which of the updates met no row, in words; slow, but it is the way out."""
+        """Describe the update that matched no row. It is slow, but runs only on a conflict."""
         for before, after in pairs:
             found = connection.execute(rows.state_of(study_id, before)).one_or_none()
             if found is None or tuple(found) != (after.state, after.version):
@@ -324,7 +324,7 @@ class Store:
         return [rows.load(Attempt, row) for row in self._read(rows.SELECT_ATTEMPT.where(*where))]
 
     def asked_last(self, study_id: int, *, limit: int) -> list[Attempt]:
-        """The newest attempts that got a job, or for which one was refused for good; the last first."""
+        """The newest attempts that got a job or a final refusal, newest first."""
         asked = sa.or_(_A.arn.is_not(None), _A.end == AttemptEnd.REJECTED)
         newest = rows.SELECT_ATTEMPT.where(_A.study_id == study_id, asked).order_by(None)
         newest = newest.order_by(_A.created_at.desc(), _A.trial.desc()).limit(limit)
@@ -345,26 +345,26 @@ class Store:
     def events(
         self, study_id: int, *, trial: int | None = None, after_seq: int = 0, limit: int | None = None
     ) -> list[Event]:
-        """Events in their order; the first `limit` beyond `after_seq`."""
+        """Events in order; the first `limit` after `after_seq`."""
         where = [_E.study_id == study_id, _E.seq > after_seq] + ([] if trial is None else [_E.trial == trial])
         return [rows.load(Event, row) for row in self._read(rows.SELECT_EVENT.where(*where).limit(limit))]
 
     def request_events(self, study_id: int, limit: int = 20) -> list[Event]:
-        """The latest events that say what became of requests, latest first."""
-        asked = sa.exists().where(_Q.study_id == study_id)  # spares a study without requests the search
+        """The latest events about requests that were applied or refused, latest first."""
+        asked = sa.exists().where(_Q.study_id == study_id)  # a study without requests is not searched
         where = (_E.study_id == study_id, _E.kind.in_((EventKind.REQUEST, EventKind.REQUEST_REFUSED)), asked)
         statement = rows.SELECT_EVENT.where(*where).order_by(None).order_by(_E.seq.desc()).limit(limit)
         return [rows.load(Event, row) for row in self._read(statement)]
 
     def last_seq(self, study_id: int) -> int:
-        """The last event's number, 0 where there is none."""
+        """The last event's number; 0 without events."""
         return self._scalar(sa.select(sa.func.max(_E.seq)).where(_E.study_id == study_id)) or 0
 
     def trial_count(self, study_id: int) -> int:
         return self._scalar(sa.select(sa.func.count()).where(_T.study_id == study_id)) or 0
 
     def best(self, study_id: int, *, maximize: bool, limit: int = 1) -> list[Trial]:
-        """The succeeded trials of the best first value; the earlier one where they are equal."""
+        """The succeeded trials with the best first value; of equal ones the earlier."""
         order = _T.value.desc() if maximize else _T.value
         succeeded = (_T.study_id == study_id, _T.state == TrialState.SUCCEEDED)
         statement = rows.SELECT_TRIAL.where(*succeeded).order_by(None).order_by(order, _T.number).limit(limit)
@@ -386,42 +386,42 @@ class Store:
     # what studies of one account share (scope: "account/region")
 
     def take_calls(self, scope: str, operation: str, rate: CallRate, draw: Draw, *, now: datetime) -> int:
-        """Take calls out of a bucket before they are made; returns how many it gave."""
+        """Take calls from a bucket before making them; returns how many it gave."""
         with self._writing() as connection:
             return account.TokenBucket(connection, scope, operation, rate).take(draw, now)
 
     def engines(self, backend: str, now: datetime) -> int:
-        """How many studies of this backend have an engine."""
+        """How many studies of this backend have a live engine."""
         held = (_S.backend == backend, _S.lease_expires_at > now)
         return self._scalar(sa.select(sa.func.count()).where(*held)) or 0
 
     def facts(self, scope: str) -> list[Fact]:
-        """What is known of an account, by name."""
+        """The known facts of an account, by name."""
         with self._reading() as connection:
             return account.facts(connection, scope)
 
     def put_fact(self, fact: Fact) -> None:
-        """Record what was found out, in the place of what was known before."""
+        """Record a fact; it replaces the earlier one of its name."""
         with self._writing() as connection:
             account.put_fact(connection, fact)
 
     def forget_fact(self, scope: str, name: str) -> None:
-        """Does nothing where it is not known."""
+        """Delete a fact; does nothing if it is not there."""
         with self._writing() as connection:
             account.forget_fact(connection, scope, name)
 
     def prices(self, region: str) -> list[ListedPrice]:
-        """The kept prices of a region, by instance type."""
+        """The stored prices of a region, by instance type."""
         with self._reading() as connection:
             return account.prices(connection, region)
 
     def put_prices(self, prices: Sequence[ListedPrice]) -> None:
-        """Keep prices, in the place of earlier ones of the same type and region."""
+        """Store prices; they replace earlier ones of the same type and region."""
         with self._writing() as connection:
             account.put_prices(connection, prices)
 
     def pool_totals(self, study_ids: Collection[int], *, ended: bool = False) -> dict[Pool, PoolTotals]:
-        """What attempts of these studies met in their pools, in one sum by the database; `ended`: of those alone."""
+        """Sums over the attempts of these studies by pool; with `ended`, over ended attempts only."""
         statement = rows.SUM_POOLS.where(_A.study_id.in_(study_ids))
         if ended:
             statement = statement.where(_A.ended_at.is_not(None))
@@ -437,18 +437,18 @@ class Store:
         }
 
     def largest_spot_ratio(self, study_id: int, *, trained_s: int) -> float | None:
-        """Billed over training time of the ended spot attempt with the smallest discount; None without any.
+        """The largest ratio of billed to training time among ended spot attempts; None without any.
 
-        Counted are those that have trained for so long and were billed less: see `budget.spot_ratio`.
+        It counts attempts that trained for at least `trained_s` and were billed less than they trained.
         """
         ratio = sa.cast(_A.billable_s, sa.Float) / _A.training_s
-        told = (
+        counted = (
             _A.study_id == study_id,
             _A.spot,
             _A.training_s >= trained_s,
             _A.billable_s.between(1, _A.training_s - 1),
         )
-        found: float | None = self._scalar(sa.select(sa.func.max(ratio)).where(*told))
+        found: float | None = self._scalar(sa.select(sa.func.max(ratio)).where(*counted))
         return found
 
     # transactions

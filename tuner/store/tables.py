@@ -1,12 +1,12 @@
 """The tables, their column types, and the invariants that a row or an index can hold by itself.
 
-What stands here is the last line of defence: logic decides, the guarded update refuses what is stale, and these
-constraints refuse what no logic may ever write.
+These constraints are the last line of defence. Logic decides, guarded updates refuse stale writes, and constraints
+refuse rows that no logic may ever write.
 
 Rules: only SQL that SQLite and PostgreSQL share. Keys are natural (study, trial, attempt, run), so a record needs no
-row id. All names start with `tuner_`, since the database may be shared with Optuna's tables. Columns are named as the
-record's fields; the few exceptions are converted in `store`. Every change here needs a revision in `migrations/`, and
-a test compares the two.
+row id. All names start with `tuner_`, because the database may also hold Optuna's tables. Columns have the names of the
+record's fields; `rows` converts the few exceptions. Every change here needs a revision in `migrations/`, and a test
+compares the two.
 """
 
 import json
@@ -41,32 +41,32 @@ from sqlalchemy import (
 
 from tuner.core.records import AttemptEnd, AttemptState, Intent, RunEnd, StopReason, StudyState, TrialState
 
-# Alembic's own default name is Optuna's in a shared database.
+# Optuna uses Alembic's default name, and may share the database.
 VERSION_TABLE = "tuner_alembic_version"
 PREFIX = "tuner_"
 
 
 class Utc(TypeDecorator[datetime]):
-    """An aware moment; kept in UTC to the microsecond, so that text and timestamps sort alike."""
+    """An aware time, stored in UTC to the microsecond, so that text sorts as timestamps do."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - alike everywhere
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the same everywhere
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError(f"{value} has no time zone: the store keeps aware times only")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - alike
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the same in both
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class JsonText(TypeDecorator[Any]):
-    """JSON as text. NaN and infinity are refused, since JSON has neither and not every reader forgives them."""
+    """JSON as text. NaN and infinity are refused: JSON has neither, and strict readers fail on them."""
 
     impl = Text
     cache_ok = True
@@ -81,30 +81,30 @@ class JsonText(TypeDecorator[Any]):
 
 
 class NanAsNull(TypeDecorator[float]):
-    """A number that is always there; NULL means NaN, which SQLite would make NULL of anyway. Infinities are kept."""
+    """A number that is never missing. NULL stands for NaN, as in SQLite; infinities are stored as they are."""
 
     impl = Double
     cache_ok = True
 
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002 - alike
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002 - the same in both
         return None if value is None or math.isnan(value) else value
 
-    def process_result_value(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002 - alike
+    def process_result_value(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002 - the same in both
         return math.nan if value is None else value
 
 
 class ForeignText(TypeDecorator[str]):
-    """Text from a script or a service. NUL and lone surrogates, which databases refuse, become question marks."""
+    """Text from a script or a service. Databases refuse NUL and lone surrogates; they become question marks."""
 
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - alike
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the same in both
         return None if value is None else value.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
 def _one_of(kind: type[StrEnum], name: str) -> Enum:
-    """A member of `kind`, kept as its value; a CHECK holds the list (never a native type: Optuna's have such names)."""
+    """A member of `kind`, stored as its value under a CHECK. No native type, since Optuna's types have such names."""
     return Enum(
         kind,
         name=name,
@@ -162,7 +162,7 @@ studies = Table(
     UniqueConstraint("name"),
     UniqueConstraint("key"),
     *_not_negative("version", "fence"),
-    # a lease is held whole or not at all
+    # a lease has all of its fields or none
     CheckConstraint(
         "(holder_host IS NULL) = (lease_expires_at IS NULL) AND (holder_host IS NULL) = (holder_boot_id IS NULL)"
         " AND (holder_host IS NULL) = (holder_pid IS NULL) AND (holder_host IS NULL) = (holder_started IS NULL)",
@@ -192,14 +192,14 @@ trials = Table(
     Column("value", Double),  # the first of `objective_values`, for the index
     Column("objective_values", JsonText),
     Column("last_step", BigInteger),
-    Column("last_value", Double),  # NULL beside a `last_step` is NaN
+    Column("last_value", Double),  # NULL with a `last_step` means NaN
     Column("judged_step", BigInteger),
     Column("pruned_at_step", BigInteger),
     Column("attempts", Integer, nullable=False),
     Column("faults", Integer, nullable=False),
     Column("due_at", Utc),
     PrimaryKeyConstraint("study_id", "number"),
-    UniqueConstraint("prefix"),  # shared by the attempts of one trial and by nothing else
+    UniqueConstraint("prefix"),  # of the attempts of one trial only
     *_not_negative("number", "version", "attempts", "faults"),
     CheckConstraint(f"(state IN {_TERMINAL}) = (finished_at IS NOT NULL)", name="finished_if_terminal"),
     CheckConstraint("(finished_at IS NULL) = (told_seq IS NULL)", name="told_when_finished"),
@@ -378,7 +378,7 @@ requests = Table(
     ),
 )
 
-# What belongs to an account in a region (a scope, "account/region") rather than to a study: several engines share it.
+# Data of an account in a region (a scope, "account/region"), which several engines share.
 
 buckets = Table(
     "tuner_buckets",
@@ -407,8 +407,8 @@ prices = Table(
     metadata,
     Column("region", Text, nullable=False),
     Column("instance_type", Text, nullable=False),
-    Column("usd_per_hour", Text, nullable=False),  # a decimal number: SQLite has none
-    Column("as_of", Text, nullable=False),  # the source's date, as it says it
+    Column("usd_per_hour", Text, nullable=False),  # a decimal number as text, since SQLite has no decimals
+    Column("as_of", Text, nullable=False),  # the source's own date
     Column("fetched_at", Utc, nullable=False),
     PrimaryKeyConstraint("region", "instance_type"),
 )
