@@ -33,7 +33,7 @@ class Lines:
 def test_a_refused_request_is_reported_live_and_by_show_and_status(make_sweep):
     sweep = make_sweep(changes={"budget": {"usd": 20}})
     engine, display = sweep.engine(), Lines()
-    engine._world = replace(engine._world, watcher=DisplayWatcher(display, sweep.store))
+    engine._services = replace(engine._services, watcher=DisplayWatcher(display, sweep.store))
     engine.tick()
     ask(sweep, "set", {"budget.usd": "2"})
     engine.tick()

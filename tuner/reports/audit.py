@@ -1,11 +1,11 @@
-"""The store against the job service: attempts against jobs both ways, and the ledger against billed seconds.
+"""Compares the store with the job service: attempts with jobs in both directions, and the ledger with billed seconds.
 
-It exists because money is spent where we do not see it. Each difference is one line with its remedy. It reads the job
-service through the port, as the engine does, and writes nothing.
+It exists because money can be spent where we do not see it. Each difference is one line with its remedy. It reads the
+job service through the port, as the engine does, and writes nothing.
 
-Rules: a job is a study's by the whole shape of its name, never by its beginning: another study's may begin alike, and
-an orphan is stopped. What an orphan costs is the rate of the type it runs on; where the service does not say, the
-dearest that the study lists.
+Rules: a job belongs to a study only if its whole name has the study's form. A common beginning is not enough: names of
+another study may begin the same way, and orphans are stopped. An orphan costs the rate of its instance type; if the
+service does not report the type, the most expensive one that the study lists is assumed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,12 +22,12 @@ from tuner.spec.study_file import StudySpec
 from tuner.store.check import check
 from tuner.store.store import Store
 
-# A job may be older than its row by clocks that differ; nothing of ours is older than this before its study.
+# Our clock and the service's may differ: a job may seem older than its study, by this much at most.
 _CLOCKS_DIFFER = timedelta(hours=1)
 
 
 def audit(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> Audit:
-    """Compare everything. Raises JobError when the service does not answer."""
+    """Compare everything. Raises JobError if the service does not answer."""
     listed = _listed(study, jobs)
     attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
     running = {each.job: each.text for each in _orphans(study, spec, jobs, listed, attempts)}
@@ -38,10 +38,10 @@ def audit(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> Audi
 
 
 def orphans(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> list[Orphan]:
-    """Jobs under the study's names that cost money and that none of its live attempts asked for.
+    """Jobs with names of the study that cost money and that no live attempt of it asked for.
 
-    Listed before the attempts are read: an attempt is recorded before its job is made, so none is taken for an orphan.
-    Raises JobError when the service does not answer.
+    Jobs are listed before attempts are read. An attempt is recorded before its job is created, so no job of a new
+    attempt is reported as an orphan. Raises JobError if the service does not answer.
     """
     listed = _listed(study, jobs)
     attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
@@ -102,7 +102,7 @@ def _billed(attempt: Attempt, seen: Observation) -> int:
 
 def _differences(attempt: Attempt, seen: Observation | None, listed: Mapping[str, JobSummary]) -> Iterator[str]:
     if attempt.arn is None and (seen is None or seen.digest != attempt.digest):
-        return  # nothing was submitted, or the name belongs to somebody else: neither claims anything
+        return  # nothing was submitted, or the name belongs to a foreign job: there is nothing to compare
     if seen is None:
         yield "recorded, but the service knows no such job: it was deleted; its figures are the last ones seen"
         return
@@ -130,7 +130,7 @@ def _final_differences(attempt: Attempt, seen: Observation) -> Iterator[str]:
 
 
 def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str | None) -> AuditRow:
-    """A job with a name of ours that no attempt asked for."""
+    """A job with a name of the study that no attempt asked for."""
     try:
         seen = jobs.describe(job.name)
         billed_usd = None if seen.billable_s is None else _cost(spec, seen.asked, seen.billable_s)
@@ -144,13 +144,13 @@ def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str |
         billed_usd=billed_usd,
         ledger_usd=None,
         difference=orphaned,
-        # what has ended is past mending: a check that failed for ever would not be looked at any more
+        # an ended orphan cannot be corrected, and people ignore a check that fails for ever
         note="" if orphaned else "no attempt of ours asked for it; it has ended, and costs nothing more",
     )
 
 
 def _resources(spec: StudySpec, asked: JobRequest | None) -> tuple[Rate, int]:
-    """The rate and the number of the instances that a job has. Raises PriceUnknown."""
+    """The rate and the number of a job's instances. Raises PriceUnknown."""
     card = RateCard(spec.prices)
     if asked is not None and asked.instance_type:
         return card.rate(asked.instance_type, spec.region), asked.instance_count

@@ -1,11 +1,12 @@
-"""Cost against quality: what a trial cost, what it was worth, and how soon the money stopped buying anything.
+"""Cost against quality: what trials cost, what they were worth, and when further money stopped helping.
 
-Three answers, for one study or several with the same objective: the *frontier* (trials that no other beats at the same
-or a lower cost), the *incumbent over spend* (the best value so far against the dollars spent so far, failed and pruned
-trials included, since they were paid for), and the dollars until a value within one percent of the best was there.
+It gives three answers, for one study or several with the same objective. The *frontier* holds the trials that no other
+trial beats at the same or a lower cost. The *incumbent over spend* is the best value so far against the dollars spent
+so far; failed and pruned trials count, since they were paid for. The last answer is the dollars spent until a value
+within one percent of the best was reached.
 
-Rules: only final figures count; a trial that still runs stands in the table, and nowhere else. Pure, but for
-`figure`, the one place that loads matplotlib (extra `plot`).
+Rules: only final figures count; a running trial appears in the table only. Everything is pure except `figure`, the only
+place that loads matplotlib (extra `plot`).
 """
 
 import csv
@@ -25,17 +26,17 @@ from tuner.spec.study_file import Objective, from_json
 if TYPE_CHECKING:
     from tuner.store.store import Store
 
-# In a picture, a value is far worse than others when it lies so many interquartile ranges beyond them, of so many.
+# In a figure, a value counts as far worse if it lies this many interquartile ranges away, given this many values.
 _FAR = 3.0
 _MANY = 8
 
-# "As good as the best": this much of its size below it.
+# Within this share of the best value's size, a value is as good as the best.
 _NEAR = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a trial cost and what it was worth. Amounts are final figures, None before there are any."""
+    """Cost and value of a trial. Amounts are final figures, and None before there are any."""
 
     study: str
     number: int
@@ -55,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incumbent:
-    """The best value of a study after `trial` had ended and `spend_usd` in all were spent."""
+    """The best value of a study once `trial` had ended and `spend_usd` were spent in total."""
 
     study: str
     trial: int
@@ -66,7 +67,7 @@ class Incumbent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyCost:
-    """One line of the comparison. `usd_to_target` is None when the target was never reached."""
+    """One line of the comparison. `usd_to_target` is None if the target was never reached."""
 
     study: str
     trials: int  # ended ones
@@ -81,7 +82,7 @@ class StudyCost:
 class Comparison:
     objective: Objective
     simulated: bool
-    target: float | None  # a value within one percent of the best of all
+    target: float | None  # within one percent of the best of all studies
     studies: tuple[StudyCost, ...]
     costs: tuple[Cost, ...]
     frontier: tuple[Cost, ...]  # by cost
@@ -89,7 +90,7 @@ class Comparison:
 
 
 def compare(store: "Store", studies: Sequence[Study]) -> Comparison:
-    """Read the studies and compare them. Raises UserError unless they have one objective, and the same."""
+    """Read the studies and compare them. Raises UserError unless each has one objective, the same in all."""
     objective = _common_objective(studies)
     up = objective.direction == "maximize"
     costs = tuple(_cost(study, record) for study in studies for record in trial_records(store, study.id))
@@ -107,7 +108,7 @@ def compare(store: "Store", studies: Sequence[Study]) -> Comparison:
 
 
 def frontier(costs: Iterable[Cost], *, up: bool) -> tuple[Cost, ...]:
-    """The trials that no other beats at the same or a lower cost, cheapest first; `up`: more is better."""
+    """The trials that no other beats at the same or a lower cost, cheapest first. With `up`, larger is better."""
     best: list[Cost] = []
     for cost in sorted((c for c in costs if c.comparable), key=lambda c: (c.spend_usd, _loss(c.value, up=up))):
         if not best or _loss(cost.value, up=up) < _loss(best[-1].value, up=up):
@@ -116,7 +117,7 @@ def frontier(costs: Iterable[Cost], *, up: bool) -> tuple[Cost, ...]:
 
 
 def incumbent(costs: Iterable[Cost], *, up: bool) -> tuple[Incumbent, ...]:
-    """The best value so far against the dollars so far, one point for each trial that ended, in order of ending."""
+    """The best value so far against the dollars so far: one point per ended trial, in the order of their ends."""
     ended = [(cost.finished_at, cost) for cost in costs if cost.finished_at is not None]
     points: list[Incumbent] = []
     spent, best = 0.0, None
@@ -144,7 +145,7 @@ def document(comparison: Comparison) -> View:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line a trial, parameters last; what is not known is empty."""
+    """One line per trial, parameters last; unknown values are empty."""
     names = sorted({name for cost in comparison.costs for name in cost.params})
     on_frontier = _keys(comparison.frontier)
     text = io.StringIO()
@@ -158,15 +159,15 @@ def to_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def figure(comparison: Comparison) -> Any:  # noqa: ANN401 - a matplotlib Figure, which has no types of its own
+def figure(comparison: Comparison) -> Any:  # noqa: ANN401 - a matplotlib Figure, which has no types
     """Two panels: cost against quality with the frontier, and the incumbent over spend.
 
-    Trials that ended without a value are marks on the axis of cost: they were paid for.
+    Trials that ended without a value are marks on the cost axis, since they were paid for.
 
-    Raises UserError when matplotlib is missing. No global state of matplotlib is touched.
+    Raises UserError if matplotlib is missing. It does not touch matplotlib's global state.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - the extra `plot`, needed here alone
+        from matplotlib.figure import Figure  # noqa: PLC0415 - the extra `plot`, only needed here
     except ImportError as error:
         raise UserError("a figure needs matplotlib: pip install 'spot-tuner[plot]'", Exit.USAGE) from error
     drawing = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
@@ -186,7 +187,7 @@ def figure(comparison: Comparison) -> Any:  # noqa: ANN401 - a matplotlib Figure
 
 
 def write_png(comparison: Comparison, path: Path) -> None:
-    """Write the figure. Raises UserError when there is nothing to draw or it cannot be written."""
+    """Write the figure. Raises UserError if there is nothing to draw or the file cannot be written."""
     if not comparison.frontier:
         raise UserError("compare: nothing to draw, no trial has succeeded yet", Exit.USAGE)
     drawing = figure(comparison)
@@ -202,8 +203,8 @@ def _common_objective(studies: Sequence[Study]) -> Objective:
         if len(own) > 1:
             raise UserError(f"study {name} has {len(own)} objectives: compare needs studies with one", Exit.USAGE)
     if len({own[0] for own in goals.values()}) > 1:
-        said = ", ".join(f"{name}: {own[0].direction} {own[0].metric}" for name, own in goals.items())
-        raise UserError(f"these studies have no common objective ({said}): compare those that have", Exit.USAGE)
+        listed = ", ".join(f"{name}: {own[0].direction} {own[0].metric}" for name, own in goals.items())
+        raise UserError(f"these studies have no common objective ({listed}): compare those that have", Exit.USAGE)
     return goals[studies[0].name][0]
 
 
@@ -318,7 +319,7 @@ def _draw_frontier(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 
 
 
 def _leave_out_the_worst(panel: Any, comparison: Comparison) -> None:  # noqa: ANN401 - matplotlib has no types
-    """Say how many trials are far worse than the others rather than let them press those into one line."""
+    """Leave out far worse trials, which would squeeze the others into one line, and show how many they are."""
     up = comparison.objective.direction == "maximize"
     losses = sorted(_loss(c.value, up=up) for c in comparison.costs if c.comparable)
     if len(losses) < _MANY:
@@ -326,7 +327,7 @@ def _leave_out_the_worst(panel: Any, comparison: Comparison) -> None:  # noqa: A
     first, _, third = quantiles(losses, n=4)
     edge = third + _FAR * (third - first)
     near = [loss for loss in losses if loss <= edge]
-    if edge == third or len(near) == len(losses):  # nothing to tell apart by, or nothing far away
+    if edge == third or len(near) == len(losses):  # all values are equal, or none is far away
         return
     margin = 0.08 * (near[-1] - near[0])
     best, worst = near[0] - margin, near[-1] + margin

@@ -1,8 +1,8 @@
-"""Copying what a trial left behind, its model and its checkpoints, to a directory of the user's.
+"""Copies a trial's model and checkpoints to a directory of the user.
 
-Rules: names in a checkpoint prefix are chosen by scripts, so none of them may lead out of the directory. A file is
-written under its final name only when it is whole (the object store's `read_to_file` sees to that); existing files of
-the same name are replaced, nothing else is touched.
+Rules: scripts choose the names in a checkpoint prefix, so no name may lead out of the directory. A file gets its final
+name only once it is whole (`read_to_file` of the object store does this). Existing files of the same name are replaced;
+all other files stay.
 """
 
 from pathlib import Path, PurePosixPath
@@ -31,11 +31,11 @@ def _model(trial: View, objects: Objects, target: Path) -> list[Path]:
     try:
         return [_copy(uri, PurePosixPath(uri).name, objects, target)]
     except ObjectNotFound:
-        return []  # a script that saved no model
+        return []  # the script saved no model
 
 
 def _checkpoints(prefix: str, objects: Objects, target: Path) -> list[Path]:
-    """The newest complete checkpoint, and what the script keeps beside its steps."""
+    """The newest complete checkpoint, and the script's files outside its step folders."""
     names = wanted_files(objects, prefix)
     return [_copy(prefix + name, name, objects, target / "checkpoints") for name in names]
 

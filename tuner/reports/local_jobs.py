@@ -1,6 +1,6 @@
-"""What people ask of the local service's state directory: its jobs, and what their scripts printed.
+"""Lists the jobs in a state directory of the local service, and reads the output of their scripts.
 
-Rules: reads only, and touches no job: looking through the API could revive one, which is the engine's business.
+Rules: it only reads files and never calls the service's API: a call could restart a job, which only the engine may do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,15 +53,15 @@ def read_logs(
     follow: bool,
     clock: Clock,
 ) -> Iterator[str]:
-    """The output of these jobs, run after run, in chunks; `jobs` says their names and whether more may come.
+    """The output of jobs, run after run, in chunks; `jobs` returns their names and whether more may come.
 
-    `tail` keeps the last lines of what is there now. With `follow` it goes on until no more may come.
+    `tail` keeps only the last lines of the present output. With `follow` it continues until no more may come.
     """
     places: dict[Path, int] = {}
     text = "".join(_new_text(state_dir, jobs()[0], places))
     yield text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else [])
     while follow:
-        names, more = jobs()  # asked before reading, so that the last words are not missed
+        names, more = jobs()  # asked before reading, so that the last output is not missed
         yield from _new_text(state_dir, names, places)
         if not more:
             return

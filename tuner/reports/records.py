@@ -1,10 +1,10 @@
-"""The records that are shown: one row of a table, the state of a running study, a line of what happened.
+"""The records that displays show: rows of tables, the state of a running study, lines about events.
 
-They stand apart so that the command line can be read, tested and started without the engine, and so that a display
-never sees more of a study than it shows.
+They are a module of their own so that the command line can be tested and started without the engine, and so that a
+display receives only the part of a study that it shows.
 
-Rules: records only, frozen and slotted. Text in them may come from scripts and services: the display makes its control
-characters visible. Amounts are in dollars here, since people read them; the ledger stays in micro-dollars.
+Rules: records only, frozen and slotted. Their text may come from scripts and services; the display makes control
+characters visible. Amounts are in dollars here, because people read them; the ledger uses micro-dollars.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Level: TypeAlias = Literal["info", "good", "warn", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
-    """One attempt against its job; a side that is missing is None."""
+    """One attempt compared with its job; the fields of a missing side are None."""
 
     job: str
     trial: int | None
@@ -28,20 +28,20 @@ class AuditRow:
     billed_usd: float | None  # billed seconds x rate
     ledger_usd: float | None  # ours
     difference: str | None  # None: they agree
-    note: str = ""  # what is no difference any more, and can be read of nowhere else
+    note: str = ""  # a fact that is no difference, and is shown nowhere else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orphan:
-    """A job that is not over, bears a name of a study's, and that no attempt of it asked for."""
+    """A live job with a name of a study that no attempt of the study asked for."""
 
     job: str
-    text: str  # why, at what rate, and the command that ends it
+    text: str  # the reason, its rate, and the command that ends it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """The store against the job service."""
+    """The store compared with the job service."""
 
     lines: tuple[str, ...]  # differences, each with its remedy
     rows: tuple[AuditRow, ...]
@@ -74,7 +74,7 @@ class LiveRow:
     state: AttemptState
     step: int | None
     value: float | None
-    resumed_from: int | None  # the step at which its present run took up the work
+    resumed_from: int | None  # the step from which its present run resumed
     instance: str
     interruptions: int
 
@@ -106,7 +106,7 @@ class EngineView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLine:
-    """Something that happened, for the reader who watches. The text may hold control characters of foreign origin."""
+    """A line about an event or a notice. The text may hold control characters from scripts and services."""
 
     at: datetime
     level: Level
@@ -114,16 +114,16 @@ class EventLine:
 
 
 class Display(Protocol):
-    """Whatever shows a running study."""
+    """Shows a running study."""
 
     def tick(self, view: EngineView) -> None:
         """Show the study as it is now; called once a tick."""
         ...
 
     def event(self, line: EventLine) -> None:
-        """Show that something happened."""
+        """Show the line of an event."""
         ...
 
     def close(self) -> None:
-        """Give the terminal back. May be repeated."""
+        """Restore the terminal. May be called again."""
         ...

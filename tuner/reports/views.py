@@ -1,11 +1,11 @@
-"""The JSON documents of the reading verbs, as pure functions of what the store holds.
+"""The JSON documents of the reading verbs, as pure functions of the store's contents.
 
-One place says what a study looks like from outside, so that the command line, the Python API and later the web show the
-same figures under the same keys.
+They are made in one place so that the command line, the Python API and later the web show the same figures under the
+same keys.
 
-Rules: keys are a contract and only grow. A value that is not known is None, never 0, and so is a number that JSON
-cannot carry (NaN, infinity). Times are ISO 8601 in UTC. `spend_usd` is finals only; what runs is `estimated_usd`. Each
-view costs a few bounded statements, never one a trial.
+Rules: keys are a contract; new ones may be added. An unknown value is None, never 0; so is a number that JSON lacks
+(NaN, infinity). Times are ISO 8601 in UTC. `spend_usd` sums final figures only; running jobs are in `estimated_usd`.
+Each view costs a fixed number of statements, never one per trial.
 """
 
 import math
@@ -47,7 +47,7 @@ _MICRO = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """A trial with everything made for it."""
+    """A trial with its attempts and runs."""
 
     trial: Trial
     attempts: tuple[Attempt, ...]
@@ -55,7 +55,7 @@ class TrialRecord:
 
 
 def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[Holder], bool] | None = None) -> View:
-    """The document of `tuner status STUDY`; `gone` says that a holder of this host is certainly dead."""
+    """The document of `tuner status STUDY`; `gone` returns whether a holder on this host is certainly dead."""
     spec, summary = from_json(study.spec), store.summary(study.id)
     counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
     spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
@@ -114,13 +114,13 @@ def _request_view(event: Event) -> View:
 
 
 def _halted(study: Study) -> Iterator[str]:
-    """Why nothing new is begun, where it was not the user who wished it."""
+    """Why the engine starts no new jobs, unless the user asked for that."""
     if HALTED in study.attrs and not study.state.ended and study.intent is not Intent.CANCEL:
         yield str(study.attrs[HALTED])
 
 
 def _too_small_quotas(study: Study, spec: StudySpec) -> Iterator[str]:
-    """Trials wait for these as long as nobody acts."""
+    """Quotas that are too small for one job: trials wait until somebody has them raised."""
     if study.state.ended:
         return
     needed = spec.training.instance_count
@@ -131,7 +131,7 @@ def _too_small_quotas(study: Study, spec: StudySpec) -> Iterator[str]:
 
 
 def _pool(pool: Pool, met: PoolTotals) -> View:
-    """What the study's attempts met in one pool; rates are plain ratios, null where nothing can be divided by."""
+    """Totals of the study's attempts in one pool; a rate is null if its divisor is zero."""
     return {
         "instance": pool.instance_type,
         "capacity": _capacity(pool),
@@ -146,13 +146,13 @@ def _pool(pool: Pool, met: PoolTotals) -> View:
 
 
 def summary_view(store: "Store", study: Study, now: datetime) -> View:
-    """What is said at the end of `launch` and `resume`: the status, and the steps that runs resumed from."""
+    """The document at the end of `launch` and `resume`: the status, and the steps from which runs resumed."""
     steps = sorted(run.resumed_from_step for run in store.runs(study.id) if run.resumed_from_step is not None)
     return {**status_view(store, study, now), "resumed_from_steps": list[Json](steps)}
 
 
 def trials_view(store: "Store", study: Study) -> list[View]:
-    """The document of `tuner trials STUDY`: one entry a trial, by number."""
+    """The document of `tuner trials STUDY`: one entry per trial, by number."""
     return [trial_row(record) for record in trial_records(store, study.id)]
 
 
@@ -178,7 +178,7 @@ def show_view(store: "Store", study: Study, number: int) -> View:
 
 
 def _events_of(store: "Store", study: Study, trial: Trial) -> list[Event]:
-    """The trial's own events, and the requests that were refused while it was unfinished: they concern it too."""
+    """The trial's own events, and the requests that were refused while it was unfinished: those concern it too."""
     own = store.events(study.id, trial=trial.number)
     refused = [
         event
@@ -191,9 +191,9 @@ def _events_of(store: "Store", study: Study, trial: Trial) -> list[Event]:
 
 
 def best_view(store: "Store", study: Study, limit: int = 1) -> list[View]:
-    """The document of `tuner best STUDY`: entries as of `trials_view`, best first.
+    """The document of `tuner best STUDY`: entries of `trials_view`, best first.
 
-    With several objectives: the trials that no other beats in all of them, by number.
+    With several objectives: the Pareto front, by number.
     """
     numbers = [trial.number for trial in best_trials(store, study, from_json(study.spec), limit)]
     if not numbers:
@@ -266,31 +266,31 @@ def trial_row(record: TrialRecord) -> View:
 
 
 def lost_work_s(runs: Iterable[Run]) -> float | None:
-    """Training that was done again, whoever cut it short. None when runs were cut and no loss is known yet."""
+    """Seconds of training that were lost when runs were cut. None if runs were cut and no loss is known yet."""
     every = list(runs)
     known = [run.lost_work_s for run in every if run.lost_work_s is not None]
     return None if lost_work_unknown_runs(every) and not known else math.fsum(known)
 
 
 def lost_work_unknown_runs(runs: Iterable[Run]) -> int:
-    """How many runs were cut whose loss is not known: with any, what is lost is more than the sum says."""
+    """How many cut runs have an unknown loss; if there are any, more was lost than `lost_work_s` says."""
     return sum(run.end in (RunEnd.INTERRUPTED, RunEnd.RESTARTED) and run.lost_work_s is None for run in runs)
 
 
 def total(amounts: Iterable[int | None]) -> int | None:
-    """The sum of what is known; None where there is something and nothing of it is known yet."""
+    """The sum of the known amounts; None if there are amounts and none is known yet."""
     items = list(amounts)
     known = [amount for amount in items if amount is not None]
     return None if items and not known else sum(known)
 
 
 def simulated(study: Study) -> bool:
-    """Dollars of a local study are list prices that nobody pays."""
+    """Whether dollars are simulated: those of a local study are list prices that nobody pays."""
     return study.backend == "local"
 
 
 def saved_pct(spend_microusd: int, on_demand_microusd: int) -> float | None:
-    """What spot saved of the on-demand price, in percent; None before anything was billed."""
+    """The share of the on-demand price that spot saved, in percent; None before anything was billed."""
     if on_demand_microusd <= 0:
         return None
     return round(100 * (1 - spend_microusd / on_demand_microusd), 2)
@@ -301,7 +301,7 @@ def usd(microusd: int | None) -> float | None:
 
 
 def finite(value: float | None) -> float | None:
-    """The value if JSON can carry it."""
+    """The value, or None if JSON cannot hold it."""
     return value if value is not None and math.isfinite(value) else None
 
 
