@@ -1,7 +1,8 @@
 """Stored specs of all versions are read to what the study file says, and the jobs made from them stay the same.
 
 `fixtures/stored_0_1_0.json` holds study files with the text that version 0.1.0 stored for each of them (durations as
-text), and the digest that it gave to a job of such a study. Neither is ever written again.
+text), and the digest that it gave to a job of such a study. `fixtures/changes_0_1_0.json` says what a change of a
+setting meant to that version, and whether it was for new trials alone. None of them is ever written again.
 """
 
 import json
@@ -15,12 +16,15 @@ from test_spec_properties import BASE, documents
 
 from tuner.core.records import BEGUN_WITH, Trial, TrialState
 from tuner.spec import workload
+from tuner.spec.changes import SpecChange, declared
 from tuner.spec.document import to_document
 from tuner.spec.sections import parse
 from tuner.spec.study_file import SpecError, StudySpec, as_begun, changes, describe, from_json, to_json
 
 FILE = BASE / "study.yaml"
-STORED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "fixtures" / "stored_0_1_0.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures"
+STORED: list[dict[str, Any]] = json.loads((FIXTURES / "stored_0_1_0.json").read_text())
+CHANGES: dict[str, tuple[str, bool]] = json.loads((FIXTURES / "changes_0_1_0.json").read_text())
 
 
 def in_first_format(spec: StudySpec) -> str:
@@ -65,6 +69,12 @@ def test_a_job_of_0_1_0_keeps_its_digest(number: int):
             for begun in (former, to_json(from_json(former))):
                 trial = trial_of(entry["params"], {BEGUN_WITH: begun})
                 assert workload.job_digest(spec, trial) == entry["digest_as_begun"]
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_change_means_what_it_meant_to_0_1_0(key: str):
+    kind = declared(key).change
+    assert [kind, SpecChange(key, 1, 2, "never").for_new_trials] == CHANGES[key]
 
 
 @given(documents())

@@ -56,7 +56,7 @@ def changes(old: StudySpec, new: StudySpec) -> list[SpecChange]:
     before, after = _settings_of(old), _settings_of(new)
     keys = [*before, *(key for key in after if key not in before)]
     return [
-        SpecChange(key, before.get(key), after.get(key), declared(key).change)
+        SpecChange(key, before.get(key), after.get(key), declared(key).change or "needs_accept")
         for key in keys
         # as JSON, since 1 and true are equal to Python
         if json.dumps(before.get(key)) != json.dumps(after.get(key))

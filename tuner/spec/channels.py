@@ -45,40 +45,34 @@ KEYS = (
         kind=Kind(_uri, _URI_SCHEMA),
         about="`s3://…`, locally also `file://…`; of a manifest the file, whose objects the role must be able to read.",
         example="s3://bucket/data/",
-        shapes=True,
     ),
     Key(
         name="mode",
         kind=one_of("File", "FastFile", "Pipe"),
         about="`Pipe` is for algorithms and `entrypoint: image` only, since a script finds a folder.",
         default="File",
-        shapes=True,
     ),
     Key(
         name="content_type",
         kind=text(what="a type such as text/csv", most=256),
         about="What built-in algorithms take the data for, such as `text/csv`.",
-        shapes=True,
     ),
     Key(
         name="distribution",
         kind=one_of("FullyReplicated", "ShardedByS3Key"),
         about="All of the data on each instance, or a share.",
-        shapes=True,
     ),
-    Key(name="compression", kind=one_of("None", "Gzip"), about="`Gzip` needs `mode: Pipe`.", shapes=True),
-    Key(name="record_wrapper", kind=one_of("None", "RecordIO"), about="`RecordIO` needs `mode: Pipe`.", shapes=True),
+    Key(name="compression", kind=one_of("None", "Gzip"), about="`Gzip` needs `mode: Pipe`."),
+    Key(name="record_wrapper", kind=one_of("None", "RecordIO"), about="`RecordIO` needs `mode: Pipe`."),
     Key(
         name="data_type",
         kind=one_of("S3Prefix", "ManifestFile", "AugmentedManifestFile"),
         about="`AugmentedManifestFile` needs `mode: Pipe`; locally only a prefix (a folder) works.",
-        shapes=True,
     ),
     Key(
         name="attributes",
         kind=each(text(most=256), least=1, most=16),
         about="The names of the attributes to read from each line of an augmented manifest.",
-        shapes=True,
     ),
 )
 

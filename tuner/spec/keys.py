@@ -8,7 +8,7 @@ missing one. A value of null means the same as an absent key. A default is writt
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from tuner.spec.records import Json
@@ -25,9 +25,11 @@ ChangeKind: TypeAlias = Literal["harmless", "needs_accept", "never"]
 class Key:
     """One key of a mapping. A key with an `example` is required.
 
-    `field` is the record's name for it, where that differs. `shapes`: the value is part of a trial's result, so trials
-    that exist keep it. `settable`: `tuner set` takes it. `unset` says in words what holds where neither the file nor
-    `default` gives a value.
+    `field` is the record's name for it, where that differs. `unit` is that of the number that is kept. `unset` says in
+    words what holds where neither the file nor `default` gives a value. `shapes`: the value is part of a trial's
+    result, so trials that exist keep it. `settable`: `tuner set` takes it.
+
+    A key without `change` means what the key around it means, and `shapes` holds for all keys inside.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Key:
     field: str = ""
     unit: str = ""
     unset: str = ""
-    change: ChangeKind = "needs_accept"
+    change: ChangeKind | None = None
     shapes: bool = False
     settable: bool = False
 
@@ -153,9 +155,14 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]} if schema else {}
 
 
-def flat(keys: tuple[Key, ...], before: str = "") -> Iterator[tuple[str, Key]]:
-    """Each key with its dotted name, in the order of the file; `*` stands for a name of the user's."""
+def flat(keys: tuple[Key, ...], before: str = "", around: Key | None = None) -> Iterator[tuple[str, Key]]:
+    """Each key with its dotted name, in the order of the file, with what it takes over from the key around it.
+
+    In a name `*` stands for a name of the user's, and `[]` for a place in a list.
+    """
     for key in keys:
-        yield before + key.name, key
+        change = key.change or (around and around.change) or "needs_accept"
+        whole = replace(key, change=change, shapes=key.shapes or (around is not None and around.shapes))
+        yield before + key.name, whole
         many = {"": ".", "*": ".*.", "[]": "[]."}[key.kind.many]
-        yield from flat(key.kind.keys, before + key.name + many)
+        yield from flat(key.kind.keys, before + key.name + many, whole)

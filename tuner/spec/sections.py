@@ -79,14 +79,12 @@ _OBJECTIVE = record(
             kind=METRIC_NAME,
             about="The metric that is optimised; `cost_usd` is what a trial has cost.",
             example="val_accuracy",
-            change="never",
         ),
         Key(
             name="direction",
             kind=one_of("maximize", "minimize"),
             about="Whether a larger value is better, or a smaller one.",
             example="maximize",
-            change="never",
         ),
     ),
 )
@@ -163,7 +161,6 @@ _LOSSES = Key(
     kind=whole(1, 1000),
     about="How many losses a trial has before it goes on on demand.",
     example="3",
-    change="harmless",
 )
 
 
@@ -175,7 +172,6 @@ _CAPACITY = record(
             kind=one_of("spot", "on-demand", "auto"),
             about="What jobs run on; `auto` is not built.",
             default="spot",
-            change="harmless",
         ),
         Key(
             name="on_demand_after",
@@ -186,14 +182,12 @@ _CAPACITY = record(
                 "capacity) goes on on demand. So does a trial that trained through three whole runs without a newer "
                 "checkpoint, or from zero each time."
             ),
-            change="harmless",
         ),
         Key(
             name="max_faults",
             kind=whole(0, 1000),
             about="Service faults and retried script errors that a trial may have; interruptions never count.",
             default=3,
-            change="harmless",
         ),
     ),
 )
@@ -206,7 +200,6 @@ _BUDGET = record(
             kind=money,
             about="The most that the study may spend.",
             unit="US dollars",
-            change="harmless",
             settable=True,
         ),
         Key(
@@ -214,7 +207,6 @@ _BUDGET = record(
             kind=money,
             about="The most that one trial may spend.",
             unit="US dollars",
-            change="harmless",
             settable=True,
         ),
         Key(
@@ -223,7 +215,6 @@ _BUDGET = record(
             kind=duration,
             about="The time since launch after which jobs stop at their next checkpoint and the study rests.",
             unit=SECONDS,
-            change="harmless",
             settable=True,
         ),
     ),
@@ -390,7 +381,6 @@ _ANY_MARKET = record(
             kind=each(duration, least=1),
             about="Interrupt at these moments since launch, in rising order.",
             unit=SECONDS,
-            change="harmless",
         ),
         Key(
             name="every",
@@ -398,22 +388,19 @@ _ANY_MARKET = record(
             kind=duration,
             about="Interrupt at random gaps with this mean.",
             unit=SECONDS,
-            change="harmless",
         ),
         Key(
             name="trace",
             kind=path,
             about="Interrupt as this recorded trace says: a CSV file of `start_s,duration_s,instances_up`.",
-            change="harmless",
         ),
         Key(
             name="seed",
             kind=whole(0, 2**32 - 1),
             about="The seed of the gaps of `every`.",
             default=0,
-            change="harmless",
         ),
-        Key(name="speed", kind=positive, about="How many times faster `trace` runs.", default=1, change="harmless"),
+        Key(name="speed", kind=positive, about="How many times faster `trace` runs.", default=1),
         Key(
             name="down",
             field="down_s",
@@ -421,7 +408,6 @@ _ANY_MARKET = record(
             about="How long capacity is away; with `at` and `every`.",
             default="3s",
             unit=SECONDS,
-            change="harmless",
         ),
     ),
     check=_check_market,
@@ -449,7 +435,6 @@ _LOCAL = wrapped(
         name="interruptions",
         kind=_MARKET,
         about="When a local study loses its whole pool: one of `at`, `every` and `trace`.",
-        change="harmless",
     )
 )
 
@@ -463,7 +448,6 @@ _SETTINGS = record(
             about="How often the engine looks at jobs.",
             unset="`1s`; on SageMaker `30s`",
             unit=SECONDS,
-            change="harmless",
         ),
         Key(
             name="stop_within",
@@ -472,7 +456,6 @@ _SETTINGS = record(
             about="How long a stop waits for a checkpoint that is newer than the request.",
             default="5m",
             unit=SECONDS,
-            change="harmless",
         ),
         Key(
             name="stop_grace",
@@ -481,7 +464,6 @@ _SETTINGS = record(
             about="The time between SIGTERM and SIGKILL, as the budget reserves it.",
             default="2m",
             unit=SECONDS,
-            change="harmless",
         ),
         Key(
             name="upload_allowance",
@@ -490,7 +472,6 @@ _SETTINGS = record(
             about="The time of the final upload, as the budget reserves it.",
             default="5m",
             unit=SECONDS,
-            change="harmless",
         ),
     ),
 )

@@ -125,11 +125,11 @@ _LOG = "Draw on a logarithmic scale, which needs values above 0."
 
 
 def _type(*words: Literal["float", "int", "categorical"]) -> Key:
-    return Key(name="type", kind=one_of(*words), about=_TYPE_ABOUT, example=words[0], change="never", shapes=True)
+    return Key(name="type", kind=one_of(*words), about=_TYPE_ABOUT, example=words[0], change="never")
 
 
 def _log(about: str) -> Key:
-    return Key(name="log", kind=flag, about=about, default=False, change="never", shapes=True)
+    return Key(name="log", kind=flag, about=about, default=False, change="never")
 
 
 _ANY_CHOICE = Kind(_choice, {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VALUE_CHARACTERS})
@@ -140,16 +140,16 @@ _CHOICES = replace(_LIST_OF_CHOICES, schema={**_LIST_OF_CHOICES.schema, "uniqueI
 PARAMS: dict[str, tuple[Key, ...]] = {
     "float": (
         _type("float"),
-        Key(name="low", kind=number, about=_LOW, example="0.001", shapes=True),
-        Key(name="high", kind=number, about=_HIGH, example="0.1", shapes=True),
-        Key(name="step", kind=positive, about=_STEP, shapes=True),
+        Key(name="low", kind=number, about=_LOW, example="0.001"),
+        Key(name="high", kind=number, about=_HIGH, example="0.1"),
+        Key(name="step", kind=positive, about=_STEP),
         _log(_LOG),
     ),
     "int": (
         _type("int"),
-        Key(name="low", kind=_INT, about=_LOW, example="1", shapes=True),
-        Key(name="high", kind=_INT, about=_HIGH, example="10", shapes=True),
-        Key(name="step", kind=whole(1, _MAX_INT), about=_STEP, default=1, shapes=True),
+        Key(name="low", kind=_INT, about=_LOW, example="1"),
+        Key(name="high", kind=_INT, about=_HIGH, example="10"),
+        Key(name="step", kind=whole(1, _MAX_INT), about=_STEP, default=1),
         _log(_LOG),
     ),
     "categorical": (
@@ -160,7 +160,6 @@ PARAMS: dict[str, tuple[Key, ...]] = {
             about="The values to choose from: texts, numbers, booleans or null, each once.",
             example="[first, second]",
             change="never",
-            shapes=True,
         ),
     ),
 }
@@ -235,7 +234,8 @@ def _write(space: Space, form: Form) -> Json:
 def _all_keys() -> tuple[Key, ...]:
     """The keys of parameters of all types, each once."""
     found = {key.name: key for keys in PARAMS.values() for key in keys}
-    return (replace(found.pop("type"), kind=one_of(*_TYPES)), *found.values())
+    kinds, step = one_of(*_TYPES), replace(found["step"], default=None, unset="`1` for `int`; none for `float`")
+    return (replace(found.pop("type"), kind=kinds), *({**found, "step": step}).values())
 
 
 _SCHEMA: Schema = {
