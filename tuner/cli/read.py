@@ -34,7 +34,7 @@ from tuner.reports.compare import compare as compare_studies
 from tuner.reports.compare import document, to_csv, write_png
 from tuner.reports.download import download
 from tuner.store.schema import SCHEMA, current, masked, upgrade
-from tuner.store.store import Store, StoreError, StudyNotFound
+from tuner.store.store import Store, StoreError, StoreInUse, StudyNotFound
 
 _WATCH_S = 2.0
 
@@ -153,7 +153,7 @@ def compare(args: Arguments) -> int:
 
 def db_upgrade(args: Arguments) -> int:
     with store_errors():
-        out(f"schema {upgrade(store_url(args.store))} at {safe(masked(store_url(args.store)))}")
+        out(f"schema {upgrade(store_url(args.store), lease_holder.gone)} at {safe(masked(store_url(args.store)))}")
     return Exit.DONE
 
 
@@ -197,6 +197,8 @@ def store_errors() -> Iterator[None]:
         yield
     except StudyNotFound as error:
         raise UserError(str(error), Exit.USAGE) from error
+    except StoreInUse as error:
+        raise UserError(str(error), Exit.NOT_FINISHED) from error
     except StoreError as error:
         raise UserError(str(error), Exit.REFUSED) from error
 

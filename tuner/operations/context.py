@@ -14,9 +14,10 @@ from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import JobError
 from tuner.core.prices import PriceUnknown
 from tuner.core.records import Study
+from tuner.operations.lease_holder import gone
 from tuner.spec.study_file import SpecError
 from tuner.store.schema import forgets
-from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreTooNew, StoreUnreachable, StudyNotFound
+from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreInUse, StoreTooNew, StoreUnreachable, StudyNotFound
 
 STORE_VARIABLE = "TUNER_STORE"
 DEFAULT_STORE = "sqlite:///tuner.db"
@@ -32,7 +33,7 @@ def operating_errors() -> Iterator[None]:
         yield
     except (SpecError, PriceUnknown, BundleRefused, StudyNotFound) as error:
         raise UserError(str(error), Exit.USAGE) from error
-    except (LeaseHeld, LeaseLost) as error:
+    except (LeaseHeld, LeaseLost, StoreInUse) as error:
         raise UserError(str(error), Exit.NOT_FINISHED) from error
     except AwsError as error:
         # of another account: that one says itself what to do
@@ -55,7 +56,7 @@ def open_store(url: str | None) -> Store:
                 f"{DEFAULT_STORE}",
                 Exit.REFUSED,
             )
-        return Store.open(chosen)
+        return Store.open(chosen, gone)
 
 
 def find(name: str, store: Store) -> Study:

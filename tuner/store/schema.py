@@ -9,7 +9,7 @@ reported in one line, without a password.
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,8 +20,10 @@ from sqlalchemy import exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import StaticPool
 
+from tuner.core.clock import SystemClock
 from tuner.core.log import logger_of
-from tuner.store.tables import VERSION_TABLE
+from tuner.core.records import Holder
+from tuner.store.tables import VERSION_TABLE, studies
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -73,6 +75,15 @@ def masked(url: str) -> str:
     parsed = _parse(url)
     secret = {key: "***" for key in parsed.query if "password" in key.lower()}
     return parsed.update_query_dict(secret).render_as_string(hide_password=True)
+
+
+class StoreInUse(StoreError):  # noqa: N818
+    """An engine of another version drives a study: a new schema would break it in the middle of its work."""
+
+
+def not_known_gone(_: Holder) -> bool:
+    """In doubt the process that holds a lease is there."""
+    return False
 
 
 @contextmanager
@@ -153,16 +164,34 @@ def version(connection: sa.Connection) -> str | None:
     return found
 
 
-def migrate(engine: sa.Engine, shown: str) -> None:
-    """Bring the schema to `SCHEMA` in one transaction; does nothing if it is there already."""
+def migrate(engine: sa.Engine, shown: str, gone: Callable[[Holder], bool] = not_known_gone) -> None:
+    """Bring the schema to `SCHEMA` in one transaction; does nothing if it is there already.
+
+    `gone` says that the holder of a lease is certainly dead. Raises StoreUnreachable, StoreTooNew, StoreInUse.
+    """
     with translated(shown):
         with engine.connect() as connection:
             if version(connection) == SCHEMA:
                 return
         with for_writing(engine).connect() as connection, _schema_to_itself(connection):
             was = version(connection)
-            _run_migrations(connection, shown)
+            _run_migrations(connection, shown, gone)
             _LOG.info("schema %s became %s at %s", was, SCHEMA, shown)
+
+
+def _refuse_under_lease(connection: sa.Connection, store: str, gone: Callable[[Holder], bool]) -> None:
+    """Raise StoreInUse for a live lease: its holder works with the schema as it is. Schema 0001 has leases too."""
+    c = studies.c
+    held = sa.select(c.name, c.holder_host, c.holder_boot_id, c.holder_pid, c.holder_started, c.lease_expires_at)
+    for name, host, boot_id, pid, started, until in connection.execute(
+        held.where(c.lease_expires_at > SystemClock().now()).order_by(c.id)
+    ):
+        holder = Holder(host=host, boot_id=boot_id, pid=pid, started=started)
+        if not gone(holder):
+            raise StoreInUse(
+                f"{store}, and another version of the program, {holder}, drives study {name} in it: end that process "
+                f"(kill {pid} there, its jobs go on), then try again; its lease runs until {until:%H:%M:%S} UTC"
+            )
 
 
 @contextmanager
@@ -186,11 +215,11 @@ def _schema_to_itself(connection: sa.Connection) -> Iterator[None]:
         switch.execute("PRAGMA foreign_keys = ON")
 
 
-def upgrade(url: str) -> str:
-    """Bring the store at `url` up to date; returns its revision. Raises StoreUnreachable, StoreTooNew."""
+def upgrade(url: str, gone: Callable[[Holder], bool] = not_known_gone) -> str:
+    """Bring the store at `url` up to date; returns its revision. Raises what `migrate` raises."""
     engine = connect(url)
     try:
-        migrate(engine, masked(url))
+        migrate(engine, masked(url), gone)
     finally:
         engine.dispose()
     return SCHEMA
@@ -220,7 +249,7 @@ def config(connection: sa.Connection) -> "Config":
     return settings
 
 
-def _run_migrations(connection: sa.Connection, shown: str) -> None:
+def _run_migrations(connection: sa.Connection, shown: str, gone: Callable[[Holder], bool]) -> None:
     from alembic import command  # noqa: PLC0415 - slow to load, rarely needed
     from alembic.script import ScriptDirectory  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -235,6 +264,8 @@ def _run_migrations(connection: sa.Connection, shown: str) -> None:
                 f"the store {shown} has schema {found}, which this version (schema {SCHEMA}) does not know: "
                 f"use the program version that wrote it, or a later one"
             ) from error
+        if found != SCHEMA:
+            _refuse_under_lease(connection, f"the store {shown} has schema {found}", gone)
     command.upgrade(settings, "head")  # does nothing if another process was faster
 
 

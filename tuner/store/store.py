@@ -45,7 +45,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.store import account, rows, schema, tables
-from tuner.store.schema import StoreError, StoreTooNew, StoreUnreachable, current, masked, upgrade
+from tuner.store.schema import StoreError, StoreInUse, StoreTooNew, StoreUnreachable, current, masked, upgrade
 
 __all__ = [
     "LONG_STEP_S",
@@ -54,6 +54,7 @@ __all__ = [
     "Store",
     "StoreConflict",
     "StoreError",
+    "StoreInUse",
     "StoreTooNew",
     "StoreUnreachable",
     "StudyExists",
@@ -108,11 +109,14 @@ class Store:
         self._writer = schema.for_writing(engine)
 
     @classmethod
-    def open(cls, url: str) -> Self:
-        """The store at `url`, created and migrated if necessary. Raises StoreUnreachable, StoreTooNew."""
+    def open(cls, url: str, gone: Callable[[Holder], bool] = schema.not_known_gone) -> Self:
+        """The store at `url`, created and migrated if necessary. Raises StoreUnreachable, StoreTooNew, StoreInUse.
+
+        `gone` says that the holder of a lease is certainly dead.
+        """
         engine = schema.connect(url)
         try:
-            schema.migrate(engine, masked(url))
+            schema.migrate(engine, masked(url), gone)
         except BaseException:
             engine.dispose()
             raise
