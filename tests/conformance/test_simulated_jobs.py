@@ -36,7 +36,7 @@ class SimulatedWorld(World):
 
     def lose_capacity(self, for_s: float) -> None:
         self.cloud._capacity_goes(None)
-        self.cloud._push(self.cloud._now + for_s, lambda: self.cloud._capacity_comes(None), None, None)
+        self.cloud._schedule.plan(self.cloud._now + for_s, lambda: self.cloud._capacity_comes(None), None, None)
 
     def entrypoint(self, work: str) -> tuple[str, ...]:
         return (work,)

@@ -14,13 +14,11 @@ Rules:
 - What AWS does not document is a setting, in either position.
 """
 
-import heapq
-import itertools
 import math
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
@@ -51,6 +49,7 @@ from tuner.simulator.parts import (
     SimulatorSettings,
     smooth_curve,
 )
+from tuner.simulator.schedule import Schedule
 
 _NO_CAPACITY = "Insufficient capacity error from EC2 while launching instances, retrying!"
 _STOP_S = 1.0  # until a job without an instance, or one whose script ends at SIGTERM, has stopped
@@ -59,19 +58,6 @@ _HOST = "algo-1"
 
 _Action: TypeAlias = Callable[[SimulatedJob], None]
 _PoolName: TypeAlias = str | tuple[str, str] | None
-
-
-@dataclass(order=True, slots=True)
-class _Event:
-    at: float
-    seq: int
-    job: SimulatedJob | None = field(compare=False)
-    life: int | None = field(compare=False)  # None: happens whatever became of the job's instances
-    action: Callable[[], None] = field(compare=False)
-
-    @property
-    def due(self) -> bool:
-        return self.job is None or (not self.job.status.final and self.life in (None, self.job.life))
 
 
 class SimulatedCloud:
@@ -101,8 +87,7 @@ class SimulatedCloud:
         self._curve = smooth_curve(seed)
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
         self._start, self._now = clock.now(), 0.0
-        self._events: list[_Event] = []
-        self._seq = itertools.count()
+        self._schedule = Schedule()
         self._live: dict[str, SimulatedJob] = {}
         self._deleted: set[str] = set()
         self._changed: dict[str, SimulatedJob] = {}  # least recently modified first
@@ -174,15 +159,13 @@ class SimulatedCloud:
     # ---- the world
 
     def next_event_at(self) -> datetime | None:
-        while self._events and not self._events[0].due:
-            heapq.heappop(self._events)
-        return self._moment(self._events[0].at) if self._events else None
+        at = self._schedule.next_at()
+        return None if at is None else self._moment(at)
 
     def advance(self, to: datetime) -> None:
         """Let everything up to and including `to` happen; a `to` that has passed changes nothing."""
         end = round((to - self._start).total_seconds(), 6)
-        while self._events and self._events[0].at <= end:
-            event = heapq.heappop(self._events)
+        while (event := self._schedule.pop(end)) is not None:
             self._now = max(self._now, event.at)
             if event.due:
                 event.action()
@@ -292,12 +275,9 @@ class SimulatedCloud:
     def _moment(self, at: float | None = None) -> datetime:
         return self._start + timedelta(seconds=self._now if at is None else at)
 
-    def _push(self, at: float, action: Callable[[], None], job: SimulatedJob | None, life: int | None) -> None:
-        heapq.heappush(self._events, _Event(round(at, 6), next(self._seq), job, life, action))
-
     def _after(self, delay_s: float, job: SimulatedJob, action: _Action, *, lasting: bool = False) -> None:
         """Something that happens to the job, unless it loses its instances before; `lasting`: even then."""
-        self._push(self._now + delay_s, lambda: action(job), job, None if lasting else job.life)
+        self._schedule.plan(self._now + delay_s, lambda: action(job), job, None if lasting else job.life)
 
     def _pool(self, job: SimulatedJob) -> _PoolName:
         kind, subnets = job.request.instance_type, job.request.subnets
@@ -310,9 +290,9 @@ class SimulatedCloud:
     def _await_outage(self, pool: _PoolName) -> None:
         outage = next(self._outages[pool], None)
         if outage is not None:
-            self._push(outage[0], lambda: self._capacity_goes(pool), None, None)
+            self._schedule.plan(outage[0], lambda: self._capacity_goes(pool), None, None)
             if math.isfinite(outage[1]):
-                self._push(outage[1], lambda: self._capacity_comes(pool), None, None)
+                self._schedule.plan(outage[1], lambda: self._capacity_comes(pool), None, None)
 
     def _capacity_goes(self, pool: _PoolName) -> None:
         self._dry.add(pool)
