@@ -9,15 +9,13 @@ billed for its whole grace period. This one starts the script as SageMaker's too
 - writes the metrics that the script prints, by `tuner.training.report` or found by the study's regexes, to
   `metrics/` under the checkpoint directory, and puts back what did not reach the store before the interruption.
 
-Output passes through as it comes, in bounded memory. This module travels into containers: standard library only,
-Python 3.8, no other module of ours. What it shares with `training` is the format on disk.
+This module travels into containers, with the modules `tuner._job_*`: standard library only, Python 3.8, and nothing
+else of ours. It shares with `tuner.training` the format on disk alone. A container runs it by path.
 """
 
-import collections
 import contextlib
-import hashlib
+import importlib
 import json
-import math
 import os
 import re
 import select
@@ -28,26 +26,21 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
+
+if __name__ == "__main__":  # run by path: the `tuner` of the bundle, and no other that the image may have
+    sys.dont_write_bytecode = True  # the channel holds the bundle and nothing else
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    importlib.import_module("tuner")  # its modules are found in its folder from now on
+    sys.path.pop(0)  # a file of the user's must not stand in for a module of the standard library
+
+from tuner._job_checkpoints import ResumePoint, found, make_folder, read_json, restore_metrics, resume_point, write
+from tuner._job_output import FAILURE_CHARS, Listener
 
 CONTAINER_ROOT = "/opt/ml"
-IGNORED = ".sagemaker-ignore"
-AGENT_SUFFIXES = (IGNORED, ".sagemaker-uploading", ".sagemaker-uploaded")
-
 CHUNK_BYTES = 1 << 16
-MAX_LINE_BYTES = 1 << 16  # of a longer line only the beginning is looked at
-MAX_SEARCHED_CHARS = 4096  # regexes of users may be slow on long lines
-TAIL_LINES, FAILURE_CHARS = 20, 1000  # SageMaker keeps 1024 characters, its own first word among them
 DRAIN_S = 1.0  # how long after the script's end its daemons may keep its output open
 
-MAX_STEP = 10**18 - 1
-
-_REPORT = re.compile(r"\[tuner ([0-9]{1,12}\.[0-9]{1,9})\] step=(none|[0-9]{1,18}) (\S+=.*)")
-_OWN_FOLDER = re.compile(r"metrics|runs")
-_OWN_OR_STEP_FOLDER = re.compile(r"metrics|runs|step-[0-9]{8,}")
-_METRICS_FILE = re.compile(r"\d{3,}-[0-9a-z]+-[\w.-]+\.jsonl")
-_STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
-_NEVER = "(?!)"  # matches nowhere
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -93,30 +86,21 @@ class Job(NamedTuple):
 def read_job() -> Job:
     root = Path(os.environ.get("TUNER_ML_ROOT") or CONTAINER_ROOT)
     config = root / "input" / "config"
-    channels = _read_json(config / "inputdataconfig.json")
-    local_path = _read_json(config / "checkpointconfig.json").get("LocalPath") or CONTAINER_ROOT + "/checkpoints"
+    channels = read_json(config / "inputdataconfig.json")
+    local_path = read_json(config / "checkpointconfig.json").get("LocalPath") or CONTAINER_ROOT + "/checkpoints"
     if local_path.startswith(CONTAINER_ROOT + "/"):
         local_path = str(root / local_path[len(CONTAINER_ROOT) + 1 :])
     return Job(
         root=root,
         checkpoints=Path(local_path),
         bundle=json.loads((root / "input/data/code/tuner_bundle.json").read_text(encoding="utf-8")),
-        hyperparameters={name: str(value) for name, value in _read_json(config / "hyperparameters.json").items()},
-        resources=_read_json(config / "resourceconfig.json"),
+        hyperparameters={name: str(value) for name, value in read_json(config / "hyperparameters.json").items()},
+        resources=read_json(config / "resourceconfig.json"),
         channels=sorted(name for name in channels if name != "code"),
         attempt=int(os.environ.get("TUNER_ATTEMPT") or 0),
         # Time-ordered as text, and different for two starts within one tick of a coarse clock.
         run="{:016x}{}".format(time.time_ns(), os.urandom(2).hex()),
     )
-
-
-def _read_json(path: Path) -> Dict[str, Any]:
-    """The object in a file of SageMaker's; empty where there is no such file."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 # --- what the script is given -----------------------------------------------------------------------------------------
@@ -147,7 +131,7 @@ def _sm(job: Job) -> Dict[str, Any]:
         "SM_MODEL_DIR": str(job.root / "model"),
         "SM_INPUT_DIR": str(job.root / "input"),
         "SM_INPUT_CONFIG_DIR": str(job.root / "input" / "config"),
-        "SM_INPUT_DATA_CONFIG": _read_json(job.root / "input" / "config" / "inputdataconfig.json"),
+        "SM_INPUT_DATA_CONFIG": read_json(job.root / "input" / "config" / "inputdataconfig.json"),
         "SM_OUTPUT_DIR": str(job.root / "output"),
         "SM_OUTPUT_DATA_DIR": str(job.root / "output" / "data"),
         "SM_OUTPUT_INTERMEDIATE_DIR": str(job.root / "output" / "intermediate"),
@@ -207,7 +191,7 @@ def prepare(job: Job) -> None:
     for name in ("model", "output/data", "output/intermediate"):
         (job.root / name).mkdir(parents=True, exist_ok=True)
     for name in ("metrics", "runs"):
-        _make_folder(job.checkpoints / name)
+        make_folder(job.checkpoints / name)
     shutil.copytree(str(job.root / "input/data/code"), str(job.code), dirs_exist_ok=True)
     requirements = job.code / "requirements.txt"
     if not requirements.is_file():
@@ -218,13 +202,6 @@ def prepare(job: Job) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check", "-r"]
     if subprocess.run([*pip, str(requirements)], cwd=str(job.code), check=False).returncode:  # noqa: S603 - no shell
         raise StartError("pip could not install requirements.txt: see the log")
-
-
-def _make_folder(path: Path) -> None:
-    """Make a folder of our own, whatever the script put in its place."""
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        path.unlink()
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def _check_installed(requirements: Path) -> None:
@@ -248,224 +225,11 @@ def _check_installed(requirements: Path) -> None:
         )
 
 
-# --- what lies in the checkpoint directory ----------------------------------------------------------------------------
-
-
-class ResumePoint(NamedTuple):
-    step: int
-    saved_at: float
-
-
-def manifests(directory: Path) -> List[Tuple[Path, Dict[str, Any]]]:
-    """Each step's folder and manifest, newest step first; without those that cannot be read."""
-    found = []
-    for path in directory.glob("step-*/manifest.json"):
-        try:
-            manifest = _read_json(path)
-            if path.parent.name == "step-{:08d}".format(manifest["step"]):
-                found.append((path.parent, manifest))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return sorted(found, key=lambda item: int(item[1]["step"]), reverse=True)
-
-
-def resume_point(directory: Path) -> Optional[ResumePoint]:
-    """The newest checkpoint that is complete by sizes and hashes, as `tuner.training` will find it."""
-    for folder, manifest in manifests(directory):
-        try:
-            if all(_holds(folder, item) for item in manifest["files"]):
-                return ResumePoint(int(manifest["step"]), float(manifest["saved_at"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-def _holds(folder: Path, item: Dict[str, Any]) -> bool:
-    if ".." in item["name"].split("/") or not (folder / item["name"]).is_file():  # a pipe would never end
-        return False
-    digest, size = hashlib.sha256(), 0
-    with (folder / item["name"]).open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-            size += len(block)
-    return bool(size == item["size"] and digest.hexdigest() == item["sha256"])
-
-
-def own_files(directory: Path, ours: "re.Pattern[str]" = _OWN_FOLDER) -> int:
-    """How many files of the script's lie there: without those in folders of our own, and the agent's."""
-    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    return sum(
-        not ours.fullmatch(path.parts[0]) and not any(part.endswith(AGENT_SUFFIXES) for part in path.parts)
-        for path in files
-    )
-
-
-def newest_step(directory: Path) -> Optional[int]:
-    """The newest step that has a folder, complete or torn; None where none has."""
-    matches = (_STEP_FOLDER.fullmatch(path.name) for path in directory.iterdir() if path.is_dir())
-    return max((int(match.group(1)) for match in matches if match), default=None)
-
-
 def write_record(job: Job, resume: Optional[ResumePoint]) -> None:
-    record = {
-        "attempt": job.attempt,
-        "run": job.run,
-        "host": job.host,
-        "started_at": time.time(),
-        "resume_step": None if resume is None else resume.step,
-        "resume_saved_at": None if resume is None else resume.saved_at,
-        # Where no step is complete, nobody could resume from parts of steps: who begins anew then restarts nothing.
-        "own_files": own_files(job.checkpoints, _OWN_FOLDER if resume else _OWN_OR_STEP_FOLDER),
-        "newest_step": newest_step(job.checkpoints),
-    }
-    _write(job.checkpoints / "runs" / (job.record_name + ".json"), json.dumps(record).encode())
-
-
-def restore_metrics(job: Job) -> None:
-    """Put back the reports of earlier runs of this host that were in a checkpoint's manifest, but not in their file.
-
-    The store receives files in any order: a checkpoint may have survived without the metrics reported before it. They
-    go to the file of the run that they belong to, which is over.
-    """
-    lines: Dict[str, Dict[bytes, None]] = {}
-    for _, manifest in reversed(manifests(job.checkpoints)):
-        try:
-            repeated = manifest.get("metrics") or {"file": "", "entries": []}
-            entries = [json.dumps(entry, allow_nan=False).encode() for entry in repeated["entries"]]
-            name = str(repeated["file"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if _METRICS_FILE.fullmatch(name) and name.endswith("-{}.jsonl".format(job.host)):
-            lines.setdefault(name, {}).update(dict.fromkeys(entries))
-    for name, repeated_lines in lines.items():
-        _complete(job.checkpoints / "metrics" / name, repeated_lines)
-
-
-def _complete(path: Path, missing: Dict[bytes, None]) -> None:
-    """Add the lines that the file does not hold. It may have millions, and is not read into memory."""
-    whole = 0  # a line that was cut off is among the repeated ones
-    with path.open("a+b") as file:
-        file.seek(0)
-        for line in file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-                missing.pop(line[:-1], None)
-        if missing:
-            file.truncate(whole)
-            file.write(b"".join(line + b"\n" for line in missing))
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + IGNORED)
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-# --- what the script says ---------------------------------------------------------------------------------------------
-
-
-class Pattern(NamedTuple):
-    """One metric that the study finds in the log. Without a step of its own a line has the last step that was seen."""
-
-    name: str
-    value: "re.Pattern[str]"
-    step: "re.Pattern[str]"
-
-
-class Listener:
-    """Passes the script's output on, keeps its last lines, and writes the metrics that it holds."""
-
-    def __init__(self, path: Path, metrics: List[Dict[str, Any]], output: int) -> None:
-        self.tail: Deque[str] = collections.deque(maxlen=TAIL_LINES)
-        self._patterns = [
-            Pattern(each["name"], re.compile(each["regex"]), re.compile(each.get("step_regex") or _NEVER))
-            for each in metrics
-        ]
-        self._steps: Dict[str, int] = {}
-        self._path = path
-        self._output = output
-        self._held = b""
-
-    def hear(self, chunk: bytes) -> None:
-        with contextlib.suppress(OSError):  # a log that is full or gone must not end the training
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(self._output, rest) :]
-        for line in self._lines(chunk):
-            self._note(line)
-
-    def end(self) -> None:
-        """The last line may have no end."""
-        self._note(self._held)
-        self._held = b""
-
-    def _lines(self, chunk: bytes) -> Iterator[bytes]:
-        """Whole lines. A carriage return ends one too, so that progress bars are short lines."""
-        *whole, rest = chunk.replace(b"\r", b"\n").split(b"\n")
-        for piece in whole:
-            yield (self._held + piece)[:MAX_LINE_BYTES]
-            self._held = b""
-        self._held = (self._held + rest)[:MAX_LINE_BYTES]
-
-    def _note(self, raw: bytes) -> None:
-        line = raw.decode("utf-8", "replace").rstrip()
-        if not line:
-            return
-        self.tail.append(line[:FAILURE_CHARS])
-        # Another process may have left a line unfinished before it, so it need not stand at the beginning.
-        reported = _REPORT.search(line)
-        if reported:
-            at, step, values = reported.groups()
-            self._append(None if step == "none" else int(step), float(at), _values(values))
-        elif self._patterns:
-            self._search(line[:MAX_SEARCHED_CHARS])
-
-    def _search(self, line: str) -> None:
-        found: Dict[Optional[int], Dict[str, float]] = {}
-        for pattern in self._patterns:
-            step = _number(pattern.step, line)
-            if step is not None and step.is_integer() and 0 <= step <= MAX_STEP:
-                self._steps[pattern.name] = int(step)
-            value = _number(pattern.value, line)
-            if value is not None:
-                found.setdefault(self._steps.get(pattern.name), {})[pattern.name] = value
-        for known_step, values in found.items():
-            self._append(known_step, round(time.time(), 6), values)
-
-    def _append(self, step: Optional[int], at: float, values: Dict[str, float]) -> None:
-        """One line per write, unbuffered: what was heard is in the file before anything else is read.
-
-        The file is opened for each: a script that clears its checkpoint folder takes our files with it.
-        """
-        metrics = {name: value if math.isfinite(value) else repr(value) for name, value in values.items()}
-        line = json.dumps({"step": step, "at": at, "metrics": metrics}, allow_nan=False).encode() + b"\n"
-        try:
-            self._write(line)
-        except (FileNotFoundError, NotADirectoryError):
-            _make_folder(self._path.parent)
-            self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        with self._path.open("ab", buffering=0) as file:
-            file.write(line)
-
-
-def _values(text: str) -> Dict[str, float]:
-    pairs = (part.partition("=") for part in text.split(" "))
-    numbers = {name: _float(value) for name, _, value in pairs}
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-def _number(pattern: "re.Pattern[str]", line: str) -> Optional[float]:
-    match = pattern.search(line)
-    return _float(match.group(1 if pattern.groups else 0)) if match else None
-
-
-def _float(text: Optional[str]) -> Optional[float]:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
+    """Say where this run starts."""
+    run = {"attempt": job.attempt, "run": job.run, "host": job.host, "started_at": time.time()}
+    record = json.dumps({**run, **found(job.checkpoints, resume)})
+    write(job.checkpoints / "runs" / (job.record_name + ".json"), record.encode())
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
@@ -579,7 +343,7 @@ def main() -> int:
     try:
         job = read_job()
         prepare(job)
-        restore_metrics(job)
+        restore_metrics(job.checkpoints, job.host)
         resume = resume_point(job.checkpoints)
         write_record(job, resume)
         file = job.checkpoints / "metrics" / (job.record_name + ".jsonl")

@@ -22,6 +22,7 @@ _NOT_CALLERS = (
     "cli/local.py",
     "simulator/",
     "bootstrap.py",
+    "_job_",
     "training.py",
     "aws/first_dollar_probe.py",
 )

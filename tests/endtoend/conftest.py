@@ -20,7 +20,7 @@ import pytest
 import yaml
 from below import contents
 
-from tuner.bootstrap import resume_point
+from tuner._job_checkpoints import resume_point
 from tuner.local.market import write_market
 
 SCRIPT = """

@@ -41,9 +41,12 @@ def desk(tmp_path: Path):
 def later(text: str, by_s: float) -> str:
     """With each moment in it so much later; else `max_wait` and deadlines would have passed meanwhile."""
     text = SECONDS.sub(lambda found: repr(float(found[0]) + by_s), text)
-    return MOMENT.sub(lambda found: str(datetime.fromisoformat(found[0]) + timedelta(seconds=by_s)), text)
+    return MOMENT.sub(
+        lambda found: (datetime.fromisoformat(found[0]) + timedelta(seconds=by_s)).isoformat(" ", "microseconds"), text
+    )
 
 
+@pytest.mark.slow
 def test_its_jobs_go_on_from_their_checkpoints_with_the_code_that_they_began_with(desk: Desk) -> None:
     began_with = {row["bundle_uri"] for row in trials_of(desk)}
     assert desk.json("status", "small")["trials"]["running"] == 2

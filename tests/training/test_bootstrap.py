@@ -55,6 +55,27 @@ open("scratch", "w").close()
         assert Path(env[name]).is_dir()
 
 
+def test_the_modules_of_its_own_are_the_bundles_whatever_else_lies_about(container: Container) -> None:
+    """Neither a tuner that is installed in the image nor files of the user's stand in for a module that it imports."""
+    installed = container.folder / "installed" / "tuner"
+    installed.mkdir(parents=True)
+    for path in (
+        installed / "__init__.py",
+        installed / "_job_output.py",
+        *(container.source / name for name in STDLIB),
+    ):
+        path.write_text("raise SystemExit('not the one that was meant')")
+    container.environment = {"PYTHONPATH": str(installed.parent)}
+    container.script("print('began')")
+    assert container.run() == 0, container.log
+    assert container.log == "began\n"
+    written = {path.name for path in (container.root / "input" / "data" / "code").rglob("*")}
+    assert "__pycache__" not in written
+
+
+STDLIB = ("hashlib.py", "json.py", "shutil.py", "collections.py")
+
+
 def test_runs_are_ordered_by_their_ids_and_recorded(container: Container) -> None:
     container.script("pass")
     for _ in range(3):
@@ -320,7 +341,11 @@ print("zombies", states.count("Z"), "processes", len(states))
 
 @pytest.mark.parametrize(("gpus", "options"), [(0, ""), (4, "--nproc_per_node 4 ")])
 def test_torchrun_knows_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, options: str) -> None:
-    monkeypatch.setattr(bootstrap, "_gpus", lambda: gpus)
+    if gpus:
+        listing = tmp_path / "nvidia-smi"
+        listing.write_text("#!/bin/sh\n" + 'echo "GPU 0"\n' * gpus)
+        listing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     job = bootstrap.Job(
         root=tmp_path,
         checkpoints=tmp_path,

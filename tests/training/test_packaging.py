@@ -13,7 +13,14 @@ from tuner.storage import bundle as packaging
 from tuner.storage.bundle import Bundle, BundleRefused, has_same_code, make_bundle, refuse_downloads, upload
 from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageUnavailable
 
-OURS = {"tuner_bundle.json", "tuner/__init__.py", "tuner/bootstrap.py", "tuner/training.py"}
+OURS = {
+    "tuner_bundle.json",
+    "tuner/__init__.py",
+    "tuner/_job_checkpoints.py",
+    "tuner/_job_output.py",
+    "tuner/bootstrap.py",
+    "tuner/training.py",
+}
 
 
 @pytest.fixture

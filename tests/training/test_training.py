@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuner import bootstrap, training
+from tuner import _job_checkpoints, training
 from tuner.training import Checkpoints, report, until_step
 
 
@@ -36,7 +36,7 @@ def age(folder: Path, seconds: float) -> None:
 
 def latest_step(checkpoints: Checkpoints) -> int | None:
     found = checkpoints.latest()
-    resume = bootstrap.resume_point(checkpoints.directory)
+    resume = _job_checkpoints.resume_point(checkpoints.directory)
     assert (found.step if found else None) == (resume.step if resume else None), "bootstrap and training disagree"
     return found.step if found else None
 
@@ -90,10 +90,10 @@ def test_an_unfinished_save_of_a_killed_process_is_no_obstacle() -> None:
         left.mkdir(parents=True)
         (left / "model.txt").write_text("half")
     assert latest_step(checkpoints) is None
-    assert bootstrap.own_files(checkpoints.directory) == 0
-    assert bootstrap.newest_step(checkpoints.directory) is None
+    assert _job_checkpoints.own_files(checkpoints.directory) == 0
+    assert _job_checkpoints.newest_step(checkpoints.directory) is None
     save(checkpoints, 1)
-    assert bootstrap.newest_step(checkpoints.directory) == 1
+    assert _job_checkpoints.newest_step(checkpoints.directory) == 1
     assert latest_step(checkpoints) == 1
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step-00000001"]
 
@@ -122,8 +122,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage: object, capsy
     damage(save(checkpoints, 2))
     assert latest_step(checkpoints) == 1
     assert "step-00000002 is not complete" in capsys.readouterr().err
-    found = bootstrap.resume_point(checkpoints.directory)
-    assert (found.step, bootstrap.newest_step(checkpoints.directory)) == (1, 2)  # what a torn one is told by
+    found = _job_checkpoints.resume_point(checkpoints.directory)
+    assert (found.step, _job_checkpoints.newest_step(checkpoints.directory)) == (1, 2)  # what a torn one is told by
     save(checkpoints, 2)
     assert latest_step(checkpoints) == 2
 
@@ -135,7 +135,7 @@ def test_names_of_the_agent_are_not_seen() -> None:
         (folder / f"model.txt.sagemaker-{suffix}").touch()
         (checkpoints.directory / f"step-00000009.sagemaker-{suffix}").touch()
     assert latest_step(checkpoints) == 1
-    assert bootstrap.own_files(checkpoints.directory) == 3
+    assert _job_checkpoints.own_files(checkpoints.directory) == 3
 
 
 def test_old_steps_go_by_age_and_two_stay() -> None:
@@ -197,7 +197,7 @@ def test_reports_without_a_tuner_go_to_a_file(capsys: pytest.CaptureFixture[str]
     report(np.int64(2), loss=float("inf"))
     report(None, final=3)
     [file] = Path("checkpoints/metrics").iterdir()
-    assert bootstrap._METRICS_FILE.fullmatch(file.name)
+    assert _job_checkpoints._METRICS_FILE.fullmatch(file.name)
     assert file.name.startswith("000-")
     assert [(e["step"], e["metrics"]) for e in map(json.loads, file.read_text().splitlines())] == [
         (1, {"loss": 0.5, "acc": 1.0}),

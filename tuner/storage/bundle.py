@@ -6,7 +6,7 @@ uploaded bytes are the bytes of the digest.
 
 A bundle holds the source directory without hidden files, caches, virtual environments, stores, folders of a local
 service, files that the caller excludes, and files named in `.tunerignore`. It also holds an empty `tuner/__init__.py`
-with the two modules that travel, and the job's configuration. No importable file is left out silently: links that
+with the modules that travel, and the job's configuration. No importable file is left out silently: links that
 cannot be packed and trees that are too large are refused.
 """
 
@@ -30,7 +30,7 @@ MAX_FILES = 5_000
 _NEVER = ("__pycache__/", "*.pyc", "*.egg-info/", "tuner.db*")
 _NO_CODE = ("pyvenv.cfg", STATE_MARK)  # marks of virtual environments and of folders of a local service
 _OURS = "tuner/"  # the tuner's own folder in a bundle
-_TRAVELLERS = ("training.py", "bootstrap.py")
+_TRAVELLERS = ("training.py", "bootstrap.py", "_job_checkpoints.py", "_job_output.py")
 
 
 class BundleRefused(Exception):  # noqa: N818 - an answer, not a bug
