@@ -44,6 +44,8 @@ class Account:
     # by bucket: status and region, as S3 answers HeadBucket, which has no body; the last answer stays
     heads: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     image_starts: list[str] = field(default_factory=list)  # the command of an image that starts itself
+    price_list: list[str] = field(default_factory=list)  # products, as the Price List API gives them
+    bucket_owners: list[tuple[str, str | None]] = field(default_factory=list)  # bucket looked at, and expected owner
     in_log: dict[str, float] = field(default_factory=dict)  # metrics that SageMaker finds in the logs of jobs
 
     def role(self, name: str, *statements: Any) -> str:
@@ -149,6 +151,9 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
     """Answer instead of moto: what a test refuses, quotas, no prices. None: whoever is next."""
     operation = sent["event_name"].rpartition(".")[2]
     account.calls.append(operation)
+    if operation == "HeadBucket":
+        owner = sent["request"].headers.get("x-amz-expected-bucket-owner")
+        account.bucket_owners.append((_bucket(sent["request"].url), owner.decode() if owner else None))
     if operation == "HeadBucket" and (answers := _heads(account, sent["request"].url)):
         status, region = answers.pop(0) if len(answers) > 1 else answers[0]
         return _response(sent["request"].url, status, "", {"x-amz-bucket-region": region} if region else {})
@@ -170,14 +175,19 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
         quotas = [{"QuotaName": name, "Value": value} for name, value in listed.items()]
         return _response(sent["request"].url, 200, {"Quotas": quotas})
     if operation == "GetProducts":
-        return _response(sent["request"].url, 200, {"PriceList": []})
+        return _response(sent["request"].url, 200, {"PriceList": account.price_list})
     return None
 
 
 def _heads(account: Account, url: str) -> list[tuple[int, str]]:
-    """What a test says of the bucket that this address names, in its host or in its path."""
+    """What a test says of the bucket that this address names."""
+    return account.heads.get(_bucket(url), [])
+
+
+def _bucket(url: str) -> str:
+    """The bucket that an address names, in its host or in its path."""
     host, _, path = url.removeprefix("https://").partition("/")
-    return account.heads.get(path.partition("/")[0] or host.partition(".")[0], [])
+    return path.partition("/")[0] or host.partition(".")[0]
 
 
 def _response(url: str, status: int, body: dict[str, Any] | str, headers: dict[str, str] | None = None) -> AWSResponse:

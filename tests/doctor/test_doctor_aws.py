@@ -3,7 +3,6 @@
 import json
 import sys
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from email.utils import format_datetime
 from types import SimpleNamespace
 
@@ -11,11 +10,10 @@ import boto3
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, BUCKET, IMAGE, REGION, ROLE, study_file
-from tuner.aws import doctor, image, preflight
+from tests.prices.test_price_list import product
+from tuner.aws import doctor, preflight
 from tuner.aws.connections import Aws
-from tuner.aws.price_list import Listed
 from tuner.cli import main
-from tuner.core.prices import Rate
 from tuner.spec.study_file import load
 from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 
@@ -166,7 +164,8 @@ def give_sdk(monkeypatch, *, knows):
             Session=lambda boto_session: boto_session, get_execution_role=lambda _session: ROLE
         ),
     }
-    monkeypatch.setattr(image, "import_module", modules.__getitem__)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_an_image_that_launch_would_not_find_is_an_error(account, tmp_path, monkeypatch):
@@ -197,10 +196,9 @@ def test_a_notebook_needs_no_role_in_its_study(account, tmp_path, monkeypatch):
     assert "role/jobs has every right" in told
 
 
-def test_a_budget_that_no_trial_fits_at_the_prices_of_the_account_is_an_error(account, tmp_path, monkeypatch):
+def test_a_budget_that_no_trial_fits_at_the_prices_of_the_account_is_an_error(account, tmp_path):
     """The file alone is checked by the shipped prices; the rest is looked at all the same."""
-    dear = {"ml.m5.large": Rate(Decimal(50), "price list", "2026-01-01")}
-    monkeypatch.setattr(doctor, "listed", lambda *_: Listed(rates=dear))
+    account.price_list = [product("ml.m5.large-Training", "50.0", region=REGION)]
     findings = found(account, tmp_path, ("backend:", "budget: {usd: 1}\nbackend:"))
     [line] = lines(findings, "error")
     assert line.startswith("budget.usd: ")

@@ -6,7 +6,8 @@ import pytest
 
 from tests.aws.aws_account import ACCOUNT, REGION, study_file
 from tests.store import store_records as records
-from tuner.aws import first_dollar, prepare
+from tuner.aws import prepare
+from tuner.aws.probe_findings import FACT_PREFIX
 from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
@@ -73,5 +74,5 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
 
 
 def test_the_job_writes_the_facts_that_the_engine_reads():
-    assert SYNC_FACT.startswith(first_dollar._PREFIX)
-    assert RATES_FACT.startswith(first_dollar._PREFIX)
+    assert SYNC_FACT.startswith(FACT_PREFIX)
+    assert RATES_FACT.startswith(FACT_PREFIX)

@@ -3,22 +3,23 @@
 import ast
 import json
 import random
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib import resources
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, ROLE, study_file
 from tests.below import contents
 from tests.rates.test_events import entry, left, put
-from tuner.aws import events_setup, first_dollar, hints, prepare
-from tuner.aws.connections import AwsError
-from tuner.aws.first_dollar import CEILING_USD, Pace, plan, smallest
+from tuner.aws import events_setup, first_dollar, hints, prepare, probe_findings, probe_watch
 from tuner.aws.iam_policy import PolicyScope, caller_rights
+from tuner.aws.probe_plan import CEILING_USD, Pace, plan, probe_request, smallest
 from tuner.cli import doctor, main
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.errors import UserError
@@ -35,6 +36,8 @@ from tuner.core.jobs import (
 )
 from tuner.core.prices import Rate
 from tuner.local.processes import end_all_of
+from tuner.operations.backend import Backends
+from tuner.operations.use_cases import UseCases
 from tuner.sagemaker.request import request_parameters
 from tuner.spec.study_file import load
 from tuner.spec.workload import ENTRYPOINT
@@ -81,14 +84,41 @@ def planned(account, folder, seed=1):
     return plan(found.spec, found.rates, random.Random(seed))
 
 
-def run(account, folder, store, say=lambda _: None):
-    """Facts by name, of a job that went well."""
+def run(account, folder, store, say=lambda _: None, **changes):
+    """Facts by name, of a job that went well; `changes` as of `Changed`."""
     asked = planned(account, folder)
-    place = account.backends.on_aws(asked.spec)
+    place = Changed(account.backends, **changes).on_aws(asked.spec)
     outcome = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
     assert outcome.fault is None
     assert {fact.scope for fact in outcome.facts} == {SCOPE}
     return {fact.name: fact.value for fact in outcome.facts}
+
+
+class Changed(Backends):
+    """The account's backends, with parts of them put in place of others by functions of these."""
+
+    def __init__(self, given, *, jobs=lambda jobs: jobs, objects=lambda objects: objects):
+        self._given, self._jobs, self._objects = given, jobs, objects
+
+    def on_aws(self, spec):
+        place = self._given.on_aws(spec)
+        return SimpleNamespace(
+            aws=place.aws,
+            scope=place.scope,
+            jobs=lambda: self._jobs(place.jobs()),
+            objects=lambda: self._objects(place.objects()),
+        )
+
+
+def told(**hyperparameters):
+    """The job service, which tells the script of a new job something else."""
+
+    def changed(jobs):
+        create = jobs.create
+        jobs.create = lambda request: create(replace(request, hyperparameters=hyperparameters))
+        return jobs
+
+    return changed
 
 
 def test_the_whole_of_it(cloud, tmp_path, store, capsys):
@@ -119,17 +149,19 @@ def test_the_whole_of_it(cloud, tmp_path, store, capsys):
 
 def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, store, monkeypatch):
     """Nothing is synced before the job ends, and that is after its first file has become a second old."""
+    clock = SystemClock()
     set_up(cloud, stop_again="reject", sync_interval_s=3600.0)
     monkeypatch.setattr(f"{__name__}.PACE", replace(PACE, beats=0))
-    plain = first_dollar._stop
 
-    def stop(planned, aws, clock, *given):
-        written = [path.stat().st_mtime for path in (cloud.state_dir / "jobs").rglob("beat-*.json")]
-        if written and clock.now().timestamp() - min(written) > 1:
-            plain(planned, aws, clock, *given)
+    def written():
+        files = (cloud.state_dir / "jobs").rglob("beat-*.json")
+        return [at for path in files if (at := path.stat().st_mtime) < clock.now().timestamp() - 1]
 
-    monkeypatch.setattr(first_dollar, "_stop", stop)
-    facts = run(cloud, tmp_path, store)
+    def say(line):
+        while line.endswith(": Training") and not written():
+            clock.wait(clock.now() + timedelta(seconds=0.05))
+
+    facts = run(cloud, tmp_path, store, say)
     assert facts["probe.stop_again"] != "accepted"
     assert facts["probe.sync_delay_s"]["max"] > 0.5
 
@@ -143,7 +175,7 @@ def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
     clock = SystemClock()
 
     def say(line):
-        while line.endswith("created") and len(list(first_dollar._beats(asked, place.objects()))) < PACE.beats:
+        while line.endswith("created") and len(list(probe_watch.beats(asked, place.objects()))) < PACE.beats:
             clock.wait(clock.now() + timedelta(seconds=0.05))
 
     outcome = first_dollar.run(asked, held, store, clock, say=say, pace=PACE)
@@ -152,12 +184,9 @@ def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
     assert facts["probe.billable_mid_run"] is False
 
 
-def test_a_job_that_ends_before_it_is_stopped_is_seen_to_its_end(cloud, tmp_path, store, monkeypatch):
-    plain = first_dollar._request
-    brief = lambda *given: replace(plain(*given), hyperparameters={"beat": "0.1", "seconds": "2"})  # noqa: E731
-    monkeypatch.setattr(first_dollar, "_request", brief)
+def test_a_job_that_ends_before_it_is_stopped_is_seen_to_its_end(cloud, tmp_path, store):
     cloud.refuse["StopTrainingJob"] = ("ValidationException", "The training job is in status Completed")
-    facts = run(cloud, tmp_path, store)
+    facts = run(cloud, tmp_path, store, jobs=told(beat="0.1", seconds="2"))
     assert "probe.stop_again" not in facts
     assert facts["probe.statuses"][-1].startswith("Completed")
 
@@ -170,7 +199,7 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
     asked = planned(cloud, tmp_path)
     rows = [("Starting", 0, 60), ("Training", 60, 100), ("Interrupted", 100, 130), ("Starting", 130, 160)]
     rows += [("Training", 160, 200), ("Stopping", 200, 210)]
-    seen = first_dollar.Seen(
+    seen = probe_watch.Seen(
         last=Observation(
             name=asked.name,
             arn="arn",
@@ -190,7 +219,7 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
         listed={"Starting": at(5), "Training": at(72.5)},
         told={"Starting": at(4), "Stopped": at(217.25), "Uploading": at(214)},
     )
-    found = dict(first_dollar._findings(asked, seen, DirectoryObjects(tmp_path / "s3")))
+    found = dict(probe_findings.findings(asked, seen, DirectoryObjects(tmp_path / "s3")))
     assert found["interruptions"] == 1
     assert found["times_s"] == {"training": 150, "billable": 45, "up": 90}  # AWS counts the gap here: it can be seen
     assert found["list_lag_s"] == 7.5
@@ -259,19 +288,17 @@ def test_a_queue_that_is_gone_is_said_once_and_the_rest_is_found(cloud, tmp_path
 # --- what proves that the path does not work
 
 
-def command(cloud, folder, capsys):
-    """Code, document and the last line of the verb."""
-    code = main.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"], cloud.use_cases)
+def command(cloud, folder, capsys, **changes):
+    """Code, document and the last line of the verb; `changes` as of `Changed`."""
+    use_cases = UseCases(Changed(cloud.backends, **changes))
+    code = main.main(["doctor", str(study_file(folder)), "--first-dollar", "--yes", "--json"], use_cases)
     out, err = capsys.readouterr()
     return code, json.loads(out), err.splitlines()[-1]
 
 
-def test_a_job_that_fails_is_said_with_its_reason_and_recorded(cloud, tmp_path, store, capsys, monkeypatch):
+def test_a_job_that_fails_is_said_with_its_reason_and_recorded(cloud, tmp_path, store, capsys):
     """Exit 0 would say that the path works, when the image, the bucket or the role does not."""
-    plain = first_dollar._request
-    broken = lambda *given: replace(plain(*given), hyperparameters={"beat": "no number"})  # noqa: E731
-    monkeypatch.setattr(first_dollar, "_request", broken)
-    code, document, last = command(cloud, tmp_path, capsys)
+    code, document, last = command(cloud, tmp_path, capsys, jobs=told(beat="no number"))
     assert (code, document["ok"]) == (1, False)
     assert last == f"tuner: {document['fault']}"
     assert " failed: AlgorithmError: " in last
@@ -280,28 +307,36 @@ def test_a_job_that_fails_is_said_with_its_reason_and_recorded(cloud, tmp_path, 
     assert document["facts"]["probe.statuses"][-1].startswith("Failed")
 
 
-def test_a_job_that_never_trained_is_no_proof(cloud, tmp_path, store, capsys, monkeypatch):
+def test_a_job_that_never_trained_is_no_proof(cloud, tmp_path, store, capsys):
     set_up(cloud, start_delay_s=600.0)
-    plain = first_dollar._look
 
-    def look(planned, jobs, *given):
-        plain(planned, jobs, *given)
-        jobs.stop(planned.name)  # somebody else does
+    def stopped_by_another(jobs):
+        """After each look."""
+        list_changed = jobs.list_changed
 
-    monkeypatch.setattr(first_dollar, "_look", look)
-    code, document, last = command(cloud, tmp_path, capsys)
+        def look(name, **bounds):
+            found = list(list_changed(name, **bounds))
+            jobs.stop(name)
+            return found
+
+        jobs.list_changed = look
+        return jobs
+
+    code, document, last = command(cloud, tmp_path, capsys, jobs=stopped_by_another)
     assert (code, document["ok"]) == (1, False)
     assert "never trained: it ended as Stopped" in last
     assert "probe.statuses" in document["facts"]
 
 
-def test_a_job_whose_checkpoints_never_arrive_is_no_proof(cloud, tmp_path, store, capsys, monkeypatch):
+def test_a_job_whose_checkpoints_never_arrive_is_no_proof(cloud, tmp_path, store, capsys):
     """It would train and be billed as any other, and no trial would ever resume."""
-    monkeypatch.setattr(first_dollar, "_beats", lambda *_: iter(()))
-    plain = first_dollar._request
-    brief = lambda *given: replace(plain(*given), hyperparameters={"beat": "0.1", "seconds": "0.3"})  # noqa: E731
-    monkeypatch.setattr(first_dollar, "_request", brief)
-    code, document, last = command(cloud, tmp_path, capsys)
+
+    def without_beats(objects):
+        listed = objects.list
+        return Mock(wraps=objects, list=lambda prefix: () if "/beat-" in prefix else listed(prefix))
+
+    brief = told(beat="0.1", seconds="0.3")
+    code, document, last = command(cloud, tmp_path, capsys, jobs=brief, objects=without_beats)
     assert (code, document["ok"]) == (1, False)
     assert "nothing that it saved came to s3://" in last
 
@@ -320,7 +355,7 @@ def test_each_kind_of_failure_is_one_line_with_what_to_do(cloud, tmp_path, failu
         name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
         modified_at=at(1), failure=failure,
     )  # fmt: skip
-    fault = first_dollar._fault(planned(cloud, tmp_path), first_dollar.Seen(last=last), saved=False)
+    fault = probe_findings.fault_of(planned(cloud, tmp_path), probe_watch.Seen(last=last), saved=False)
     assert said in fault
     assert "\n" not in fault
 
@@ -332,7 +367,7 @@ def test_the_log_is_looked_for_with_the_study_s_own_profile(cloud, tmp_path):
         name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
         modified_at=at(1), failure="ClientError: no",
     )  # fmt: skip
-    fault = first_dollar._fault(asked, first_dollar.Seen(last=last), saved=False)
+    fault = probe_findings.fault_of(asked, probe_watch.Seen(last=last), saved=False)
     assert fault.endswith(f"--region {REGION} --profile 'my lab')")
 
 
@@ -348,7 +383,7 @@ def test_the_ceiling_is_kept_in_dear_regions_by_waiting_less(cloud, tmp_path):
 
 def test_the_request_says_what_the_ceiling_counts_on(cloud, tmp_path):
     asked = planned(cloud, tmp_path)
-    request = first_dollar._request(asked, "s3://b/code/", PACE)
+    request = probe_request(asked, "s3://b/code/", PACE)
     assert (request.spot, request.instance_type, request.instance_count) == (True, "ml.m5.large", 1)
     assert request.max_wait_s == asked.max_wait_s >= request.max_run_s
     assert request.checkpoint_uri.startswith(asked.base)
@@ -373,7 +408,7 @@ def test_the_study_s_own_members_go_with_it(cloud, tmp_path):
         "ModelPackageConfig": {"ModelPackageGroupArn": "arn:aws:sagemaker:us-east-1:1:model-package-group/g"},
     }
     spec = smallest(replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, request=request)))
-    made = request_parameters(first_dollar._request(replace(asked, spec=spec), "s3://b/code/", PACE))
+    made = request_parameters(probe_request(replace(asked, spec=spec), "s3://b/code/", PACE))
     assert made["AlgorithmSpecification"]["TrainingImageConfig"] == registry
     assert made["AlgorithmSpecification"]["ContainerEntrypoint"] == list(ENTRYPOINT)
     assert "ContainerArguments" not in made["AlgorithmSpecification"]
@@ -388,15 +423,14 @@ def test_what_only_the_study_s_own_machines_may_be_told_is_no_hindrance(cloud, t
     members = f"role: {ROLE}, request: {{StoppingCondition: {{MaxPendingTimeInSeconds: 7200}}}}"
     file = study_file(tmp_path, ("[ml.m5.large]", "[ml.g5.xlarge]"), (f"role: {ROLE}", members))
     found = prepare.prepare(smallest(load(file)), cloud.aws(), None, SystemClock().now())
-    made = request_parameters(
-        first_dollar._request(plan(found.spec, found.rates, random.Random(1)), "s3://b/code/", PACE)
-    )
+    made = request_parameters(probe_request(plan(found.spec, found.rates, random.Random(1)), "s3://b/code/", PACE))
     assert set(made["StoppingCondition"]) == {"MaxRuntimeInSeconds", "MaxWaitTimeInSeconds"}
 
 
 @pytest.mark.parametrize(("kind", "said"), [("ml.g5.xlarge", True), ("ml.c5.xlarge", False)])
 def test_a_framework_s_image_for_cpus_is_called_so(cloud, tmp_path, store, capsys, monkeypatch, kind, said):  # noqa: PLR0917 - a table
-    monkeypatch.setattr(prepare.image, "find_image", lambda *_, **__: IMAGE)
+    sdk = SimpleNamespace(retrieve=lambda *_, **__: IMAGE)
+    monkeypatch.setitem(sys.modules, "sagemaker.core.image_uris", sdk)
     framework = f"  framework: {{name: pytorch, version: 2.5.1, python: py311}}\n  instance_types: [{kind}]\n"
     file = study_file(tmp_path, (f"  image_uri: {IMAGE}\n", ""), ("  instance_types: [ml.m5.large]\n", framework))
     assert main.main(["doctor", str(file), "--first-dollar"], cloud.use_cases) == 2
@@ -421,10 +455,9 @@ def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
     assert store.facts(SCOPE) == []
 
 
-def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, store, monkeypatch):
+def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, store):
     asked = planned(cloud, tmp_path)
-    refusal = AwsError("ListServiceQuotas: AccessDenied: no", "AccessDenied")
-    monkeypatch.setattr(first_dollar.preflight, "read_quotas", lambda _aws, _wanted: ({}, refusal))
+    cloud.refuse["ListServiceQuotas"] = ("AccessDenied", "no")
     place = cloud.backends.on_aws(asked.spec)
     facts = first_dollar.run(asked, place, store, SystemClock(), say=lambda _: None, pace=PACE).facts
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
@@ -515,7 +548,7 @@ def test_the_disk_of_the_job_is_not_the_studys(cloud, tmp_path):
     """A terabyte is $0.20 an hour: the instance of the probe is cheaper than that."""
     asked = planned(cloud, tmp_path)
     spec = replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, volume_gb=16_000))
-    assert first_dollar._request(replace(asked, spec=spec), "s3://b/code/", PACE).volume_gb == 30
+    assert probe_request(replace(asked, spec=spec), "s3://b/code/", PACE).volume_gb == 30
 
 
 def test_a_stop_that_is_throttled_is_sent_again(cloud, tmp_path, store):

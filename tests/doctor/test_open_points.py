@@ -7,7 +7,7 @@ import pytest
 
 from tests.local.local_world import LocalWorld, request
 from tests.readme import readme_text
-from tuner.aws import first_dollar
+from tuner.aws import probe_findings
 from tuner.aws.rates import RATES_FACT
 from tuner.core.jobs import JobNameTaken
 from tuner.engine.liveness import SYNC_FACT
@@ -80,7 +80,7 @@ def test_a_name_that_is_taken_is_known_by_its_code_alone(world, switch, words):
 
 
 def test_each_open_point_of_the_readme_has_a_switch_and_its_facts_are_recorded():
-    source = inspect.getsource(first_dollar)
+    source = inspect.getsource(probe_findings)
     recorded = set(re.findall(r'yield "(\w+)"', source)) | {"sync_delay_s", "rates"}
     rows = readme_text.table("not known of AWS")
     assert len(rows) == 10

@@ -141,7 +141,7 @@ def program_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         folder = shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
         text = REVISION.format(down=store_schema.SCHEMA, then=then, recreate=recreate)
         (folder / "versions" / "9999_team.py").write_text(text)
-        monkeypatch.setattr(store_schema, "_migrations", lambda: folder)
+        monkeypatch.setattr(store_schema, "MIGRATIONS", Path(folder))
         monkeypatch.setattr(store_schema, "SCHEMA", "9999")
 
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

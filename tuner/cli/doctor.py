@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tuner.aws import cost_report, first_dollar
+from tuner.aws import cost_report, first_dollar, probe_plan
 from tuner.aws import prepare as preparing
 from tuner.aws.cost_report import CurAudit
 from tuner.aws.hints import queue_of
@@ -26,7 +26,7 @@ from tuner.operations.context import operating_errors
 from tuner.reports.views import iso, simulated
 from tuner.spec import study_file as spec_file
 
-_PACE = first_dollar.Pace()
+_PACE = probe_plan.Pace()
 
 
 def doctor(args: Arguments) -> int:
@@ -64,9 +64,9 @@ def _first_dollar(args: Arguments) -> int:
         spec = spec_file.load(args.file)
         if spec.backend == "local":
             raise UserError(f"doctor: study {spec.name} runs on this machine: set backend: sagemaker", Exit.USAGE)
-        small = first_dollar.smallest(spec)
+        small = probe_plan.smallest(spec)
         ready = preparing.prepare(small, preparing.connection(small), store, clock.now())
-        planned = first_dollar.plan(ready.spec, ready.rates, secrets.SystemRandom())
+        planned = probe_plan.plan(ready.spec, ready.rates, secrets.SystemRandom())
         place = args.use_cases.backends.on_aws(ready.spec)
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _LOG = logger_of("store")
 # The newest revision in `migrations/`; a test compares the two.
 SCHEMA = "0003"
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED = _PACKAGE / "_migrations"
+# The folder of revisions: inside an installed package, next to the package in the source tree.
+MIGRATIONS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "migrations"
 BUSY_TIMEOUT_S = 30.0
 _IN_MEMORY = (None, "", ":memory:")
 _EXAMPLE = "sqlite:///tuner.db"
@@ -243,7 +247,7 @@ def config(connection: sa.Connection) -> "Config":
     from alembic.config import Config  # noqa: PLC0415 - slow to load, rarely needed
 
     settings = Config()
-    settings.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     settings.set_main_option("path_separator", "os")
     settings.attributes["connection"] = connection
     return settings
@@ -267,13 +271,6 @@ def _run_migrations(connection: sa.Connection, shown: str, gone: Callable[[Holde
         if found != SCHEMA:
             _refuse_under_lease(connection, f"the store {shown} has schema {found}", gone)
     command.upgrade(settings, "head")  # does nothing if another process was faster
-
-
-def _migrations() -> Path:
-    """The folder of revisions: inside an installed package, next to the package in the source tree."""
-    package = Path(__file__).parents[1]
-    installed = package / "_migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def _parse(url: str) -> sa.URL:
