@@ -14,7 +14,7 @@ from tuner.aws.metrics import NAMESPACE, CloudMetrics
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
 from tuner.core.records import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
-from tuner.engine.live_study import LiveTrial
+from tuner.engine.live_trial import LiveTrial
 
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
 
@@ -391,15 +391,15 @@ def test_cloudwatch_waits_until_the_prefix_was_read(cloud: Cloud) -> None:
 
 
 def test_what_a_script_reports_itself_wins_over_a_minute_that_came_before(cloud: Cloud) -> None:
-    work = LiveTrial(trial(1))
+    live = LiveTrial(trial(1))
     cloud.put("k-00001-001", 1, 0.1)
     reader = cloud.reader()
     cloud.pass_minutes(10)
-    work.take(reader.read(trial(1).prefix))
-    assert work.value("score") == 0.1
+    live.take(reader.read(trial(1).prefix))
+    assert live.value("score") == 0.1
     cloud.prefix.fresh = [reported(1, 0.9)]
-    work.take(reader.read(trial(1).prefix))
-    assert work.value("score") == 0.9
+    live.take(reader.read(trial(1).prefix))
+    assert live.value("score") == 0.9
 
 
 def test_a_refusal_loses_nothing_of_the_prefix(cloud: Cloud) -> None:

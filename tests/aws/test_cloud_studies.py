@@ -16,7 +16,7 @@ from tuner.aws.logs import GROUP
 from tuner.aws.metrics import CloudMetrics
 from tuner.cli import main
 from tuner.core.clock import SystemClock
-from tuner.engine.engine import Unwatched
+from tuner.engine.engine import NoListener
 from tuner.operations import context
 from tuner.spec.study_file import StudySpec, from_json
 from tuner.storage.progress import ReadAhead
@@ -391,7 +391,7 @@ def test_an_algorithm_needs_no_code_and_is_watched_through_cloudwatch(
     study = store.study("cloud")
     assert study.bundle_uri == ""
     where = account.backends.of(study)
-    services = where.services(study, recorded(), store=store, clock=SystemClock(), watcher=Unwatched())
+    services = where.services(study, recorded(), store=store, clock=SystemClock(), listener=NoListener())
     reader = services.progress()
     assert isinstance(reader, CloudMetrics)
     assert isinstance(reader._inner, ReadAhead)

@@ -12,7 +12,7 @@ from tuner.aws.rates import RATES, RATES_FACT, rates_within
 from tuner.core.calls import Call
 from tuner.core.clock import SystemClock, VirtualClock
 from tuner.core.records import AttemptState, Fact
-from tuner.engine.live_study import LiveTrial
+from tuner.engine.live_trial import LiveTrial
 from tuner.engine.liveness import SYNC_FACT, sync_delay_s, warnings
 from tuner.spec.study_file import load
 from tuner.spec.workload import policy
@@ -50,13 +50,13 @@ def test_the_delay_of_the_sync_is_read_from_its_fact(value, expected):
 def test_silence_is_no_sign_while_the_sync_is_known_to_be_slow(tmp_path):
     spec = load(study_file(tmp_path))
     attempt = records.attempt(state=AttemptState.TRAINING)
-    work = LiveTrial(records.trial(), [attempt], [records.run(started_at=records.NOW)])
-    work.unread = False
+    trial = LiveTrial(records.trial(), [attempt], [records.run(started_at=records.NOW)])
+    trial.unread = False
     rules, later = policy(spec, records.study()), records.NOW + timedelta(minutes=20)
-    assert len(warnings([work], rules, later)) == 1
-    assert len(warnings([work], rules, later, sync_delay_s=60)) == 1
-    assert warnings([work], rules, later, sync_delay_s=500) == []
-    assert len(warnings([work], rules, records.NOW + timedelta(minutes=26), sync_delay_s=500)) == 1
+    assert len(warnings([trial], rules, later)) == 1
+    assert len(warnings([trial], rules, later, sync_delay_s=60)) == 1
+    assert warnings([trial], rules, later, sync_delay_s=500) == []
+    assert len(warnings([trial], rules, records.NOW + timedelta(minutes=26), sync_delay_s=500)) == 1
 
 
 def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
@@ -67,7 +67,7 @@ def test_an_engine_on_that_account_is_given_both(account, tmp_path, sqlite_url):
     found = prepare.prepare(load(study_file(tmp_path)), account.aws(), store, SystemClock().now())
     clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
     where = account.backends.on_aws(found.spec)
-    given = where.services(records.study(), found.spec, store=store, clock=clock, watcher=None)
+    given = where.services(records.study(), found.spec, store=store, clock=clock, listener=None)
     assert given.sync_delay_s == 42
     assert given.calls._rates[Call.CREATE].per_s == 0.25
     store.close()

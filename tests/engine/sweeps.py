@@ -11,7 +11,7 @@ import yaml
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
 from tuner.core.records import Holder, Intent, Study, StudyState
-from tuner.engine.engine import LEASE_S, Engine, Services, Unwatched
+from tuner.engine.engine import LEASE_S, Engine, NoListener, Services
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Outage, Script, SimulatedFaults, SimulatorSettings
@@ -122,7 +122,7 @@ class Sweep:
             jobs=self.cloud,
             progress=self.cloud.progress,
             proposer=make_proposer,
-            watcher=Unwatched(),
+            listener=NoListener(),
             crash_point=lambda point: self.crash_point(point),  # noqa: PLW0108 - tests exchange it later
         )
         return Engine(self.store.study_by_id(self.study.id), lease, services)

@@ -105,14 +105,14 @@ class SimulatedBackend(backend.LocalBackend):
     def jobs_in_turn(self, _store, _clock):
         return self.sweep.cloud
 
-    def services(self, _study, _spec, *, store, clock, watcher) -> Services:
+    def services(self, _study, _spec, *, store, clock, listener) -> Services:
         return Services(
             store=store,
             clock=clock,
             jobs=self.sweep.cloud,
             progress=lambda: self.sweep.cloud.progress(batch=self.batch),
             proposer=backend.make_proposer,
-            watcher=watcher,
+            listener=listener,
         )
 
 

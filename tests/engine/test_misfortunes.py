@@ -377,7 +377,7 @@ def test_prefixes_that_cannot_be_read_keep_no_other_from_being_read(make_sweep, 
     sweep = make_sweep(changes={"trials": 6, "parallel": 6}, script=script_of(epochs=50, step_s=60.0))
     engine = sweep.engine()
     drive(sweep, engine, 1200)
-    bad, read = [engine.live.trials[number].trial.prefix for number in range(count)], engine._progress.read
+    bad, read = [engine.live.trials[number].record.prefix for number in range(count)], engine._progress.read
 
     def refuses(prefix):
         if prefix in bad:

@@ -9,7 +9,7 @@ from tuner.core.errors import Exit, UserError
 from tuner.core.records import StudyState
 from tuner.operations import change
 from tuner.reports import views
-from tuner.reports.narrate import DisplayWatcher
+from tuner.reports.narrate import DisplayListener
 from tuner.store.check import check
 
 
@@ -33,7 +33,7 @@ class Lines:
 def test_a_refused_request_is_reported_live_and_by_show_and_status(make_sweep):
     sweep = make_sweep(changes={"budget": {"usd": 20}})
     engine, display = sweep.engine(), Lines()
-    engine._services = replace(engine._services, watcher=DisplayWatcher(display, sweep.store))
+    engine._services = replace(engine._services, listener=DisplayListener(display, sweep.store))
     engine.tick()
     ask(sweep, "set", {"budget.usd": "2"})
     engine.tick()

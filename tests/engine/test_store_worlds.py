@@ -16,7 +16,7 @@ from tests.postgres_server import OwnServer, Server
 from tuner.cli.live import QuietDisplay
 from tuner.core.records import StudyState
 from tuner.engine.engine import LEASE_S
-from tuner.reports.narrate import DisplayWatcher
+from tuner.reports.narrate import DisplayListener
 from tuner.reports.records import EventLine
 from tuner.store.store import LeaseHeld, LeaseLost, StoreUnreachable
 
@@ -204,7 +204,7 @@ def test_a_server_that_is_away_for_a_minute(
 
     monkeypatch.setattr(sweep.clock, "wait", come_back)
     engine, said = sweep.engine(), Said()
-    engine._services = replace(engine._services, watcher=DisplayWatcher(said, sweep.store))
+    engine._services = replace(engine._services, listener=DisplayListener(said, sweep.store))
     sweep.crash_point = crash
     try:
         assert engine.run(lambda: False) is StudyState.FINISHED

@@ -231,8 +231,8 @@ def test_a_foreign_job_of_our_name_is_left_alone(make_sweep):
 def foreign_request(engine, name):
     unit = UnitOfWork(engine.study, last_seq=0, now=engine.study.created_at)
     submit_due(engine.live, unit)
-    work = engine.live.trials[0]
-    request = workload.job_request(engine.live.spec, engine.study, work.trial, work.attempts[0])
+    trial = engine.live.trials[0]
+    request = workload.job_request(engine.live.spec, engine.study, trial.record, trial.attempts[0])
     engine._load()
     return replace(request, name=name, environment={**request.environment, "TUNER_DIGEST": "somebody else's"})
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tuner.core.clock import VirtualClock
 from tuner.core.records import Holder, RunEnd, StudyState, TrialState
-from tuner.engine.engine import LEASE_S, Engine, Services, Unwatched
+from tuner.engine.engine import LEASE_S, Engine, NoListener, Services
 from tuner.operations.backend import make_proposer
 from tuner.reports import views
 from tuner.reports.compare import compare, document
@@ -105,7 +105,7 @@ def test_an_engine_takes_it_up(old: Store) -> None:
     cloud = SimulatedCloud(clock, 1, scripts=_never, outages=[])
     lease = old.acquire(half.id, ME, now=clock.now(), period_s=LEASE_S, gone=lambda _: True)
     services = Services(
-        store=old, clock=clock, jobs=cloud, progress=cloud.progress, proposer=make_proposer, watcher=Unwatched()
+        store=old, clock=clock, jobs=cloud, progress=cloud.progress, proposer=make_proposer, listener=NoListener()
     )
     engine = Engine(half, lease, services)
     assert sorted(engine.live.trials) == [trial.number for trial, _, _ in old.live(half.id)]

@@ -17,7 +17,7 @@ from tuner.core.clock import VirtualClock
 from tuner.core.hints import Hint
 from tuner.core.jobs import JobRequest, JobService
 from tuner.core.records import CallRate, Study
-from tuner.engine.engine import LEASE_S, Engine, Services, Unwatched
+from tuner.engine.engine import LEASE_S, Engine, NoListener, Services
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script
@@ -147,7 +147,7 @@ class Fleet:
             jobs=jobs,
             progress=self.cloud.progress,
             proposer=make_proposer,
-            watcher=Unwatched(),
+            listener=NoListener(),
             calls=calls or UNMETERED,
             hints=None if self._hints is None else self._hints(self, study),
         )

@@ -15,9 +15,11 @@ from unittest import mock
 import sqlalchemy as sa
 
 from tests.simulation.soak import Outcome, run
-from tuner.core.policy import budget, history, placement, stopping
+from tuner.core.jobs import JobError
+from tuner.core.policy import budget, history, placement
+from tuner.core.policy import stopping as stop_rules
 from tuner.core.records import AttemptEnd, Lease
-from tuner.engine import engine, live_study, liveness, observe, unit_of_work
+from tuner.engine import ending, engine, jobs, live_study, live_trial, liveness, observe, stopping, unit_of_work
 from tuner.engine.dispatch import Dispatcher
 from tuner.engine.engine import Engine
 from tuner.operations import reconcile
@@ -62,11 +64,11 @@ def _reserves_nothing():
 def _rests_for_the_type_it_prefers():
     """Though another one fits."""
 
-    def fits_budget(self, work):
-        on_demand = self.goes_on_demand(work)
-        attempts = [] if work is None else work.attempts
+    def fits_budget(self, trial):
+        on_demand = self.goes_on_demand(trial)
+        attempts = [] if trial is None else trial.attempts
         pool = placement.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand)
-        return pool is None or self._pays(work)(pool)
+        return pool is None or self._pays(trial)(pool)
 
     return mock.patch.object(live_study.LiveStudy, "fits_budget", fits_budget)
 
@@ -89,18 +91,18 @@ def _parallel_by_one_too_many():
 
 
 def _one_fewer(self) -> int:
-    return sum(work.attempt is not None for work in self.trials.values()) - 1
+    return sum(trial.attempt is not None for trial in self.trials.values()) - 1
 
 
 def _keeps_the_reservation_of_the_first_type():
     return mock.patch.object(
-        live_study.LiveStudy, "reservation_instead", lambda _self, work, _pool: work.attempts[-1].reserved_microusd
+        live_study.LiveStudy, "reservation_instead", lambda _self, trial, _pool: trial.attempts[-1].reserved_microusd
     )
 
 
 def _lets_jobs_run_on():
     """Where the service counts each run anew, nobody ends them before `max_wait` does."""
-    return mock.patch.object(stopping, "has_run_out", return_value=False)
+    return mock.patch.object(stop_rules, "has_run_out", return_value=False)
 
 
 # --- pools
@@ -112,7 +114,7 @@ def _ignores_quotas():
 
 def _changes_the_type_of_a_job_that_may_exist():
     # either rule alone is enough: who asks first seldom meets such a job, who meets one books it as it is
-    as_recorded = mock.patch.object(Dispatcher, "_where_it_is", lambda _self, work, _seen: work.attempts[-1])
+    as_recorded = mock.patch.object(Dispatcher, "_where_it_is", lambda _self, trial, _seen: trial.attempts[-1])
     return _both(mock.patch.object(Dispatcher, "_certainly_none", return_value=True), as_recorded)
 
 
@@ -145,19 +147,19 @@ def _random_names():
 def _acts_before_it_records():
     original = Engine._commit
 
-    def commit(self, work, point):
+    def commit(self, unit, point):
         if point == "intended":
             Dispatcher(
-                self.live, self._services.jobs, self._unit(work.now), may_send=lambda: True, crash_point=lambda _: None
+                self.live, self._services.jobs, self._unit(unit.now), may_send=lambda: True, crash_point=lambda _: None
             ).act()
-        original(self, work, point)
+        original(self, unit, point)
 
     return mock.patch.object(Engine, "_commit", commit)
 
 
 def _gives_up_on_unknown_outcomes():
-    def postpone(self, work, error):
-        self._unit.end_unsubmitted(work, AttemptEnd.CAPACITY, str(error))
+    def postpone(self, trial, error):
+        self._unit.end_unsubmitted(trial, AttemptEnd.CAPACITY, str(error))
 
     return mock.patch.object(Dispatcher, "_postpone", postpone)
 
@@ -165,12 +167,12 @@ def _gives_up_on_unknown_outcomes():
 def _adopts_whatever_has_the_name():
     original = Dispatcher._find
 
-    def find(self, work, end, reason):
+    def find(self, trial, end, reason):
         jobs = self._jobs
-        digest = work.attempts[-1].digest
+        digest = trial.attempts[-1].digest
         self._jobs = mock.Mock(describe=lambda name: replace(jobs.describe(name), digest=digest))
         try:
-            original(self, work, end, reason)
+            original(self, trial, end, reason)
         finally:
             self._jobs = jobs
 
@@ -207,25 +209,25 @@ def _lease_ends_between_polls():
 
 
 def _tells_twice():
-    original = observe.tell
+    original = ending.report_end
 
-    def tell(*args):
+    def report_end(*args):
         original(*args)
         original(*args)
 
-    return mock.patch.object(observe, "tell", tell)
+    return mock.patch.object(ending, "report_end", report_end)
 
 
 def _tells_at_the_next_tick():
     """Not in the commit that says it."""
-    original = observe.tell
+    original = ending.report_end
 
-    def tell(known, work_unit, work):
-        for each in getattr(known, "late", ()):
+    def report_end(live, unit, trial):
+        for each in getattr(live, "late", ()):
             original(*each)
-        known.late = [(known, work_unit, work)]
+        live.late = [(live, unit, trial)]
 
-    return mock.patch.object(observe, "tell", tell)
+    return mock.patch.object(ending, "report_end", report_end)
 
 
 def _tells_nothing():
@@ -250,34 +252,36 @@ def _counts_edges():
 
 
 def _takes_every_job_for_stalled():
-    return mock.patch.object(stopping, "RULES", _with_rule("stalled", lambda job: job.policy.stall_after_s is not None))
+    return mock.patch.object(
+        stop_rules, "RULES", _with_rule("stalled", lambda job: job.policy.stall_after_s is not None)
+    )
 
 
 def _never_finds_a_stall():
-    return mock.patch.object(stopping, "RULES", _with_rule("stalled", lambda _job: False))
+    return mock.patch.object(stop_rules, "RULES", _with_rule("stalled", lambda _job: False))
 
 
 def _with_rule(name, applies):
     """The rules of stopping, with another test in the rule of this name."""
-    assert name in {rule.name for rule in stopping.RULES}
-    return tuple(replace(rule, applies=applies) if rule.name == name else rule for rule in stopping.RULES)
+    assert name in {rule.name for rule in stop_rules.RULES}
+    return tuple(replace(rule, applies=applies) if rule.name == name else rule for rule in stop_rules.RULES)
 
 
 def _believes_the_clock():
     """Silence is what its clock says has passed since the last sign, whoever was away and however it was set."""
 
-    def listen(work, _policy, now, *, heard):
-        last = work.silence
-        sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
-        anew = heard or last.looked_at is None or sign != last.sign
+    def note_silence(trial, _policy, now, *, news):
+        last = trial.silence
+        sign = (len(trial.attempts), len(trial.runs), trial.checkpoint_step, trial.checkpoint_at)
+        anew = news or last.looked_at is None or sign != last.sign
         passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
-        work.silence = live_study.Silence(now, sign, passed_s)
+        trial.silence = live_trial.Silence(now, sign, passed_s)
 
-    return mock.patch.object(liveness, "listen", listen)
+    return mock.patch.object(liveness, "note_silence", note_silence)
 
 
 def _never_finds_runs_for_nothing():
-    return mock.patch.object(live_study.LiveTrial, "no_progress", False)
+    return mock.patch.object(live_trial.LiveTrial, "no_progress", False)
 
 
 def _never_stops_a_trial_for_its_limit():
@@ -301,15 +305,22 @@ def _begins_again_beyond_the_limit():
 
 
 def _stops_without_saying_so():
-    original = observe.Observer._judge
+    original = stopping.stop_if_due
 
-    def judge(self, work):
-        original(self, work)
-        attempt = work.attempt
-        if attempt is not None and attempt.stop_reason is not None and attempt.arn is not None:
-            self._jobs.stop(attempt.job_name)
+    def observe_and_stop(self):
+        service = self._jobs._jobs
 
-    return mock.patch.object(observe.Observer, "_judge", judge)
+        def stop_if_due(live, unit, trial):
+            original(live, unit, trial)
+            attempt = trial.attempt
+            if attempt is not None and attempt.stop_reason is not None and attempt.arn is not None:
+                service.stop(attempt.job_name)
+
+        with mock.patch.object(stopping, "stop_if_due", stop_if_due):
+            observe_all(self)
+
+    observe_all = observe.Observer.observe
+    return mock.patch.object(observe.Observer, "observe", observe_and_stop)
 
 
 def _shares_a_prefix():
@@ -328,28 +339,28 @@ def _story_runs_back():
 def _fails_what_it_cannot_see():
     """A job whose description is refused is taken for lost."""
 
-    def describe(self, work):
-        attempt = work.attempts[-1]
+    def describe(self, trial):
+        attempt = trial.attempts[-1]
         try:
             self._jobs.describe(attempt.job_name)
-        except observe.JobError:
-            self._end_lost(work)
+        except JobError:
+            self._end_lost(trial)
             return
-        original(self, work)
+        original(self, trial)
 
-    original = observe.Observer._describe
-    return mock.patch.object(observe.Observer, "_describe", describe)
+    original = jobs.JobObserver._describe
+    return mock.patch.object(jobs.JobObserver, "_describe", describe)
 
 
 def _believes_a_rejection():
     """Though the call before it may have been accepted."""
     original = Dispatcher._find
 
-    def find(self, work, end, reason):
+    def find(self, trial, end, reason):
         if end is AttemptEnd.REJECTED:
-            self._unit.end_unsubmitted(work, end, reason)
+            self._unit.end_unsubmitted(trial, end, reason)
         else:
-            original(self, work, end, reason)
+            original(self, trial, end, reason)
 
     return mock.patch.object(Dispatcher, "_find", find)
 

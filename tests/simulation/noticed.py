@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.broken import Broken
 from tuner.core.policy.proof import NO_PROGRESS_RUNS_MAX
 from tuner.core.records import Attempt, AttemptEnd, AttemptState, Change, RunEnd, StopReason, TrialState
-from tuner.engine.live_study import LiveTrial
+from tuner.engine.live_trial import LiveTrial
 
 if TYPE_CHECKING:
     from tests.simulation.soak import Process, Soak
@@ -25,7 +25,7 @@ _WHOLE = (RunEnd.INTERRUPTED, RunEnd.RESTARTED)
 
 @dataclass
 class _Silence:
-    work: LiveTrial
+    trial: LiveTrial
     sign: tuple
     looked_at: datetime
     lasted_s: float = 0.0
@@ -44,11 +44,11 @@ class Noticed:
         for before, after in change.attempts:
             if after.stop_reason is StopReason.STALL is not before.stop_reason:
                 self._was_silent(after)
-        for _, trial in change.trials:
-            if trial.state is TrialState.FAILED and trial.reason == StopReason.TRIAL_BUDGET:
-                self._was_dear(trial.number)
-            if trial.state is TrialState.FAILED and trial.reason == StopReason.NO_PROGRESS:
-                self._was_lost(trial.number)
+        for _, record in change.trials:
+            if record.state is TrialState.FAILED and record.reason == StopReason.TRIAL_BUDGET:
+                self._was_dear(record.number)
+            if record.state is TrialState.FAILED and record.reason == StopReason.NO_PROGRESS:
+                self._was_lost(record.number)
         for attempt in change.new_attempts:
             limit = self.soak.spec().budget.per_trial_microusd
             if limit is not None and self._finals(attempt.trial) >= limit:
@@ -86,44 +86,44 @@ class Noticed:
 
     def ticked(self, process: "Process") -> None:
         """The engine has looked: what was true when it began to must have been noticed."""
-        works = () if process.fenced else tuple(process.engine.live.trials.values())
-        trains = [w for w in works if (a := w.attempt) and a.state is AttemptState.TRAINING and a.stop_reason is None]
+        trials = () if process.fenced else tuple(process.engine.live.trials.values())
+        trains = [w for w in trials if (a := w.attempt) and a.state is AttemptState.TRAINING and a.stop_reason is None]
         findings = {
-            (name, work.trial.number): (work, line)
-            for work in trains
-            for name, line in self._unnoticed(process, work)
-            if not work.unread
+            (name, trial.record.number): (trial, line)
+            for trial in trains
+            for name, line in self._unnoticed(process, trial)
+            if not trial.unread
         }
-        for key, (work, line) in findings.items():
-            if self._seen.get(key) is work:
+        for key, (trial, line) in findings.items():
+            if self._seen.get(key) is trial:
                 raise Broken(key[0], line)
-        self._seen = {key: work for key, (work, _) in findings.items()}
+        self._seen = {key: trial for key, (trial, _) in findings.items()}
 
-    def _unnoticed(self, process: "Process", work: LiveTrial) -> Iterator[tuple[str, str]]:
-        policy, name = process.engine.live.policy, work.attempts[-1].job_name
+    def _unnoticed(self, process: "Process", trial: LiveTrial) -> Iterator[tuple[str, str]]:
+        policy, name = process.engine.live.policy, trial.attempts[-1].job_name
         steady = not self.soak.hits["clock:back"]  # else time that has passed may not be there for the engine
-        silent_s = self._silent_s(process, work)
+        silent_s = self._silent_s(process, trial)
         if steady and policy.stall_after_s is not None and silent_s > policy.stall_after_s + policy.poll_s:
             yield "stall_is_noticed", f"{name} is silent for {silent_s} s, and goes on"
-        cost, limit = self._cost(work), policy.trial_budget_microusd
-        if steady and limit is not None and work.presence is not None and cost > limit:
+        cost, limit = self._cost(trial), policy.trial_budget_microusd
+        if steady and limit is not None and trial.presence is not None and cost > limit:
             yield "trial_budget_is_noticed", f"{name} goes on, its trial has cost {cost} of {limit}"
-        if policy.on_demand_after is None and self._is_lost(work):
+        if policy.on_demand_after is None and self._is_lost(trial):
             yield "no_progress_is_noticed", f"{name} goes on, and nothing came of the last {NO_PROGRESS_RUNS_MAX} runs"
 
-    def _silent_s(self, process: "Process", work: LiveTrial) -> float:
-        lies, now = self.soak.cloud.prefixes[work.trial.prefix], self.soak.clock.now()
-        sign = (len(lies.points), len(lies.records), tuple(lies.saved.items()), len(work.runs))
-        last = self._silences.get(work.trial.number)
-        if last is None or last.work is not work or last.sign != sign or work.unread:
-            last = self._silences[work.trial.number] = _Silence(work, sign, now)
+    def _silent_s(self, process: "Process", trial: LiveTrial) -> float:
+        lies, now = self.soak.cloud.prefixes[trial.record.prefix], self.soak.clock.now()
+        sign = (len(lies.points), len(lies.records), tuple(lies.saved.items()), len(trial.runs))
+        last = self._silences.get(trial.record.number)
+        if last is None or last.trial is not trial or last.sign != sign or trial.unread:
+            last = self._silences[trial.record.number] = _Silence(trial, sign, now)
         last.lasted_s += min((now - last.looked_at).total_seconds(), process.engine.live.policy.poll_s)
         last.looked_at = now
         return last.lasted_s
 
-    def _cost(self, work: LiveTrial) -> float:
+    def _cost(self, trial: LiveTrial) -> float:
         """Final figures, and what the job has been billed so far."""
-        soak, attempt = self.soak, work.attempts[-1]
+        soak, attempt = self.soak, trial.attempts[-1]
         job = soak.jobs.get(attempt.job_name)
         if job is None:
             return 0.0
@@ -131,14 +131,14 @@ class Noticed:
         up_s = sum(end - start for start, end in job.up) + (0.0 if job.up_since is None else now_s - job.up_since)
         share = 1 - soak.cloud.settings.saving if attempt.spot else 1.0
         rate = attempt.instance_count * attempt.rate_microusd_per_h
-        return self._finals(work.trial.number) + (up_s - 1) * rate * share / 3600
+        return self._finals(trial.record.number) + (up_s - 1) * rate * share / 3600
 
-    def _is_lost(self, work: LiveTrial) -> bool:
-        whole = [run for run in work.runs if run.end in _WHOLE][-NO_PROGRESS_RUNS_MAX:]
+    def _is_lost(self, trial: LiveTrial) -> bool:
+        whole = [run for run in trial.runs if run.end in _WHOLE][-NO_PROGRESS_RUNS_MAX:]
         if len(whole) < NO_PROGRESS_RUNS_MAX:
             return False
-        saved = self.soak.cloud.prefixes[work.trial.prefix].saved.values()
+        saved = self.soak.cloud.prefixes[trial.record.prefix].saved.values()
         if all(at <= whole[0].started_at for at in saved):
             return True
-        script = self.soak.jobs[work.attempts[-1].job_name].script
+        script = self.soak.jobs[trial.attempts[-1].job_name].script
         return not script.resumes and all(run.restarted_from_zero for run in whole)

@@ -70,16 +70,16 @@ class Process:
     soak: "Soak | None" = None
 
     def committed(self, events: tuple[Event, ...]) -> None:
-        """Watcher: what was committed is read from the store, not from here."""
+        """Listener: what was committed is read from the store, not from here."""
 
     def ticked(self, study: Study, live: object) -> None:
-        """Watcher: a tick is over."""
+        """Listener: a tick is over."""
         self.ticks += 1
         self.answered.clear()
         self.soak.ticked(self)
 
     def store_away(self, at: datetime, error: StoreUnreachable | None) -> None:
-        """Watcher: it is the story that takes the store away."""
+        """Listener: it is the story that takes the store away."""
 
 
 class Unseen:
@@ -328,7 +328,7 @@ class Soak:
             jobs=Port(self, process),
             progress=lambda: Progress(self, batch),
             proposer=make_proposer,
-            watcher=process,
+            listener=process,
             crash_point=lambda point: self._passes(process, point),
         )
         try:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from tuner.core.events import EventKind
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
-from tuner.engine.live_study import LiveStudy, LiveTrial
+from tuner.engine.live_study import LiveStudy
+from tuner.engine.live_trial import LiveTrial
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec import workload
 
@@ -26,7 +27,7 @@ _SINGLE_PRECISION = 1e-6
 REJECTED_ALIKE = 3
 
 
-def compare(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, seen: Observation) -> None:
+def compare(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, seen: Observation) -> None:
     """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees.
 
     Only jobs that this process created: others were asked for by a study file that may have been changed since.
@@ -35,8 +36,8 @@ def compare(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, seen: Observatio
     live.uncompared.discard(seen.name)
     if seen.asked is None or live.halted:
         return
-    attempt = work.attempts[-1]
-    lines = differences(workload.job_request(live.spec, unit.study, work.trial, attempt), seen.asked)
+    attempt = trial.attempts[-1]
+    lines = differences(workload.job_request(live.spec, unit.study, trial.record, attempt), seen.asked)
     if seen.digest != attempt.digest:
         lines = (*lines, f"environment: asked for the digest {attempt.digest}, the job has {seen.digest}")
     if not lines:
@@ -46,7 +47,7 @@ def compare(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, seen: Observatio
         f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
         f"botocore, a proxy), then: tuner resume {unit.study.name}"
     )
-    unit.event(EventKind.DIFFERS, work=work, attempt=attempt.number, job=attempt.job_name, message=live.halted)
+    unit.event(EventKind.DIFFERS, trial=trial, attempt=attempt.number, job=attempt.job_name, message=live.halted)
     unit.remember({HALTED: live.halted})
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
@@ -77,12 +78,12 @@ def halt(live: LiveStudy, unit: UnitOfWork, why: str, options: str) -> None:
         unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
 
 
-def trouble(live: LiveStudy, unit: UnitOfWork, what: str, error: Exception, work: LiveTrial | None = None) -> None:
+def trouble(live: LiveStudy, unit: UnitOfWork, what: str, error: Exception, trial: LiveTrial | None = None) -> None:
     """Record what a call met, unless `what` met the same when it was last tried."""
     before = live.troubles.pop(what, None)
     live.troubles[what] = error  # as the latest of them
     if type(before) is not type(error):
-        unit.trouble(error, work)
+        unit.trouble(error, trial)
 
 
 def over(live: LiveStudy, unit: UnitOfWork, what: str) -> None:
@@ -92,7 +93,7 @@ def over(live: LiveStudy, unit: UnitOfWork, what: str) -> None:
         unit.event(EventKind.RECOVERED, what=what)
 
 
-def cross_check(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, final: Mapping[str, float]) -> None:
+def cross_check(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, final: Mapping[str, float]) -> None:
     """Say where a trial's value is not what the service read from the same job's log.
 
     Both come from one script, by two ways; on several hosts the service's is whichever spoke last.
@@ -100,9 +101,9 @@ def cross_check(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, final: Mappi
     if live.policy.instance_count > 1:
         return
     for objective in live.spec.objectives:
-        ours, theirs = work.value(objective.metric), final.get(objective.metric)
+        ours, theirs = trial.value(objective.metric), final.get(objective.metric)
         if ours is None or theirs is None or math.isclose(ours, theirs, rel_tol=_SINGLE_PRECISION, abs_tol=1e-12):
             continue
         if not math.isfinite(theirs):  # the last line of its log that looked like one; events hold JSON, which has none
             continue
-        unit.event(EventKind.METRIC_DIFFERS, work=work, metric=objective.metric, value=ours, service_value=theirs)
+        unit.event(EventKind.METRIC_DIFFERS, trial=trial, metric=objective.metric, value=ours, service_value=theirs)

@@ -24,12 +24,13 @@ from tuner.core.jobs import (
     SecretMissing,
     job_name,
 )
-from tuner.core.policy import budget, ending
+from tuner.core.policy import budget, ending, resting
 from tuner.core.policy.placement import Kind, kind_of, listed
-from tuner.core.records import Attempt, AttemptEnd, AttemptState, Intent, Pool, Trial, TrialState
+from tuner.core.records import Attempt, AttemptEnd, AttemptState, Pool, Trial, TrialState
 from tuner.core.states import TrialEvent
 from tuner.engine import alarms
-from tuner.engine.live_study import LiveStudy, LiveTrial
+from tuner.engine.live_study import LiveStudy
+from tuner.engine.live_trial import LiveTrial
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposal, ProposalError
 from tuner.spec import workload
@@ -42,18 +43,18 @@ _ROLE_TRIES = 4
 
 def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
     """Fill the free slots: unfinished trials first, then new proposals, as far as budget and deadline allow."""
-    if unit.study.intent is not Intent.RUN or live.past_deadline(unit.now):
+    if not resting.begins_attempts(unit.study.intent, past_deadline=live.past_deadline(unit.now)):
         return
     if live.in_flight >= live.policy.parallel:
         return
     live.refresh_capacity(unit.now)
-    for work in live.waiting():
+    for trial in live.waiting():
         if live.in_flight >= live.policy.parallel:
             return
-        due = work.trial.due_at is None or work.trial.due_at <= unit.now
-        pool = live.choose_pool(work) if due else None
+        due = trial.record.due_at is None or trial.record.due_at <= unit.now
+        pool = live.choose_pool(trial) if due else None
         if pool is not None:
-            _begin_attempt(live, unit, work, pool)
+            _begin_attempt(live, unit, trial, pool)
     while live.in_flight < live.policy.parallel and live.wants_more(unit.study):
         pool = live.choose_pool(None)
         if pool is None:
@@ -71,7 +72,7 @@ def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
 
 
 def _add_trial(live: LiveStudy, unit: UnitOfWork, proposal: Proposal) -> LiveTrial:
-    work = LiveTrial(
+    trial = LiveTrial(
         Trial(
             number=proposal.number,
             state=TrialState.PROPOSED,
@@ -85,37 +86,37 @@ def _add_trial(live: LiveStudy, unit: UnitOfWork, proposal: Proposal) -> LiveTri
             created_at=unit.now,
         )
     )
-    live.trials[proposal.number] = work
+    live.trials[proposal.number] = trial
     live.trial_count += 1
     unit.remember(proposal.study_attrs)
-    unit.add_trial(work)
-    return work
+    unit.add_trial(trial)
+    return trial
 
 
-def _begin_attempt(live: LiveStudy, unit: UnitOfWork, work: LiveTrial, pool: Pool) -> None:
-    trial, policy = work.trial, live.policy
-    number = trial.attempts + 1
+def _begin_attempt(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, pool: Pool) -> None:
+    record, policy = trial.record, live.policy
+    number = record.attempts + 1
     attempt = Attempt(
-        trial=trial.number,
+        trial=record.number,
         number=number,
         state=AttemptState.SUBMITTING,
         version=0,
-        job_name=job_name(unit.study.key, trial.number, number),
-        digest=workload.job_digest(live.spec, trial),
+        job_name=job_name(unit.study.key, record.number, number),
+        digest=workload.job_digest(live.spec, record),
         instance_type=pool.instance_type,
         instance_count=policy.instance_count,
         spot=pool.spot,
         rate_microusd_per_h=policy.rate_microusd_per_h(pool.instance_type),
-        max_run_s=budget.max_run_left_s(work.attempts, policy),
+        max_run_s=budget.max_run_left_s(trial.attempts, policy),
         max_wait_s=policy.max_wait_s if pool.spot else None,
-        reserved_microusd=live.reservation(work, pool),
+        reserved_microusd=live.reservation(trial, pool),
         created_at=unit.now,
         zone=pool.zone,
     )
-    work.presence = None
+    trial.presence = None
     live.snapshot.attempts[kind_of(pool)] += 1
-    unit.move_trial(work, TrialEvent.SUBMIT)
-    unit.add_attempt(work, attempt)
+    unit.move_trial(trial, TrialEvent.SUBMIT)
+    unit.add_attempt(trial, attempt)
 
 
 class Dispatcher:
@@ -146,17 +147,17 @@ class Dispatcher:
             self._live.refresh_capacity(self._unit.now)
         self._calls.may(Call.STOP, len(stops))
         self._calls.may(Call.CREATE, len(creates))
-        for work in (*stops, *creates):
+        for trial in (*stops, *creates):
             if not self._may_send():
                 return
-            ends = work.attempts[-1].state is AttemptState.STOPPING
+            ends = trial.attempts[-1].state is AttemptState.STOPPING
             if not ends and (self._unsure or self._live.halted):
                 return
             try:
                 if ends:
-                    self._stop(work)
+                    self._stop(trial)
                 else:
-                    self._create(work)
+                    self._create(trial)
             except OutOfCalls:
                 continue  # nothing was sent: the next tick has new ones
             except (CredentialsRefused, SecretMissing) as error:
@@ -168,23 +169,23 @@ class Dispatcher:
         """Jobs whose stop is due, those that were never told first: those told before must not use up the calls."""
         resend_s = _RESEND_POLLS * self._live.policy.poll_s
         due: list[tuple[float, LiveTrial]] = []
-        for work in self._live.trials.values():
-            attempt = work.attempt
+        for trial in self._live.trials.values():
+            attempt = trial.attempt
             if attempt is None or attempt.state is not AttemptState.STOPPING or attempt.stop_reason is None:
                 continue
             sent_at = attempt.stop_sent_at
             ago_s = math.inf if sent_at is None else (self._unit.now - sent_at).total_seconds()
             if ago_s >= resend_s:
-                due.append((ago_s, work))
+                due.append((ago_s, trial))
         due.sort(key=lambda pair: -pair[0])
-        return [work for _, work in due]
+        return [trial for _, trial in due]
 
     def _to_create(self) -> list[LiveTrial]:
         """Attempts that want a job now, in the order of their trials."""
         return [
-            work
-            for work in self._live.trials.values()
-            if (attempt := work.attempt) is not None
+            trial
+            for trial in self._live.trials.values()
+            if (attempt := trial.attempt) is not None
             and attempt.state is AttemptState.SUBMITTING
             and attempt.arn is None
             and (attempt.next_try_at is None or attempt.next_try_at <= self._unit.now)
@@ -192,49 +193,51 @@ class Dispatcher:
 
     # --- create
 
-    def _create(self, work: LiveTrial) -> None:
-        attempt, unit = work.attempts[-1], self._unit
+    def _create(self, trial: LiveTrial) -> None:
+        attempt, unit = trial.attempts[-1], self._unit
         kind = kind_of(attempt.pool)
         snapshot = self._live.snapshot
         closed = snapshot.closed(kind)
-        if (closed or not snapshot.has_room(kind, snapshot.jobs)) and (self._reroute(work) or not closed):
+        if (closed or not snapshot.has_room(kind, snapshot.jobs)) and (self._reroute(trial) or not closed):
             return  # it would be refused; where it stays, it waits for a job of ours to end
-        request = workload.job_request(self._live.spec, unit.study, work.trial, attempt)
+        request = workload.job_request(self._live.spec, unit.study, trial.record, attempt)
         try:
             self._crash_point("before create")
             arn = self._jobs.create(request)
             self._crash_point("after create")
         except JobNameTaken:
-            self._find(work, AttemptEnd.FOREIGN, f"the name {attempt.job_name} belongs to a job that was deleted since")
+            self._find(
+                trial, AttemptEnd.FOREIGN, f"the name {attempt.job_name} belongs to a job that was deleted since"
+            )
         except RequestRejected as error:
             # what is refused now may have been accepted before, and the answer lost: that job would run unseen
-            self._find(work, AttemptEnd.REJECTED, str(error))
+            self._find(trial, AttemptEnd.REJECTED, str(error))
         except CapacityUnavailable as error:
             self._learn(kind, error)
-            if not self._reroute(work, refused=error):
-                self._postpone(work, error)
+            if not self._reroute(trial, refused=error):
+                self._postpone(trial, error)
         except JobError as error:
-            self._postpone(work, error)
+            self._postpone(trial, error)
         else:
-            unit.set_attempt(work, replace(attempt, arn=arn, submitted_at=unit.now))
+            unit.set_attempt(trial, replace(attempt, arn=arn, submitted_at=unit.now))
             self._count_job(kind)
             self._live.uncompared.add(attempt.job_name)
             self._live.rejections.clear()
             alarms.over(self._live, unit, "creates")
             if not self._live.compared:
-                self._look_at_first(work)
+                self._look_at_first(trial)
 
-    def _look_at_first(self, work: LiveTrial) -> None:
+    def _look_at_first(self, trial: LiveTrial) -> None:
         """See at once whether the first job of this process is what was asked for: else they would all be alike.
 
         The others are looked at when they are first described.
         """
         try:
-            seen = self._jobs.describe(work.attempts[-1].job_name)
+            seen = self._jobs.describe(trial.attempts[-1].job_name)
         except JobError:
             self._unsure = True  # no other job before the next tick, which looks again
         else:
-            alarms.compare(self._live, self._unit, work, seen)
+            alarms.compare(self._live, self._unit, trial, seen)
 
     # --- quotas
 
@@ -249,101 +252,103 @@ class Dispatcher:
         if limit is not None and snapshot.jobs[kind] * snapshot.instance_count > limit.instances:
             self._unit.remember(self._live.forget_limit(kind))
 
-    def _reroute(self, work: LiveTrial, refused: CapacityUnavailable | None = None) -> bool:
+    def _reroute(self, trial: LiveTrial, refused: CapacityUnavailable | None = None) -> bool:
         """Give an attempt that a quota keeps waiting to another pool, where no job of its name exists; false: not now.
 
         Its row changes before its job is asked for again, as it was recorded before it was asked for first.
         """
-        live, unit, attempt = self._live, self._unit, work.attempts[-1]
-        pool = live.choose_other_pool(work)
+        live, unit, attempt = self._live, self._unit, trial.attempts[-1]
+        pool = live.choose_other_pool(trial)
         if pool is None:
             return False
-        if not self._certainly_none(work):
-            return work.attempts[-1] is not attempt  # adopted, or ended
+        if not self._certainly_none(trial):
+            return trial.attempts[-1] is not attempt  # adopted, or ended
         # the first time at once; then with patience, since it may be refused everywhere
         later = unit.now + ending.back_off(attempt.refusals, live.policy.poll_s) if attempt.refusals else None
         refusals = attempt.refusals + (refused is not None)
-        unit.set_attempt(work, replace(self._in_pool(work, pool), refusals=refusals, next_try_at=later))
+        unit.set_attempt(trial, replace(self._in_pool(trial, pool), refusals=refusals, next_try_at=later))
         why = "its quota is used up" if refused is None else str(refused)
-        unit.event(EventKind.REROUTED, work=work, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why)
+        unit.event(
+            EventKind.REROUTED, trial=trial, attempt=attempt.number, left=str(attempt.pool), to=str(pool), why=why
+        )
         return True
 
-    def _certainly_none(self, work: LiveTrial) -> bool:
+    def _certainly_none(self, trial: LiveTrial) -> bool:
         """Whether no job has the attempt's name: an earlier call may have made one, and its answer been lost."""
         try:
-            seen = self._jobs.describe(work.attempts[-1].job_name)
+            seen = self._jobs.describe(trial.attempts[-1].job_name)
         except JobNotFound:
             return True
         except CredentialsRefused:
             raise
         except JobError:
             return False
-        self._adopt(work, seen)
+        self._adopt(trial, seen)
         return False
 
     # --- refusals and foreign jobs
 
-    def _postpone(self, work: LiveTrial, error: JobError) -> None:
+    def _postpone(self, trial: LiveTrial, error: JobError) -> None:
         """No job exists, or nobody knows: the attempt keeps its name and is tried again."""
         if isinstance(error, OutOfCalls):
             raise error  # nobody was asked, so nobody refused
-        attempt, unit = work.attempts[-1], self._unit
+        attempt, unit = trial.attempts[-1], self._unit
         later = unit.now + ending.back_off(attempt.refusals + 1, self._live.policy.poll_s)
-        unit.set_attempt(work, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
+        unit.set_attempt(trial, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
         if attempt.refusals == 0:
             kind = EventKind.REFUSED_CAPACITY if isinstance(error, CapacityUnavailable) else EventKind.REFUSED
-            unit.event(kind, work=work, attempt=attempt.number, error=type(error).__name__, message=str(error))
+            unit.event(kind, trial=trial, attempt=attempt.number, error=type(error).__name__, message=str(error))
         if isinstance(error, RoleNotReady) and attempt.refusals >= _ROLE_TRIES:
             raise CredentialsRefused(str(error))
         if isinstance(error, CredentialsRefused | SecretMissing):
             raise error
 
-    def _find(self, work: LiveTrial, end: AttemptEnd, reason: str) -> None:
+    def _find(self, trial: LiveTrial, end: AttemptEnd, reason: str) -> None:
         """Look whose job has our name: adopt our own, leave a foreign one alone and use the next number.
 
         If there is none, the attempt ends as `end`, for `reason`.
         """
-        attempt, unit = work.attempts[-1], self._unit
+        attempt, unit = trial.attempts[-1], self._unit
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
-            unit.end_unsubmitted(work, end, reason)
+            unit.end_unsubmitted(trial, end, reason)
             if end is AttemptEnd.REJECTED:
                 alarms.rejected(self._live, unit, attempt.job_name, reason)
         except JobError as error:
-            self._postpone(work, error)
+            self._postpone(trial, error)
         else:
-            self._adopt(work, seen)
+            self._adopt(trial, seen)
 
-    def _adopt(self, work: LiveTrial, seen: Observation) -> bool:
+    def _adopt(self, trial: LiveTrial, seen: Observation) -> bool:
         """Take a job of our name for ours exactly if its digest is."""
-        attempt, unit = work.attempts[-1], self._unit
+        attempt, unit = trial.attempts[-1], self._unit
         if seen.digest == attempt.digest:
-            attempt = self._where_it_is(work, seen)
-            unit.set_attempt(work, replace(attempt, arn=seen.arn, submitted_at=seen.created_at))
-            unit.event(EventKind.ADOPTED, work=work, attempt=attempt.number, job=attempt.job_name)
+            attempt = self._where_it_is(trial, seen)
+            unit.set_attempt(trial, replace(attempt, arn=seen.arn, submitted_at=seen.created_at))
+            unit.event(EventKind.ADOPTED, trial=trial, attempt=attempt.number, job=attempt.job_name)
             return True
-        unit.event(EventKind.FOREIGN, work=work, attempt=attempt.number, job=attempt.job_name)
-        unit.end_unsubmitted(work, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
+        unit.event(EventKind.FOREIGN, trial=trial, attempt=attempt.number, job=attempt.job_name)
+        unit.end_unsubmitted(trial, AttemptEnd.FOREIGN, f"a foreign job has the name {attempt.job_name}")
         return False
 
-    def _where_it_is(self, work: LiveTrial, seen: Observation) -> Attempt:
+    def _where_it_is(self, trial: LiveTrial, seen: Observation) -> Attempt:
         """The attempt as its job is: one that was given to another pool may find the job that it asked for first.
 
         That job costs what it costs, whether or not the budget has room for it.
         """
-        attempt, live = work.attempts[-1], self._live
+        attempt, live = trial.attempts[-1], self._live
         if seen.asked is None or (seen.asked.instance_type, seen.asked.spot) == kind_of(attempt.pool):
             return attempt
         asked = (pool for spot in (True, False) for pool in listed(live.policy, spot=spot))
         pool = next((each for each in asked if kind_of(each) == (seen.asked.instance_type, seen.asked.spot)), None)
         if pool is None:
             return attempt  # nothing that we ask for
-        return replace(self._in_pool(work, pool), max_wait_s=seen.asked.max_wait_s)
+        return replace(self._in_pool(trial, pool), max_wait_s=seen.asked.max_wait_s)
 
-    def _in_pool(self, work: LiveTrial, pool: Pool) -> Attempt:
+    def _in_pool(self, trial: LiveTrial, pool: Pool) -> Attempt:
         """The last attempt as it is in another pool, where it is counted from now on."""
-        attempt, live = work.attempts[-1], self._live
+        attempt, live = trial.attempts[-1], self._live
         live.snapshot.attempts[kind_of(attempt.pool)] -= 1
         live.snapshot.attempts[kind_of(pool)] += 1
         return replace(
@@ -353,14 +358,14 @@ class Dispatcher:
             zone=pool.zone,
             max_wait_s=live.policy.max_wait_s if pool.spot else None,
             rate_microusd_per_h=live.policy.rate_microusd_per_h(pool.instance_type),
-            reserved_microusd=live.reservation_instead(work, pool),
+            reserved_microusd=live.reservation_instead(trial, pool),
         )
 
     # --- stop
 
-    def _stop(self, work: LiveTrial) -> None:
-        attempt, unit = work.attempts[-1], self._unit
-        if attempt.arn is None and not self._exists(work):
+    def _stop(self, trial: LiveTrial) -> None:
+        attempt, unit = trial.attempts[-1], self._unit
+        if attempt.arn is None and not self._exists(trial):
             return
         try:
             self._crash_point("before stop")
@@ -370,22 +375,22 @@ class Dispatcher:
             raise
         except JobError as error:
             # the attempt stays `stopping`: the stop is sent again, and a job that is gone is noticed by describing it
-            unit.trouble(error, work)
+            unit.trouble(error, trial)
         else:
-            unit.set_attempt(work, replace(work.attempts[-1], stop_sent_at=unit.now))
+            unit.set_attempt(trial, replace(trial.attempts[-1], stop_sent_at=unit.now))
             alarms.over(self._live, unit, "stops")
 
-    def _exists(self, work: LiveTrial) -> bool:
+    def _exists(self, trial: LiveTrial) -> bool:
         """Whether a job whose creation we did not hear of is there, and ours; ends the attempt if there is none."""
-        attempt, unit = work.attempts[-1], self._unit
+        attempt, unit = trial.attempts[-1], self._unit
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
             # a creation of unknown outcome may still show itself: wait out what a slow request could take
             if unit.now >= (attempt.next_try_at or attempt.created_at):
-                unit.end_unsubmitted(work, AttemptEnd.STOPPED, "stopped before it was submitted")
+                unit.end_unsubmitted(trial, AttemptEnd.STOPPED, "stopped before it was submitted")
             return False
         except JobError as error:
-            unit.trouble(error, work)
+            unit.trouble(error, trial)
             return False
-        return self._adopt(work, seen)
+        return self._adopt(trial, seen)

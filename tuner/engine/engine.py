@@ -40,9 +40,12 @@ from tuner.core.states import TrialEvent
 from tuner.engine import requests
 from tuner.engine.alarms import REJECTED_ALIKE
 from tuner.engine.dispatch import Dispatcher, submit_due
-from tuner.engine.live_study import LiveStudy, LiveTrial, kept_limits
-from tuner.engine.observe import Observer, tell
+from tuner.engine.ending import report_end
+from tuner.engine.live_study import LiveStudy
+from tuner.engine.live_trial import LiveTrial
+from tuner.engine.observe import Observer
 from tuner.engine.polling import stale_s
+from tuner.engine.quotas import kept_limits
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposer
 from tuner.search.recorded import earlier_rows, view_rows
@@ -58,8 +61,8 @@ _LEASE_MARGIN_S = 5.0
 _STUDIES_RECALLED = 50
 
 
-class Watcher(Protocol):
-    """Whoever looks on."""
+class Listener(Protocol):
+    """Is informed of what an engine does."""
 
     def committed(self, events: tuple[Event, ...]) -> None:
         """These events are in the store now."""
@@ -74,8 +77,8 @@ class Watcher(Protocol):
         ...
 
 
-class Unwatched:
-    """Nobody looks on."""
+class NoListener:
+    """A listener that ignores everything."""
 
     def committed(self, events: tuple[Event, ...]) -> None:
         """Ignored."""
@@ -104,7 +107,7 @@ class Services:
     jobs: JobService
     progress: Callable[[], Progress]
     proposer: Callable[[StudySpec], Proposer]
-    watcher: Watcher
+    listener: Listener
     crash_point: Callable[[str], None] = _live_on
     calls: Calls = UNMETERED
     hints: Hints | None = None
@@ -145,8 +148,8 @@ class Engine:
             spent_microusd=summary.spend_microusd,
             spot_ratio=store.largest_spot_ratio(study.id, trained_s=DISCOUNT_SHOWN_S),
             trials={
-                trial.number: LiveTrial(trial, list(attempts), list(runs))
-                for trial, attempts, runs in store.live(study.id)
+                record.number: LiveTrial(record, list(attempts), list(runs))
+                for record, attempts, runs in store.live(study.id)
             },
         )
         self.live.limits = kept_limits(study)
@@ -178,9 +181,9 @@ class Engine:
         """Build the sampler's study anew from our rows."""
         for point in self._services.store.points(self.study.id):
             if point.trial in self.live.trials:
-                work = self.live.trials[point.trial]
-                work.latest[point.name, point.step] = point
-                work.hear(point.at)
+                trial = self.live.trials[point.trial]
+                trial.latest[point.name, point.step] = point
+                trial.note_report(point.at)
         rows = view_rows(self._services.store, self.study, self.live.spec)
         self.live.retried = sum(RETRY_OF in row.attrs for row in rows)
         self.live.proposer.rebuild(rows, self.study.attrs, earlier_rows(self._services.store, self.study))
@@ -223,7 +226,7 @@ class Engine:
                 self._load()
         except StoreUnreachable as error:
             self._wait_for_store(error)
-        self._services.watcher.ticked(self.study, self.live)
+        self._services.listener.ticked(self.study, self.live)
         return self.study.state
 
     def _renew(self) -> None:
@@ -236,8 +239,8 @@ class Engine:
 
     def _wait_for_store(self, error: StoreUnreachable) -> None:
         """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
-        clock, watcher = self._services.clock, self._services.watcher
-        watcher.store_away(clock.now(), error)
+        clock, listener = self._services.clock, self._services.listener
+        listener.store_away(clock.now(), error)
         while not self._stop_requested():
             clock.wait(clock.now() + timedelta(seconds=self.live.policy.poll_s))
             try:
@@ -246,7 +249,7 @@ class Engine:
             except StoreUnreachable as again:
                 error = again
                 continue
-            watcher.store_away(clock.now(), None)
+            listener.store_away(clock.now(), None)
             return
         raise error
 
@@ -294,10 +297,10 @@ class Engine:
             self.study = unit.study
             self.live.last_seq += len(change.events)
             self.live.last_recorded_at = unit.recorded_at
-            for trial in (*change.new_trials, *(after for _, after in change.trials)):
-                if trial.state.terminal:
-                    self._forget(trial)
-            self._services.watcher.committed(change.events)
+            for record in (*change.new_trials, *(after for _, after in change.trials)):
+                if record.state.terminal:
+                    self._forget(record)
+            self._services.listener.committed(change.events)
         self._services.crash_point(f"after {point}")
 
     # --- requests of the user
@@ -310,11 +313,11 @@ class Engine:
             live.spec = from_json(study.spec)
             live.policy = workload.policy(live.spec, study)
 
-    def _forget(self, trial: Trial) -> None:
+    def _forget(self, record: Trial) -> None:
         """Keep nothing of a trial that has ended: memory follows what is in flight."""
-        for attempt in self.live.trials.pop(trial.number).attempts:
-            self.live.rounds.forget(attempt.job_name)
-        self._progress.forget(trial.prefix)
+        for attempt in self.live.trials.pop(record.number).attempts:
+            self.live.polls.forget(attempt.job_name)
+        self._progress.forget(record.prefix)
 
     # --- the study itself
 
@@ -322,9 +325,9 @@ class Engine:
         """Write what the study is doing, from its trials and what the user wants."""
         state = self._state(unit)
         if state is StudyState.CANCELLED:
-            for work in self.live.trials.values():
-                unit.move_trial(work, TrialEvent.CANCEL, reason="cancelled")
-                tell(self.live, unit, work)
+            for trial in self.live.trials.values():
+                unit.move_trial(trial, TrialEvent.CANCEL, reason="cancelled")
+                report_end(self.live, unit, trial)
         if state is not unit.study.state:
             unit.event(EventKind.STUDY, before=unit.study.state, after=state)
             unit.set_study(replace(unit.study, state=state))
@@ -350,21 +353,21 @@ class Engine:
         """When the engine itself next has something to do; virtual time must not pass it."""
         live = self.live
         moments = [live.policy.deadline_at]
-        if live.concluding or live.rounds.behind or live.policy.stall_after_s is not None:
+        if live.concluding or live.polls.behind or live.policy.stall_after_s is not None:
             moments.append(now)
         unseen = timedelta(seconds=stale_s(live.in_flight, live.policy.poll_s) + live.policy.poll_s)
         moments += [limit.believed_until(now) for limit in live.limits.values()]
-        for work in live.trials.values():
-            attempt = work.attempt
-            moments.append(work.trial.due_at)
+        for trial in live.trials.values():
+            attempt = trial.attempt
+            moments.append(trial.record.due_at)
             if attempt is not None:
                 moments += [
                     attempt.stop_by,
                     attempt.next_try_at,
-                    work.runs_out_at,
-                    placement.look_again_at(work.waits_since, live.policy, now),
+                    trial.runs_out_at,
+                    placement.look_again_at(trial.waits_since, live.policy, now),
                 ]
-                moments.append(live.limit_reached_at(work))
+                moments.append(live.limit_reached_at(trial))
                 seen_at = attempt.observed_at or attempt.created_at
                 moments.append(now if attempt.state is AttemptState.STOPPING else seen_at + unseen)
         return min((moment for moment in moments if moment is not None and moment >= now), default=None)

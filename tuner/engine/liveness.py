@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from tuner.core.policy.settings import Policy
 from tuner.core.records import AttemptState, Fact
-from tuner.engine.live_study import LiveTrial, Silence
+from tuner.engine.live_trial import LiveTrial, Silence
 
 # Silence that is worth a word where the study file names no `stall_after`; else half of that is.
 _PATIENCE = timedelta(minutes=15)
@@ -28,17 +28,17 @@ _NEXT_LOOK_POLLS = 3
 _MARK = "trial "  # how warnings of trials begin; those of the study file begin with a key
 
 
-def listen(work: LiveTrial, policy: Policy, now: datetime, *, heard: bool) -> None:
-    """Take note that what lies under the prefix was looked at just now; `heard`: there were new lines or records."""
-    last = work.silence
-    sign = (len(work.attempts), len(work.runs), work.checkpoint_step, work.checkpoint_at)
-    if heard or last.looked_at is None or sign != last.sign:
-        work.silence = Silence(now, sign)
+def note_silence(trial: LiveTrial, policy: Policy, now: datetime, *, news: bool) -> None:
+    """Take note that what lies under the prefix was looked at just now; `news`: there were new lines or records."""
+    last = trial.silence
+    sign = (len(trial.attempts), len(trial.runs), trial.checkpoint_step, trial.checkpoint_at)
+    if news or last.looked_at is None or sign != last.sign:
+        trial.silence = Silence(now, sign)
         return
     passed_s = max(0.0, (now - last.looked_at).total_seconds())
     if passed_s > _NEXT_LOOK_POLLS * policy.poll_s:
         passed_s = policy.poll_s
-    work.silence = Silence(now, sign, last.lasted_s + passed_s)
+    trial.silence = Silence(now, sign, last.lasted_s + passed_s)
 
 
 def sync_delay_s(facts: Iterable[Fact]) -> float:
@@ -48,12 +48,12 @@ def sync_delay_s(facts: Iterable[Fact]) -> float:
     return max(0.0, float(delay_s)) if isinstance(delay_s, int | float) else 0.0
 
 
-def warnings(works: Iterable[LiveTrial], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
+def warnings(trials: Iterable[LiveTrial], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
     """What should be known of trials that train in silence, or without saving what they report.
 
     Silence is no sign for as long as the account's checkpoint sync is known to take, several times over.
     """
-    told = (_warning(work, policy, now, timedelta(seconds=_SYNCS * sync_delay_s)) for work in works)
+    told = (_warning(trial, policy, now, timedelta(seconds=_SYNCS * sync_delay_s)) for trial in trials)
     return [line for line in told if line is not None]
 
 
@@ -62,42 +62,42 @@ def replaced(known: Sequence[str], fresh: Sequence[str]) -> tuple[str, ...]:
     return (*(line for line in known if not line.startswith(_MARK)), *fresh)
 
 
-def _warning(work: LiveTrial, policy: Policy, now: datetime, least: timedelta) -> str | None:
-    if work.unread:
+def _warning(trial: LiveTrial, policy: Policy, now: datetime, least: timedelta) -> str | None:
+    if trial.unread:
         return None
     patience = _PATIENCE if policy.stall_after_s is None else timedelta(seconds=policy.stall_after_s / 2)
     patience = max(patience, least)
-    heard_at = _heard_at(work)
-    if heard_at is not None and now - heard_at > patience:
+    last_sign_at = _last_sign_at(trial)
+    if last_sign_at is not None and now - last_sign_at > patience:
         retried = "" if policy.stall_after_s is None else f"; retried after {policy.stall_after_s:.0f} s of silence"
         return (
-            f"{_MARK}{work.trial.number}: it trains, but nothing new lies under its prefix since {heard_at:%H:%M:%S} "
-            f"UTC: its sync has stopped, or its script hangs{retried}"
+            f"{_MARK}{trial.record.number}: it trains, but nothing new lies under its prefix since "
+            f"{last_sign_at:%H:%M:%S} UTC: its sync has stopped, or its script hangs{retried}"
         )
-    if work.attempt is None or work.attempt.state is AttemptState.STOPPING or not work.runs:
+    if trial.attempt is None or trial.attempt.state is AttemptState.STOPPING or not trial.runs:
         return None
     # it holds while the job waits as well: else it would be told anew after each interruption
-    began_at = work.runs[0].started_at
-    saved_at = max(began_at, work.checkpoint_at or began_at)
-    reported = work.heard_at is not None and work.heard_at > saved_at
-    if reported and _trained(work, saved_at, now) > patience:
+    began_at = trial.runs[0].started_at
+    saved_at = max(began_at, trial.checkpoint_at or began_at)
+    reported = trial.reported_at is not None and trial.reported_at > saved_at
+    if reported and _trained(trial, saved_at, now) > patience:
         return (
-            f"{_MARK}{work.trial.number}: it reports steps, but nothing was saved since {saved_at:%H:%M:%S} UTC: an "
+            f"{_MARK}{trial.record.number}: it reports steps, but nothing was saved since {saved_at:%H:%M:%S} UTC: an "
             "interruption would lose that work"
         )
     return None
 
 
-def _trained(work: LiveTrial, since: datetime, now: datetime) -> timedelta:
+def _trained(trial: LiveTrial, since: datetime, now: datetime) -> timedelta:
     """For how long the trial has trained since then, over all its runs."""
-    spans = ((run.ended_at or now) - max(run.started_at, since) for run in work.runs)
+    spans = ((run.ended_at or now) - max(run.started_at, since) for run in trial.runs)
     return sum((max(span, timedelta()) for span in spans), timedelta())
 
 
-def _heard_at(work: LiveTrial) -> datetime | None:
+def _last_sign_at(trial: LiveTrial) -> datetime | None:
     """The last sign of life of a job that trains now."""
-    attempt = work.attempt
-    if attempt is None or attempt.state is not AttemptState.TRAINING or not work.runs:
+    attempt = trial.attempt
+    if attempt is None or attempt.state is not AttemptState.TRAINING or not trial.runs:
         return None
-    signs = (work.runs[-1].started_at, work.heard_at, work.checkpoint_at)
+    signs = (trial.runs[-1].started_at, trial.reported_at, trial.checkpoint_at)
     return max(sign for sign in signs if sign is not None)

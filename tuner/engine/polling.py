@@ -33,7 +33,7 @@ def stale_s(in_flight: int, poll_s: float) -> float:
 
 
 @dataclass
-class Rounds:
+class PollQueue:
     """Memory of what was seen and asked, by the names of live jobs."""
 
     listed_at: datetime | None = None

@@ -27,7 +27,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.core.states import AttemptEvent, TrialEvent, next_attempt_state, next_trial_state
-from tuner.engine.live_study import LiveTrial
+from tuner.engine.live_trial import LiveTrial
 from tuner.store.store import Store
 
 
@@ -58,25 +58,25 @@ class UnitOfWork:
     # --- what happened
 
     def event(
-        self, kind: EventKind, *, work: LiveTrial | None = None, attempt: int | None = None, **details: Json
+        self, kind: EventKind, *, trial: LiveTrial | None = None, attempt: int | None = None, **details: Json
     ) -> int:
         """Record that something happened now; returns its number."""
         return self._record(
             EventDraft(kind=kind, happened_at=self.now, details=details),
-            None if work is None else work.trial.number,
+            None if trial is None else trial.record.number,
             attempt,
         )
 
-    def trouble(self, error: Exception, work: LiveTrial | None = None) -> None:
+    def trouble(self, error: Exception, trial: LiveTrial | None = None) -> None:
         """Record that a call failed in a way that the next tick makes good. One that we did not make did not fail."""
         if isinstance(error, OutOfCalls):
             return
-        self.event(EventKind.TROUBLE, work=work, error=type(error).__name__, message=str(error))
+        self.event(EventKind.TROUBLE, trial=trial, error=type(error).__name__, message=str(error))
 
-    def drafted(self, work: LiveTrial, attempt: int, drafts: Sequence[EventDraft]) -> None:
+    def drafted(self, trial: LiveTrial, attempt: int, drafts: Sequence[EventDraft]) -> None:
         """Record what a decision says about an attempt."""
         for draft in drafts:
-            self._record(draft, work.trial.number, attempt)
+            self._record(draft, trial.record.number, attempt)
 
     def _record(self, draft: EventDraft, trial: int | None, attempt: int | None) -> int:
         self._seq += 1
@@ -96,25 +96,25 @@ class UnitOfWork:
 
     # --- trials
 
-    def add_trial(self, work: LiveTrial) -> None:
+    def add_trial(self, trial: LiveTrial) -> None:
         """A proposal becomes a row. Its `asked_seq` is filled in here."""
         seq = self._record(
             EventDraft(kind=EventKind.TRIAL_PROPOSE, happened_at=self.now, after=TrialState.PROPOSED),
-            work.trial.number,
+            trial.record.number,
             None,
         )
-        work.trial = replace(work.trial, asked_seq=seq)
-        self._trials[work.trial.number] = (None, work)
+        trial.record = replace(trial.record, asked_seq=seq)
+        self._trials[trial.record.number] = (None, trial)
 
-    def set_trial(self, work: LiveTrial, trial: Trial) -> None:
+    def set_trial(self, trial: LiveTrial, record: Trial) -> None:
         """Change what is known of a trial, but not its state."""
-        assert trial.state is work.trial.state, f"trial {trial.number}: states change by events"
-        self._touch_trial(work)
-        work.trial = trial
+        assert record.state is trial.record.state, f"trial {record.number}: states change by events"
+        self._touch_trial(trial)
+        trial.record = record
 
     def move_trial(
         self,
-        work: LiveTrial,
+        trial: LiveTrial,
         event: TrialEvent,
         *,
         reason: str | None = None,
@@ -122,7 +122,7 @@ class UnitOfWork:
         values: tuple[float, ...] | None = None,
     ) -> int:
         """Take a trial through its table; returns the number of the event."""
-        before = work.trial
+        before = trial.record
         after = next_trial_state(before.state, event)
         seq = self._record(
             EventDraft(
@@ -135,8 +135,8 @@ class UnitOfWork:
             before.number,
             before.attempts or None,
         )
-        self._touch_trial(work)
-        work.trial = replace(
+        self._touch_trial(trial)
+        trial.record = replace(
             before,
             state=after,
             reason=reason,
@@ -147,15 +147,15 @@ class UnitOfWork:
         )
         return seq
 
-    def _touch_trial(self, work: LiveTrial) -> None:
-        self._trials.setdefault(work.trial.number, (work.trial, work))
+    def _touch_trial(self, trial: LiveTrial) -> None:
+        self._trials.setdefault(trial.record.number, (trial.record, trial))
 
     # --- attempts, runs, points
 
-    def add_attempt(self, work: LiveTrial, attempt: Attempt) -> None:
+    def add_attempt(self, trial: LiveTrial, attempt: Attempt) -> None:
         """The intent to submit."""
-        work.attempts.append(attempt)
-        self._attempts[attempt.trial, attempt.number] = (None, work)
+        trial.attempts.append(attempt)
+        self._attempts[attempt.trial, attempt.number] = (None, trial)
         draft = EventDraft(
             kind=EventKind.ATTEMPT_SUBMIT,
             happened_at=self.now,
@@ -163,18 +163,18 @@ class UnitOfWork:
             details={"job": attempt.job_name, "instance": attempt.instance_type, "spot": attempt.spot},
         )
         self._record(draft, attempt.trial, attempt.number)
-        self.set_trial(work, replace(work.trial, attempts=attempt.number))
+        self.set_trial(trial, replace(trial.record, attempts=attempt.number))
 
-    def set_attempt(self, work: LiveTrial, attempt: Attempt) -> None:
+    def set_attempt(self, trial: LiveTrial, attempt: Attempt) -> None:
         """Replace the last attempt of a trial; state changes come with events of their own."""
-        current = work.attempts[-1]
+        current = trial.attempts[-1]
         assert current.number == attempt.number, f"{attempt.job_name} is not the last attempt"
-        self._attempts.setdefault((attempt.trial, attempt.number), (current, work))
-        work.attempts[-1] = attempt
+        self._attempts.setdefault((attempt.trial, attempt.number), (current, trial))
+        trial.attempts[-1] = attempt
 
-    def move_attempt(self, work: LiveTrial, event: AttemptEvent, **details: Json) -> None:
+    def move_attempt(self, trial: LiveTrial, event: AttemptEvent, **details: Json) -> None:
         """Take the last attempt through its table."""
-        attempt = work.attempts[-1]
+        attempt = trial.attempts[-1]
         after = next_attempt_state(attempt.state, event)
         draft = EventDraft(
             kind=EventKind(f"attempt.{event}"),
@@ -184,15 +184,15 @@ class UnitOfWork:
             details=details,
         )
         self._record(draft, attempt.trial, attempt.number)
-        self.set_attempt(work, replace(attempt, state=after))
+        self.set_attempt(trial, replace(attempt, state=after))
 
-    def end_unsubmitted(self, work: LiveTrial, end: AttemptEnd, reason: str) -> None:
+    def end_unsubmitted(self, trial: LiveTrial, end: AttemptEnd, reason: str) -> None:
         """End an attempt for which no job of ours exists: it cost nothing."""
-        self.move_attempt(work, AttemptEvent.END, end=end, reason=reason)
+        self.move_attempt(trial, AttemptEvent.END, end=end, reason=reason)
         self.set_attempt(
-            work,
+            trial,
             replace(
-                work.attempts[-1],
+                trial.attempts[-1],
                 end=end,
                 reason=reason,
                 ended_at=self.now,
@@ -201,13 +201,13 @@ class UnitOfWork:
             ),
         )
 
-    def set_runs(self, work: LiveTrial, runs: Sequence[Run]) -> None:
+    def set_runs(self, trial: LiveTrial, runs: Sequence[Run]) -> None:
         """Replace a trial's runs; only those that changed are written."""
-        known = {(run.attempt, run.number): run for run in work.runs}
+        known = {(run.attempt, run.number): run for run in trial.runs}
         for run in runs:
             if known.get((run.attempt, run.number)) != run:
                 self._runs[run.trial, run.attempt, run.number] = run
-        work.runs = list(runs)
+        trial.runs = list(runs)
 
     def add_points(self, points: Sequence[Point]) -> None:
         self._points.update({(point.trial, point.step, point.name): point for point in points})
@@ -229,13 +229,13 @@ class UnitOfWork:
 
     def change(self) -> Change | None:
         """Everything since the beginning, versions raised by one each; None if nothing was."""
-        trials = [(before, work) for before, work in self._trials.values()]
-        for before, work in trials:
-            work.trial = replace(work.trial, version=before.version + 1 if before else 0)
+        trials = [(before, trial) for before, trial in self._trials.values()]
+        for before, trial in trials:
+            trial.record = replace(trial.record, version=before.version + 1 if before else 0)
         attempts = []
-        for (_, number), (old, work) in self._attempts.items():
-            new = replace(work.attempts[number - 1], version=old.version + 1 if old else 0)
-            work.attempts[number - 1] = new
+        for (_, number), (old, trial) in self._attempts.items():
+            new = replace(trial.attempts[number - 1], version=old.version + 1 if old else 0)
+            trial.attempts[number - 1] = new
             attempts.append((old, new))
         study = None
         if self.study != self._study_before:
@@ -243,8 +243,8 @@ class UnitOfWork:
             study = (self._study_before, self.study)
         change = Change(
             study=study,
-            new_trials=tuple(work.trial for before, work in trials if before is None),
-            trials=tuple((before, work.trial) for before, work in trials if before is not None),
+            new_trials=tuple(trial.record for before, trial in trials if before is None),
+            trials=tuple((before, trial.record) for before, trial in trials if before is not None),
             new_attempts=tuple(new for old, new in attempts if old is None),
             attempts=tuple((old, new) for old, new in attempts if old is not None),
             runs=tuple(self._runs.values()),

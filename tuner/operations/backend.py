@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tuner.aws.prepare import Prepared
     from tuner.aws.rates import SharedCalls
     from tuner.core.jobs import JobService
-    from tuner.engine.engine import Services, Watcher
+    from tuner.engine.engine import Listener, Services
     from tuner.sagemaker.service import SageMakerJobs
     from tuner.search.proposer import Proposer
     from tuner.storage.bundle import Bundle
@@ -75,7 +75,7 @@ class Backend(Protocol):
         ...
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
     ) -> "Services":
         """Everything that the engine of a recorded study is given."""
         ...
@@ -119,14 +119,14 @@ class LocalBackend:
         return self.jobs()
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
     ) -> "Services":
         """A local market starts at the study's launch."""
         from tuner.local.market import write_market  # noqa: PLC0415 - as above
 
         if spec.local is not None:
             write_market(self.directory, study.key, _market(spec.local, study))
-        return _services(self.jobs(), self.objects(), store=store, clock=clock, watcher=watcher)
+        return _services(self.jobs(), self.objects(), store=store, clock=clock, listener=listener)
 
     def logs(
         self,
@@ -181,9 +181,9 @@ class AwsBackend:
         return RetryingJobService(RateLimited(self.jobs(next_page=calls.page), calls), clock)
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, watcher: "Watcher"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
     ) -> "Services":
-        given = _services(self.jobs(), self.objects(patient=False), store=store, clock=clock, watcher=watcher)
+        given = _services(self.jobs(), self.objects(patient=False), store=store, clock=clock, listener=listener)
         given = self._shared(given, study)
         return given if workload.starts_bootstrap(spec) else self._with_cloudwatch(given, study, spec)
 
@@ -261,7 +261,7 @@ def moved_to(study: Study) -> Path | None:
 
 
 def _services(
-    jobs: "JobService", objects: "Objects", *, store: "Store", clock: Clock, watcher: "Watcher"
+    jobs: "JobService", objects: "Objects", *, store: "Store", clock: Clock, listener: "Listener"
 ) -> "Services":
     from tuner.engine.engine import Services  # noqa: PLC0415 - imports Optuna
     from tuner.storage.progress import PrefixProgress  # noqa: PLC0415
@@ -272,7 +272,7 @@ def _services(
         jobs=jobs,
         progress=lambda: PrefixProgress(objects),
         proposer=make_proposer,
-        watcher=watcher,
+        listener=listener,
     )
 
 

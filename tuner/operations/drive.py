@@ -53,7 +53,7 @@ def drive(
     backends: Backends = BACKENDS,
 ) -> StudyOutcome:
     from tuner.engine.engine import Engine  # noqa: PLC0415 - imports Optuna
-    from tuner.reports.narrate import DisplayWatcher  # noqa: PLC0415
+    from tuner.reports.narrate import DisplayListener  # noqa: PLC0415
 
     signals.last_words = signals.last_words or left_behind(study.name, study.intent)
     signals.attach(clock.wake)
@@ -61,8 +61,8 @@ def drive(
     try:
         backend = backends.of(study)
         backend.verify()
-        watcher = DisplayWatcher(display, store)
-        services = backend.services(study, from_json(study.spec), store=store, clock=clock, watcher=watcher)
+        listener = DisplayListener(display, store)
+        services = backend.services(study, from_json(study.spec), store=store, clock=clock, listener=listener)
         engine = Engine(study, lease, services)
         if once:
             engine.cycle(lambda: signals.stop_requested)

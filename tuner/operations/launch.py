@@ -22,7 +22,7 @@ from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, Rate, RateCard
 from tuner.core.records import Intent, Study, StudyState
-from tuner.engine.live_study import limits_to_keep
+from tuner.engine.quotas import limits_to_keep
 from tuner.operations.backend import (
     BACKENDS,
     Backends,

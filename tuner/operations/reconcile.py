@@ -41,7 +41,8 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine import requests
-from tuner.engine.live_study import LiveTrial, limits_to_keep
+from tuner.engine.live_trial import LiveTrial
+from tuner.engine.quotas import limits_to_keep
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.operations.backend import BACKENDS, Backends, make_bundle, make_proposer, upload_bundle
 from tuner.reports import audit
@@ -285,9 +286,9 @@ class Reconciler:
         failed = [each for each in trials if each.state is TrialState.FAILED and each.number not in retried]
         spec = from_json(unit.study.spec)
         for number, old in enumerate(failed, start=len(trials)):
-            work = LiveTrial(_again(old, number, unit, spec))
-            unit.add_trial(work)
-            unit.event(EventKind.RETRY, work=work, of=old.number)
+            trial = LiveTrial(_again(old, number, unit, spec))
+            unit.add_trial(trial)
+            unit.event(EventKind.RETRY, trial=trial, of=old.number)
         if not failed:
             self._tell("info", "no failed trial is left to be retried")
 
@@ -304,7 +305,7 @@ class Reconciler:
             assert trial.retry_of is not None, "chosen by it"
             files = copy_own_files(objects, prefixes[trial.retry_of], trial.prefix, renew=self._renew)
             unit = UnitOfWork.following(self._store, study, self._clock.now())
-            unit.event(EventKind.COPIED, work=LiveTrial(trial), of=trial.retry_of, files=files)
+            unit.event(EventKind.COPIED, trial=LiveTrial(trial), of=trial.retry_of, files=files)
             self._commit(unit)
 
     def _copied(self, study: Study, trial: Trial) -> bool:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuner.core.records import Event, Study, Summary
-from tuner.engine.live_study import LiveStudy, LiveTrial
+from tuner.engine.live_study import LiveStudy
+from tuner.engine.live_trial import LiveTrial
 from tuner.reports.events import narrate
 from tuner.reports.records import Display, EngineView, EventLine, LiveRow
 from tuner.spec.records import MICROUSD, Objective
 from tuner.store.store import Store, StoreUnreachable
 
 
-class DisplayWatcher:
-    """The engine's watcher that shows a study on a display."""
+class DisplayListener:
+    """The engine's listener that shows a study on a display."""
 
     def __init__(self, display: Display, store: Store) -> None:
         self._display = display
@@ -76,19 +77,19 @@ def _view(study: Study, live: LiveStudy, summary: Summary, best: tuple[int, floa
         restarted_from_zero=summary.restarted_from_zero,
         lost_work_s=summary.lost_work_s,
         lost_work_unknown_runs=summary.lost_work_unknown_runs,
-        live=tuple(_row(work) for work in live.trials.values() if work.attempt is not None),
+        live=tuple(_row(trial) for trial in live.trials.values() if trial.attempt is not None),
     )
 
 
-def _row(work: LiveTrial) -> LiveRow:
-    attempt = work.attempts[-1]
+def _row(trial: LiveTrial) -> LiveRow:
+    attempt = trial.attempts[-1]
     return LiveRow(
-        trial=work.trial.number,
+        trial=trial.record.number,
         attempt=attempt.number,
         state=attempt.state,
-        step=work.trial.last_step,
-        value=work.trial.last_value,
-        resumed_from=work.runs[-1].resumed_from_step if work.runs else None,
+        step=trial.record.last_step,
+        value=trial.record.last_value,
+        resumed_from=trial.runs[-1].resumed_from_step if trial.runs else None,
         instance=attempt.instance_type,
-        interruptions=sum(each.interruptions for each in work.attempts),
+        interruptions=sum(each.interruptions for each in trial.attempts),
     )

@@ -33,7 +33,7 @@ from tuner.core.records import (
     Trial,
     TrialState,
 )
-from tuner.engine.live_study import kept_limits
+from tuner.engine.quotas import kept_limits
 from tuner.reports.events import pending_refusals, sentence
 from tuner.spec.study_file import StudySpec, from_json
 

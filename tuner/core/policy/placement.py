@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 from tuner.core.policy.history import Presence
 from tuner.core.policy.settings import Policy
-from tuner.core.records import Attempt, AttemptEnd, Pool, PoolTotals, StopReason
+from tuner.core.records import Attempt, AttemptEnd, Intent, Pool, PoolTotals, StopReason
 
 # What a quota counts: instances of a type, spot and on-demand apart.
 Kind: TypeAlias = tuple[str, bool]
@@ -154,6 +154,18 @@ def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, no_progress: 
     return no_progress or losses(attempts) >= policy.on_demand_after or not all(each.spot for each in attempts)
 
 
+def next_on_demand(
+    attempts: Sequence[Attempt], policy: Policy, snapshot: CapacitySnapshot, *, no_progress: bool
+) -> bool:
+    """As `goes_on_demand`, but an account without any quota on demand stays on spot.
+
+    Accounts often have no quota on demand: spot capacity may come back, such a quota does not.
+    """
+    if policy.spot and shut(policy, snapshot, spot=False):
+        return False
+    return goes_on_demand(attempts, policy, no_progress=no_progress)
+
+
 # --- the next attempt
 
 
@@ -182,6 +194,25 @@ def choose_pool(
     pools = filter(pays, usable(policy, snapshot, on_demand=on_demand, without=without))
     free = [pool for pool in pools if snapshot.has_room(kind_of(pool), snapshot.attempts)]
     return preferred(free, attempts, snapshot) if free else None
+
+
+def choose_other_pool(
+    attempts: Sequence[Attempt],
+    policy: Policy,
+    snapshot: CapacitySnapshot,
+    *,
+    on_demand: bool,
+    pays: Callable[[Pool], bool],
+) -> Pool | None:
+    """Where else the last attempt could go for which no job exists yet: another kind, with room, in the budget.
+
+    From on demand it goes back to spot where no listed type has a quota on demand; never the other way.
+    """
+    here = attempts[-1].pool
+    if here.spot and on_demand:
+        return None
+    pool = choose_pool(attempts[:-1], policy, snapshot, on_demand=on_demand, without=kind_of(here), pays=pays)
+    return None if pool is None or snapshot.closed(kind_of(pool)) else pool
 
 
 def preferred(pools: Sequence[Pool], attempts: Sequence[Attempt], snapshot: CapacitySnapshot) -> Pool:
@@ -215,7 +246,46 @@ def _fastest(pools: Sequence[Pool], snapshot: CapacitySnapshot) -> Pool:
     return best
 
 
+def lost_at(attempt: Attempt) -> datetime | None:
+    """When capacity took an ended attempt's place in its pool; None if something else ended it."""
+    if attempt.stop_reason is StopReason.MOVE and attempt.stop_wanted_at is not None:
+        return attempt.stop_wanted_at
+    return attempt.ended_at if attempt.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) else None
+
+
 # --- moving
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """A trial whose live job has no instances."""
+
+    trial: int
+    attempts: Sequence[Attempt]
+    since: datetime
+    pays: Callable[[Pool], bool]  # whether the budget lets the trial go on in a pool
+
+
+def may_move(waiting: Sequence[WaitingJob], policy: Policy, intent: Intent, now: datetime) -> bool:
+    """Whether any of these jobs has waited for long enough, and there is somewhere to go."""
+    if policy.pools == 1 or intent is not Intent.RUN or not waiting:
+        return False
+    return (now - min(job.since for job in waiting)).total_seconds() >= PATIENCE_S
+
+
+def moves(waiting: Sequence[WaitingJob], policy: Policy, snapshot: CapacitySnapshot) -> list[tuple[int, Pool]]:
+    """Which trials should wait elsewhere, and where; the longest waiting comes first.
+
+    A place that is given away is counted in `snapshot`.
+    """
+    moved: list[tuple[int, Pool]] = []
+    for job in sorted(waiting, key=lambda job: (job.since, job.trial)):
+        pool = elsewhere(job.attempts, policy, snapshot, job.since, job.pays)
+        if pool is not None:
+            moved.append((job.trial, pool))
+            snapshot.movers += 1
+            snapshot.attempts[kind_of(pool)] += 1
+    return moved
 
 
 def elsewhere(

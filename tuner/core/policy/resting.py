@@ -35,6 +35,11 @@ def state(study: StudyView) -> StudyState:
     return StudyState.DRAINING if study.busy else rest
 
 
+def begins_attempts(intent: Intent, *, past_deadline: bool) -> bool:
+    """Whether a study in this situation submits anything new, as far as its budget allows."""
+    return intent is Intent.RUN and not past_deadline
+
+
 def _rest(study: StudyView) -> StudyState | None:
     """The rest that the study is in or drains towards; None while it goes on."""
     if study.intent is not Intent.RUN:
