@@ -2,7 +2,8 @@
 
 Rules: a kind is stored as its value, so a value never changes. The kind of a transition is the name of its machine and
 of its event. Writers name a member; a record that was read keeps plain text, because a newer version may have written
-a kind that this one does not know. `reports.events` holds the sentence of each kind.
+a kind that this one does not know. A new kind is a member here and a row in the table of `reports.events`, with its
+sentence or the reason for its silence.
 """
 
 from dataclasses import dataclass, field

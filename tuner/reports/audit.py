@@ -112,7 +112,7 @@ def _differences(attempt: Attempt, seen: Observation | None, listed: Mapping[str
     if attempt.job_name not in listed:
         yield "the service describes it but does not list it"
     if attempt.live and seen.status.final:
-        yield f"ended as {seen.secondary}, not harvested yet: tuner resume does"
+        yield f"ended as {seen.secondary}, but its result is not recorded yet: resume the study"
     elif not attempt.live and not seen.status.final:
         yield f"recorded as ended, but it is {seen.secondary}"
     elif not attempt.live:

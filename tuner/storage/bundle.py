@@ -124,9 +124,9 @@ def refuse_downloads(bundle: Bundle) -> None:
     wanted = [line for line in lines if not line.startswith("-") or line.startswith(_ASKING)]
     if wanted and not any("--no-index" in line.split() for line in lines):
         raise BundleRefused(
-            f"{REQUIREMENTS} asks for {wanted[0]!r}, and sagemaker.network_isolation leaves pip no network, so each job"
-            f" would fail unless the image has it: if it has all of them, or the bundle has their wheels, say so by a"
-            f" line --no-index (and --find-links FOLDER); else build them into the image, or name the file in"
+            f"{REQUIREMENTS} asks for {wanted[0]!r}, but sagemaker.network_isolation leaves pip no network, so each job"
+            f" would fail unless the image has it: if the image has every package, or the bundle has their wheels, add"
+            f" a line --no-index (and --find-links FOLDER); else build them into the image, or name the file in"
             f" {IGNORE_FILE}"
         )
 
@@ -142,11 +142,11 @@ def _digest(files: Sequence[BundleFile]) -> str:
 def _check(source: Path, files: dict[str, bytes], entry_point: str) -> None:
     if any(name == "tuner.py" or name.startswith(_OURS) for name in files):
         raise BundleRefused(
-            f"{source} holds a package or module named tuner, which the bundle brings itself: rename it, or give"
-            f" training.source_dir a folder of its own"
+            f"{source} holds a package or module named tuner, which the bundle contains already: rename it, or set"
+            f" training.source_dir to another folder"
         )
     if CONFIG_NAME in files:
-        raise BundleRefused(f"{source / CONFIG_NAME}: the bundle writes a file of this name itself: rename yours")
+        raise BundleRefused(f"{source / CONFIG_NAME}: the bundle already has a file of this name: rename yours")
     if entry_point not in files:
         raise BundleRefused(
             f"training.entry_point {entry_point!r} is not among the {len(files)} files of {source} that are packed:"
