@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --seeds N [--first-seed K] [--store postgres]`: a soak; exit 1 if any seed fails."""
+"""A soak: `python -m tests.simulation --seeds N [--first-seed K] [--store postgres] [--menu 1]`."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from tests import postgres_server
-from tests.simulation import coverage
+from tests.simulation import coverage, faults
 from tests.simulation.soak import Outcome, run
 from tests.simulation.world import new_store, postgres_stores
 from tuner.store.store import Store
@@ -17,14 +17,14 @@ from tuner.store.store import Store
 TWICE_EVERY = 10
 
 
-def soak(seeds: range, stores: Callable[[], Store], flags: str) -> tuple[list[str], list[Outcome]]:
+def soak(seeds: range, stores: Callable[[], Store], menu: int, flags: str) -> tuple[list[str], list[Outcome]]:
     """One line per failing seed, and how each story went."""
     lines, outcomes = [], []
     for seed in seeds:
-        outcome = run(seed, stores)
+        outcome = run(seed, stores, menu)
         outcomes.append(outcome)
         broken = outcome.broken
-        if broken is None and seed % TWICE_EVERY == 0 and run(seed, stores).digest != outcome.digest:
+        if broken is None and seed % TWICE_EVERY == 0 and run(seed, stores, menu).digest != outcome.digest:
             broken = "same_seed_same_events: told twice, it went differently"
         if broken is not None:
             lines.append(f"seed {seed}: {broken} -- python -m tests.simulation --first-seed {seed} --seeds 1{flags}")
@@ -37,16 +37,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many stories")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="where the rows are")
+    parser.add_argument("--menu", type=int, choices=sorted(faults.MENUS), default=1, help="the faults to draw from")
     chosen = parser.parse_args()
     if chosen.store == "sqlite":
-        return report(chosen, new_store, "")
+        return report(chosen, new_store, f" --menu {chosen.menu}")
     with closing(postgres_server.server()) as server:
-        return report(chosen, postgres_stores(server), " --store postgres")
+        return report(chosen, postgres_stores(server), f" --menu {chosen.menu} --store postgres")
 
 
 def report(chosen: argparse.Namespace, stores: Callable[[], Store], flags: str) -> int:
     began_s = time.process_time()
-    lines, outcomes = soak(range(chosen.first_seed, chosen.first_seed + chosen.seeds), stores, flags)
+    lines, outcomes = soak(range(chosen.first_seed, chosen.first_seed + chosen.seeds), stores, chosen.menu, flags)
     cpu_s = time.process_time() - began_s
     missing = coverage.report(outcomes)
     ends: Counter[str] = sum((outcome.ends for outcome in outcomes), Counter())

@@ -322,6 +322,10 @@ def _menu() -> Iterator[tuple[str, _Fault]]:
 
 MENU: dict[str, _Fault] = dict(_menu())
 
+# The faults that a seed draws from, by the number of the menu. A story depends on all of them: a new fault comes with a
+# new menu, so that the seeds of the old ones keep their stories and verdicts.
+MENUS: dict[int, tuple[str, ...]] = {1: tuple(MENU)}
+
 # What comes with the scenario, not at a moment.
 STANDING = (
     "cycle",

@@ -102,9 +102,9 @@ class Outcome:
     ticks: int
 
 
-def run(seed: int, stores: Callable[[], Store] = new_store) -> Outcome:
+def run(seed: int, stores: Callable[[], Store] = new_store, menu: int = 1) -> Outcome:
     """Tell the story of `seed` once, with a store that is made for it and closed after it."""
-    soak = Soak(scenario(seed, tuple(faults.MENU)), stores)
+    soak = Soak(scenario(seed, faults.MENUS[menu]), stores)
     broken = None
     try:
         soak.story()

@@ -1,8 +1,11 @@
 """A fixed share of the soak, and a few broken rules that it must find. The whole is `python -m tests.simulation`."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.simulation import coverage
+from tests.simulation.__main__ import main
 from tests.simulation.mutations import MUTATIONS, find
 from tests.simulation.soak import run
 from tests.simulation.world import postgres_stores
@@ -47,6 +50,23 @@ def test_the_same_seed_tells_the_same_story():
 
 def test_different_seeds_tell_different_stories():
     assert run(3).digest != run(4).digest
+
+
+def test_the_old_menu_stays_selectable(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tests.simulation", "--menu", "1", "--first-seed", "3", "--seeds", "1"])
+    assert main() == 0
+    assert "1 seeds, 0 failed" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tests.simulation", "--menu", "0"])
+    with pytest.raises(SystemExit):
+        main()
+
+
+def test_a_failing_seed_names_its_menu(monkeypatch, capsys):
+    broken = replace(run(3), broken="a rule")
+    monkeypatch.setattr("tests.simulation.__main__.run", lambda *_: broken)
+    monkeypatch.setattr("sys.argv", ["tests.simulation", "--first-seed", "3", "--seeds", "1"])
+    assert main() == 1
+    assert "a rule -- python -m tests.simulation --first-seed 3 --seeds 1 --menu 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("broken", QUICK)
