@@ -17,7 +17,6 @@ import pytest
 from cli_calls import Call, Faked
 
 from tuner.cli import printing, read
-from tuner.core import text as cli_text
 from tuner.core.clock import VirtualClock
 from tuner.core.records import RunEnd
 from tuner.reports import views
@@ -211,25 +210,15 @@ def test_a_refusal_names_the_store_that_was_named_too(call: Call, folder: Path) 
     assert "tuner trials digits lists them" in call("logs", "digits", "99").err
 
 
-@pytest.mark.parametrize(
-    ("text", "pasted"),
-    [
-        ("go on: tuner resume x, or tuner cancel x", "go on: tuner -s resume x, or tuner -s cancel x"),
-        ("see `tuner trials x` of it", "see `tuner -s trials x` of it"),
-        ("tuner set x budget.usd=2 --store y; tuner stop x", "tuner set x budget.usd=2 --store y; tuner -s stop x"),
-        (
-            "the tuner resumes; spot-tuner resumed it; tuner: stop",
-            "the tuner resumes; spot-tuner resumed it; tuner: stop",
-        ),
-    ],
-)
-def test_commands_in_a_text_get_the_option(text: str, pasted: str) -> None:
-    cli_text.name_store(" -s")
-    try:
-        assert cli_text.pasteable(text) == pasted
-    finally:
-        cli_text.name_store("")
-    assert cli_text.pasteable(text) == text
+def test_what_a_script_said_is_no_command_of_ours(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason that reads like a command comes out as the script wrote it, whatever store was named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_store, "ESCAPE", "see `tuner resume foo`, or tuner stop bar")
+    cli_store.seed(tmp_path).close()
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    for words in (("trials", "digits"), ("show", "digits", 3), ("show", "digits", 0)):
+        out = " ".join(call(*words, "--store", url).out.split())
+        assert "see `tuner resume foo`, or tuner stop bar" in out
 
 
 def test_check_exits_1_and_names_the_problems(call: Call, folder: Path) -> None:
@@ -324,7 +313,7 @@ def test_watch_on_paper_prints_changes_and_ends_with_the_study(
                 with closing(sqlite3.connect(folder / "tuner.db")) as database, database:
                     database.execute("UPDATE tuner_studies SET state = 'finished'")
 
-    args = type("Args", (), {"store": None, "study": "digits"})()
+    args = type("Args", (), {"store": None, "study": "digits", "options": ()})()
     assert read.watch(args, Passing(cli_store.NOW)) == 0
     assert len(waits) == 3
     printed = re.findall(r"^state +(\w+)", capsys.readouterr().out, re.MULTILINE)

@@ -174,7 +174,7 @@ def test_a_refusal_is_one_line_with_its_code(call: Call) -> None:
 
 def test_all_once(call: Call) -> None:
     done = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3)
-    held = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3, summary={"error": "held by pid 3"})
+    held = StudyOutcome(study_state=StudyState.RUNNING, exit_code=3, refused="held by pid 3")
     two = Faked(resume_all_once=lambda *a, **k: [("digits", done), ("plain", held)])
     assert call("resume", "--all", "--once", use_cases=two)[:2] == (3, "digits is running\nplain: held by pid 3\n")
     none = Faked(resume_all_once=lambda *a, **k: [])

@@ -69,9 +69,9 @@ def test_missing_rights_are_found(account, simulator, tmp_path):
         "user/moto lacks iam",
         "role/jobs lacks logs",
     ]
-    assert "user/moto lacks logs:GetLogEvents: tuner logs shows nothing" in "\n".join(warnings)
+    assert "user/moto lacks logs:GetLogEvents: `logs` shows nothing" in "\n".join(warnings)
     assert "role/jobs lacks cloudwatch:PutMetricData" in "\n".join(warnings)
-    assert all("tuner doctor FILE --policy" in line for line in errors)
+    assert all(f"tuner doctor {tmp_path}/study.yaml --policy" in line for line in errors)
 
 
 def test_a_denial_on_a_later_page_is_found(account, simulator, tmp_path):

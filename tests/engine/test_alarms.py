@@ -65,13 +65,13 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert len(sweep.cloud.jobs) == 1
     (job,) = sweep.cloud.jobs.values()
     assert job.status.final
-    assert "spot: asked for True, the job has False" in engine.live.halted
+    assert "spot: asked for True, the job has False" in str(engine.live.halted)
     (differs,) = events(sweep, "differs")
     (line,) = narrate([differs])
-    assert (line.level, job.name in line.text) == ("error", True)
-    assert "tuner resume sweep" in line.text
+    assert (line.level, job.name in str(line.text)) == ("error", True)
+    assert "tuner resume sweep" in str(line.text)
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == engine.live.halted, "also whoever looks later learns why it stopped"
+    assert status["warnings"][0] == str(engine.live.halted), "also whoever looks later learns why it stopped"
     # nobody failed, and at the poll after the job was made it was told to stop
     assert {trial.state for trial in sweep.trials()} == {TrialState.BACKING_OFF}
     assert not [trial for trial in sweep.trials() if "user" in trial.reason], "who asked for nothing is told so"
@@ -87,7 +87,7 @@ def test_a_dropped_environment_stops_the_study(make_sweep):
     sweep.cloud.describe = lambda name: replace(plain(name), digest=None)
     engine = sweep.engine()
     assert engine.run(lambda: False) is StudyState.STOPPED
-    assert "environment: asked for the digest" in engine.live.halted
+    assert "environment: asked for the digest" in str(engine.live.halted)
 
 
 def test_a_study_file_that_was_changed_meanwhile_is_no_difference(make_sweep):
@@ -123,11 +123,11 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     (halted,) = events(sweep, "halted")
     (line,) = narrate([halted])
     assert line.level == "error"
-    assert "the image is gone" in line.text
-    assert "tuner resume sweep --retry-failed" in line.text
-    assert engine.live.halted in line.text
+    assert "the image is gone" in str(line.text)
+    assert "tuner resume sweep --retry-failed" in str(line.text)
+    assert str(engine.live.halted) in str(line.text)
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == engine.live.halted, "also whoever looks later learns why it stopped"
+    assert status["warnings"][0] == str(engine.live.halted), "also whoever looks later learns why it stopped"
     assert sweep.engine().live.halted, "and the next process asks for nothing either"
 
     sweep.cloud.create = plain
@@ -151,8 +151,8 @@ def test_a_space_that_fails_in_mid_sweep_ends_the_asking_not_the_jobs(make_sweep
     monkeypatch.setattr(engine.live.proposer, "ask", failing)
     assert engine.run(lambda: False) is StudyState.STOPPED
     assert succeeded(sweep) == [0, 1, 2]
-    assert "space: f of space.py failed" in engine.live.halted
-    assert engine.live.halted.endswith("tuner resume sweep")
+    assert "space: f of space.py failed" in str(engine.live.halted)
+    assert str(engine.live.halted).endswith("tuner resume sweep")
     assert len(events(sweep, "halted")) == 1
 
 

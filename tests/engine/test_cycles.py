@@ -16,6 +16,7 @@ from sweeps import Sweep
 from test_alarms import describing
 
 from tuner.cli.printing import next_commands
+from tuner.core.commands import Command
 from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import RequestRejected
 from tuner.core.records import AttemptState, Holder, Intent, StudyState, TrialState
@@ -41,7 +42,7 @@ class Screen:
             self.signals.stop_requested = True
 
     def event(self, line) -> None:
-        self.lines.append(line.text)
+        self.lines.append(str(line.text))
 
     def close(self) -> None:
         pass
@@ -70,7 +71,7 @@ class User:
                 **options,
             )
         finally:
-            self.said, self.last_words = screen.lines, signals.last_words
+            self.said, self.last_words = screen.lines, str(signals.last_words)
 
     def resume(self, **options) -> StudyOutcome:
         return self.does(launch.resume, "sweep", **options)
@@ -145,7 +146,7 @@ def user(make_sweep, tmp_path):
         sweep = make_sweep(**options)
 
         sweep.clock.wake = lambda: None
-        return User(sweep, Always(SimulatedBackend(tmp_path, "us-east-1", sweep, batch)))
+        return User(sweep, Always(SimulatedBackend(tmp_path, "us-east-1", "sweep", sweep, batch)))
 
     return begin
 
@@ -262,7 +263,7 @@ def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user):
     assert someone.study.state is StudyState.STOPPED
 
     alive = someone.backends
-    someone.backends = Always(DeadlyBackend(alive.backend.directory, alive.backend.region))
+    someone.backends = Always(DeadlyBackend(alive.backend.directory, alive.backend.region, "sweep"))
     with pytest.raises(Killed):
         someone.resume()
     someone.backends = alive
@@ -362,7 +363,7 @@ def test_a_limit_raised_for_a_study_that_was_stopped_starts_nothing(user):
 
 
 def problems(someone: User) -> list[str]:
-    return looking.check("sweep", someone.sweep.store, clock=someone.sweep.clock)
+    return [str(line) for line in looking.check("sweep", someone.sweep.store, clock=someone.sweep.clock)]
 
 
 def test_a_study_is_well_between_its_cycles_and_not_when_they_fail_to_come(user):
@@ -420,8 +421,8 @@ def test_a_wish_that_no_engine_has_heard_yet_is_what_goes_on(user, asked):
     held_elsewhere(someone)
     outcome = getattr(someone, asked)(wait=False)
     assert (someone.study.intent, outcome.summary["intent"]) == (Intent.RUN, asked)
-    assert f"tuner {asked} sweep" in next_commands(outcome.summary)
-    assert "tuner resume sweep" not in next_commands(outcome.summary)
+    assert Command(asked, "sweep") in next_commands(outcome.summary)
+    assert Command("resume", "sweep") not in next_commands(outcome.summary)
 
 
 def test_who_waits_for_a_stop_that_is_taken_back_is_told_so(user, monkeypatch):

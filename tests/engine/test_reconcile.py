@@ -37,7 +37,7 @@ class Told:
         self.lines = []
 
     def event(self, line):
-        self.lines.append((line.level, line.text))
+        self.lines.append((line.level, str(line.text)))
 
     def said(self, text):
         return [line for _, line in self.lines if text in line]
@@ -50,7 +50,7 @@ class StoredHere(backend.Backends):
         self._objects = objects
 
     def make(self, _spec, _local_dir):
-        made = backend.LocalBackend(self._objects._root.parent, "us-east-1")
+        made = backend.LocalBackend(self._objects._root.parent, "us-east-1", "sweep")
         return Mock(wraps=made, objects=lambda: self._objects)
 
 
@@ -417,10 +417,10 @@ def test_jobs_that_nobody_asked_for_are_reported_with_their_rate_and_what_ends_t
     sweep.cloud.create(foreign_request(engine, "another-00000-001"))
     (orphan,) = orphans(sweep)
     assert orphan.job == stray
-    assert "no attempt asked for it, and it costs up to $1.4" in orphan.text
-    assert "tuner audit sweep --stop-orphans" in orphan.text
+    assert "no attempt asked for it, and it costs up to $1.4" in str(orphan.text)
+    assert "tuner audit sweep --stop-orphans" in str(orphan.text)
     whole = audit.audit(sweep.store.study_by_id(sweep.study.id), sweep.spec, sweep.store, sweep.cloud)
-    assert [line for line in whole.lines if stray in line and orphan.text in line]
+    assert [line for line in map(str, whole.lines) if stray in line and str(orphan.text) in line]
     sweep.cloud.stop(orphan.job)
     sweep.clock.wait(sweep.clock.now().replace(hour=2))
     assert orphans(sweep) == []
@@ -453,11 +453,11 @@ def test_an_orphan_costs_the_rate_of_the_type_that_it_runs_on(make_sweep):
     sweep.cloud.create(stray)
     dear = RateCard({}).rate(types[1], "us-east-1").usd_per_hour
     (orphan,) = orphans(sweep)
-    assert f"up to ${dear * 2}/h" in orphan.text
+    assert f"up to ${dear * 2}/h" in str(orphan.text)
     describe = sweep.cloud.describe
     sweep.cloud.describe = lambda name: replace(describe(name), asked=None)
     (orphan,) = orphans(sweep)
-    assert f"up to ${dear}/h" in orphan.text, "the service does not say: the dearest that is listed"
+    assert f"up to ${dear}/h" in str(orphan.text), "the service does not say: the dearest that is listed"
 
 
 def test_a_job_with_our_name_and_another_digest_is_an_orphan(make_sweep):
@@ -467,7 +467,7 @@ def test_a_job_with_our_name_and_another_digest_is_an_orphan(make_sweep):
     for _ in range(3):
         engine.tick()
     (orphan,) = orphans(sweep)
-    assert "not the job that trial 0 asked for" in orphan.text
+    assert "not the job that trial 0 asked for" in str(orphan.text)
 
 
 # --- warm start

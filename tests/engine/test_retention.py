@@ -206,7 +206,7 @@ def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path):
     """The next engine may have been told to keep more, or may be copying for `--retry-failed`."""
     sweep, objects = swept(make_sweep, tmp_path, "none")
     before = {info.uri for info in objects.list("s3://tuner-local/")}
-    here = backend.LocalBackend(tmp_path, "us-east-1")
+    here = backend.LocalBackend(tmp_path, "us-east-1", "sweep")
     study = sweep.store.study_by_id(sweep.study.id)
     lease = acquired(sweep, 50)
     acquired(sweep, 51)
@@ -223,7 +223,7 @@ def test_who_loses_the_lease_deletes_nothing_more(make_sweep, tmp_path):
         def objects(self):
             return TakenOver(self.directory / "s3")
 
-    taken = Taken(tmp_path, "us-east-1")
+    taken = Taken(tmp_path, "us-east-1", "sweep")
     with pytest.raises(LeaseLost):
         drive._apply_retention(study, acquired(sweep, 52), sweep.store, Quiet(), sweep.clock, taken)
     assert [steps(objects, trial) for trial in sweep.trials()] == [(), (1, 2, 3), (1, 2, 3), (1, 2, 3)]

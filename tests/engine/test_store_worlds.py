@@ -155,7 +155,7 @@ class Said(QuietDisplay):
         self.texts: list[str] = []
 
     def event(self, line: EventLine) -> None:
-        self.texts.append(line.text)
+        self.texts.append(str(line.text))
 
 
 def test_whoever_waits_for_the_store_can_be_told_to_leave(

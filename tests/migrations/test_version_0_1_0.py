@@ -74,7 +74,7 @@ class AllInOneFolder(Backends):
 
     def make(self, spec: StudySpec, _local_dir: Path | None) -> LocalBackend:
         assert spec.file is not None
-        return LocalBackend(spec.file.parents[1] / ".tuner", spec.region)
+        return LocalBackend(spec.file.parents[1] / ".tuner", spec.region, spec.name)
 
 
 class Heard:

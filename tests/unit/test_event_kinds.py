@@ -168,4 +168,6 @@ def test_sentences_are_sentences():
     """No control character, no leading blank, no line break of ours."""
     for kind in EventKind:
         said = sentence(event(kind, message="m"))
-        assert said is None or (said[1] == said[1].strip() and set(said[1]) <= set(string.printable) - set("\n\r\t"))
+        text = "" if said is None else str(said[1])
+        assert text == text.strip()
+        assert set(text) <= set(string.printable) - set("\n\r\t")

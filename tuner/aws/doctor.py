@@ -21,6 +21,7 @@ from tuner.aws.connections import Aws, AwsError, ask
 from tuner.aws.iam_policy import PolicyScope, Right
 from tuner.aws.prepare import complete
 from tuner.aws.price_list import listed
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Finding
 from tuner.core.prices import PriceUnknown, RateCard
 from tuner.spec.study_file import StudySpec
@@ -30,7 +31,6 @@ from tuner.storage.objects import Objects, ObjectsError, S3Objects
 _SKEW_FATAL_S, _SKEW_ODD_S = 300.0, 30.0
 _PAGES_MAX = 50  # of results of one statement, of which there are some tens
 _LOOKED_UP = "then look again: nothing that depends on it was looked at"
-_POLICY_REMEDY = "grant it: tuner doctor FILE --policy prints the least policies that work"
 
 
 def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
@@ -130,16 +130,17 @@ def try_storage(objects: Objects, uri: str) -> Iterator[Finding]:
 def rights(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
     """What IAM says of the caller and of the role. A simulation: bucket and key policies are not part of it."""
     where = iam_policy.place(spec, aws.identity, aws.region)
+    policy = Command("doctor", "FILE" if spec.file is None else str(spec.file), "--policy")
     caller = iam_policy.principal(aws.identity.arn)
     if caller != aws.identity.arn:
         caller = _role_arn(aws, caller)
     if caller.endswith(":root"):
         yield Finding(level="warn", what="the caller is the account's root", remedy="use a role or a user of its own")
     else:
-        yield from _simulated(aws, caller, iam_policy.caller_rights(where), where)
+        yield from _simulated(aws, caller, iam_policy.caller_rights(where), where, policy)
     if spec.sagemaker.role is not None:
         role = _role_arn(aws, f"arn:{where.partition}:iam::{where.account}:role/{where.role}")
-        yield from _simulated(aws, role, iam_policy.role_rights(where), where)
+        yield from _simulated(aws, role, iam_policy.role_rights(where), where, policy)
 
 
 def _role_arn(aws: Aws, arn: str) -> str:
@@ -150,7 +151,7 @@ def _role_arn(aws: Aws, arn: str) -> str:
         return arn
 
 
-def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope) -> Iterator[Finding]:
+def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope, policy: Command) -> Iterator[Finding]:
     who = arn.rpartition(":")[2]
     try:
         answers = [(right, _verdicts(aws, arn, right, where)) for right in needed]
@@ -158,7 +159,7 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope) 
         yield Finding(
             level="warn",
             what=f"rights of {who}: could not be looked at: {error}",
-            remedy="grant iam:SimulatePrincipalPolicy, or compare with tuner doctor FILE --policy",
+            remedy=Message("grant iam:SimulatePrincipalPolicy, or compare with ", policy),
         )
         return
     for right, verdicts in answers:
@@ -168,13 +169,13 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope) 
             yield Finding(
                 level="warn" if right.less_without else "error",
                 what=f"{who} lacks {', '.join(denied)}" + (f": {right.less_without}" if right.less_without else ""),
-                remedy=_POLICY_REMEDY,
+                remedy=Message("grant it: ", policy, " prints the least policies that work"),
             )
         if unknown:
             yield Finding(
                 level="warn",
                 what=f"{who}: the simulation did not say whether it has {', '.join(unknown)}",
-                remedy="compare its policies with tuner doctor FILE --policy",
+                remedy=Message("compare its policies with ", policy),
             )
     if all(all(verdicts.values()) for _, verdicts in answers):
         yield Finding(level="ok", what=f"{who} has every right that is needed (by simulation)")

@@ -227,7 +227,7 @@ _LOOKS = (
         actions=("logs:DescribeLogStreams", "logs:GetLogEvents"),
         resources=_LOG_ARNS,
         calls=(("logs", "DescribeLogStreams"), ("logs", "GetLogEvents")),
-        less_without="tuner logs shows nothing",
+        less_without="`logs` shows nothing",
     ),
     Right(
         sid="Metrics",

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from tuner.core.commands import Options
+
 if TYPE_CHECKING:
     from tuner.operations.use_cases import UseCases
 
@@ -11,3 +13,4 @@ class Arguments(argparse.Namespace):
     """The arguments of a verb, by the names of its options."""
 
     use_cases: "UseCases"
+    options: Options  # what commands in texts repeat of this call

@@ -5,7 +5,6 @@ Rules: as of all `cli_*` modules. Nothing is written and nothing is spent but by
 
 import json
 import secrets
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,8 +17,10 @@ from tuner.aws.iam_policy import UNKNOWN_ACCOUNT
 from tuner.cli import events, printing
 from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say, store_url
-from tuner.cli.table import render, table
+from tuner.cli.table import render as drawn
+from tuner.cli.table import table
 from tuner.core.clock import SystemClock
+from tuner.core.commands import Command, Message, render
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import counted, dollars, safe
 from tuner.operations.context import operating_errors
@@ -46,12 +47,13 @@ def doctor(args: Arguments) -> int:
     bad = any(finding.level == "error" for finding in found)
     if args.json:
         known = [asdict(fact) | {"learned_at": iso(fact.learned_at)} for fact in facts]
-        out_json({"ok": not bad, "findings": [asdict(finding) for finding in found], "facts": known})
+        shown = [asdict(each) | {"remedy": render(each.remedy, args.options)} for each in found]
+        out_json({"ok": not bad, "findings": shown, "facts": known})
     else:
-        out(printing.findings(found))
+        out(printing.findings(found, args.options))
         if facts:
             rows = [(fact.name, json.dumps(fact.value), iso(fact.learned_at), fact.source) for fact in facts]
-            out(render(table([facts[0].scope, "KNOWN", "SINCE", "BY"], rows)))
+            out(drawn(table([facts[0].scope, "KNOWN", "SINCE", "BY"], rows)))
     return Exit.CHECK_FAILED if bad else Exit.DONE
 
 
@@ -71,8 +73,8 @@ def _first_dollar(args: Arguments) -> int:
         for line in (*planned.lines(spec), *ready.warnings):
             say(safe(line))
         if queue_of(store.facts(place.scope)) is None:
-            create = f"tuner doctor {shlex.quote(str(args.file))} --events create"
-            say(safe(f"to see which events come, first: {create}"))
+            create = Command("doctor", str(args.file), "--events", "create")
+            say(safe(render(Message("to see which events come, first: ", create), args.options)))
         _agree(yes=args.yes)
         outcome = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
     if args.json:
@@ -80,7 +82,7 @@ def _first_dollar(args: Arguments) -> int:
         out_json({"scope": place.scope, "ok": outcome.fault is None, "fault": outcome.fault, "facts": facts})
     else:
         rows = [(fact.name.removeprefix("probe."), json.dumps(fact.value)) for fact in outcome.facts]
-        out(render(table([place.scope, "FOUND"], rows)))
+        out(drawn(table([place.scope, "FOUND"], rows)))
         out("\n".join(["not to be seen by one job:", *(f"  {line}" for line in first_dollar.BEYOND)]))
     if outcome.fault is None:
         return Exit.DONE
@@ -166,7 +168,7 @@ def _bill_text(name: str, found: CurAudit) -> str:
         "if the files are two deliveries of one month, give the newer one alone"
     )
     lines = [
-        render(table(columns, rows, right=right)),
+        drawn(table(columns, rows, right=right)),
         f"report {period}: {counted(report.lines, 'line')}{again}",
         *([twice] if report.other_ids else []),
         f"{totals}; {counted(left_out, 'job')} left out; {beside}",

@@ -9,25 +9,30 @@ from tuner.aws.rates import scope
 from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
+from tuner.core.commands import Command, Message, render
 from tuner.core.errors import Exit
 from tuner.core.text import safe
 from tuner.operations import context
 from tuner.spec import study_file
 
-_HOW = f"""\
-This template makes a queue and a rule named {events_setup.NAME}, for all studies of an account in a region. Either
-  tuner doctor --events > events.json
-  aws cloudformation deploy --stack-name {events_setup.NAME} --template-file events.json
-  tuner doctor --events use       (records the queue in the store, where engines find it)
-or let the tuner make them, and remove them again:
-  tuner doctor --events create
-  tuner doctor --events remove"""
+_HOW = Message(
+    f"This template makes a queue and a rule named {events_setup.NAME}, for all studies of an account in a region. "
+    "Either\n  ",
+    Command("doctor", "--events"),
+    f" > events.json\n  aws cloudformation deploy --stack-name {events_setup.NAME} --template-file events.json\n  ",
+    Command("doctor", "--events", "use"),
+    "       (records the queue in the store, where engines find it)\n"
+    "or let the tuner make them, and remove them again:\n  ",
+    Command("doctor", "--events", "create"),
+    "\n  ",
+    Command("doctor", "--events", "remove"),
+)
 
 
 def run(args: Arguments) -> int:
     """Print the template, or make, record or remove what it describes. FILE names region and profile."""
     if args.events == "print":
-        say(_HOW)
+        say(render(_HOW, args.options))
         out_json(events_setup.template())
         return Exit.DONE
     with context.operating_errors(), reading(args.store) as store:

@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli.pasteable import pasteable
 from tuner.cli.printing import simulated_note
 from tuner.cli.table import can_redraw, state, table, wants_color
 from tuner.core.clock import Clock
+from tuner.core.commands import Options, render
 from tuner.core.records import TrialState
 from tuner.core.text import counted, dollars, lost_work, number, safe
 from tuner.reports.records import Display, EngineView, EventLine, LiveRow
@@ -35,8 +35,9 @@ _ROWS_SHOWN = 16
 class PlainDisplay:
     """Lines for logs, pipes and people without a terminal."""
 
-    def __init__(self, clock: Clock, stream: TextIO | None = None) -> None:
+    def __init__(self, clock: Clock, stream: TextIO | None = None, options: Options = ()) -> None:
         self._clock = clock
+        self._options = options
         self._stream = stream or sys.stderr
         self._next: datetime | None = None
         self._last = ""
@@ -49,7 +50,7 @@ class PlainDisplay:
         self._print(now, line)
 
     def event(self, line: EventLine) -> None:
-        self._print(line.at, pasteable(level_text(line)))
+        self._print(line.at, level_text(line, self._options))
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -62,7 +63,8 @@ class PlainDisplay:
 class LiveDisplay:
     """A table of the trials in flight that is redrawn in place, with events scrolling away above it."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, options: Options = ()) -> None:
+        self._options = options
         self._console = Console(
             file=stream or sys.stderr,
             color_system="auto" if wants_color() else None,
@@ -79,7 +81,7 @@ class LiveDisplay:
 
     def event(self, line: EventLine) -> None:
         at = Text(f"{line.at:%H:%M:%S} ", style="dim")
-        self._console.print(at.append(pasteable(safe(level_text(line))), style=_STYLES[line.level]))
+        self._console.print(at.append(safe(level_text(line, self._options)), style=_STYLES[line.level]))
 
     def close(self) -> None:
         self._live.stop()
@@ -98,14 +100,14 @@ class QuietDisplay:
         """Nothing to give back."""
 
 
-def choose(clock: Clock, stream: TextIO | None = None) -> Display:
-    """The display that fits the stream (standard error by default)."""
-    return LiveDisplay(stream) if can_redraw(stream or sys.stderr) else PlainDisplay(clock, stream)
+def choose(clock: Clock, stream: TextIO | None = None, options: Options = ()) -> Display:
+    """The display that fits the stream (standard error by default); commands in it repeat `options`."""
+    return LiveDisplay(stream, options) if can_redraw(stream or sys.stderr) else PlainDisplay(clock, stream, options)
 
 
-def level_text(line: EventLine) -> str:
+def level_text(line: EventLine, options: Options = ()) -> str:
     """The text of an event; what must not be missed says so in words, since colour may be missing."""
-    return f"{_WORDS.get(line.level, '')}{line.text}"
+    return f"{_WORDS.get(line.level, '')}{render(line.text, options)}"
 
 
 def summary_line(view: EngineView) -> str:

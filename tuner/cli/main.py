@@ -10,7 +10,6 @@ ends the call in silence. SIGTERM leaves as Ctrl-C does, by an exception: what a
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from tuner.cli.arguments import Arguments
-from tuner.cli.pasteable import name_store, pasteable
+from tuner.core.commands import Options, render
 from tuner.core.errors import Exit, UserError
 from tuner.core.text import safe
 
@@ -70,16 +69,16 @@ def main(argv: Sequence[str] | None = None, use_cases: "UseCases | None" = None)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
-    name_store("")
+    options: Options = ()  # unknown until the call is parsed
     try:
         _refuse_unbuilt(arguments)
         args = parser().parse_args(arguments, Arguments())
-        name_store(_store_option(args.store))
+        options = args.options = _options(args.store)
         with _leaving_by_sigterm(), _log(args.verbose):
             code = _run(args, use_cases)
         sys.stdout.flush()
     except UserError as error:
-        print(f"tuner: {pasteable(safe(error))}", file=sys.stderr)
+        print(f"tuner: {safe(render(error.message, options))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Python flushes standard output once more at exit: it must have somewhere to go.
@@ -112,16 +111,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _store_option(url: str | None) -> str:
-    """A password is masked: the user knows it."""
+def _options(url: str | None) -> Options:
+    """What a printed command repeats of this call. A password is masked, because the user knows it."""
     if not url:
-        return ""
+        return ()
     from tuner.store.schema import StoreError, masked  # noqa: PLC0415 - SQLAlchemy, as whatever opens this store will
 
     try:
-        return f" --store {shlex.quote(masked(url))}"
+        return "--store", masked(url)
     except StoreError:  # the verb refuses it
-        return ""
+        return ()
 
 
 def _log(verbosity: int) -> AbstractContextManager[None]:

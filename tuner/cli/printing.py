@@ -4,7 +4,6 @@ Rules: every function returns a string and prints nothing, so that a closed pipe
 text. Foreign text goes through `safe`, in lines as in cells.
 """
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from statistics import median_low
@@ -15,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.cli.table import cell, render, state, table
+from tuner.core.commands import Command, Message, Options
+from tuner.core.commands import render as rendered
 from tuner.core.errors import Finding, gist, how_to_go_on
 from tuner.core.records import Intent
 from tuner.core.text import (
@@ -56,7 +57,7 @@ def plan(shown: LaunchPlan, stream: TextIO | None = None, *, every_setting: bool
     return "\n".join([render(grid, stream), *(f"warning: {safe(line)}" for line in shown.warnings)])
 
 
-def status(doc: Doc, now: datetime) -> str:
+def status(doc: Doc, now: datetime, options: Options = ()) -> str:
     """One study, in a block."""
     note = simulated_note(doc["simulated"])
     rows = [
@@ -76,7 +77,7 @@ def status(doc: Doc, now: datetime) -> str:
     for label, value in rows:
         grid.add_row(Text(label), Text(safe(value)))
     title = f"{safe(doc['study'])} ({safe(doc['backend'])}, by {safe(doc['owner'])})"
-    return "\n".join([title, render(grid), *warnings(doc)])
+    return "\n".join([title, render(grid), *warnings(doc, options)])
 
 
 def pool_text(pool: Doc) -> str:
@@ -93,10 +94,10 @@ def pool_text(pool: Doc) -> str:
     return ", ".join(parts)
 
 
-def studies(docs: Sequence[Doc], now: datetime) -> str:
+def studies(docs: Sequence[Doc], now: datetime, options: Options = ()) -> str:
     """All studies of a store, one a line."""
     if not docs:
-        return "no studies yet: tuner launch FILE"
+        return rendered(Message("no studies yet: ", Command("launch", "FILE")), options)
     columns = ["STUDY", "STATE", "ENDED", "TOTAL", "BEST", "SPENT", "INTERRUPTIONS", "LAST SIGN OF LIFE"]
     rows = [
         (
@@ -204,7 +205,7 @@ def comparison(doc: Doc) -> str:
     )
 
 
-def final_summary(doc: Doc) -> str:
+def final_summary(doc: Doc, options: Options = ()) -> str:
     """What a sweep came to: printed at the end of `launch` and `resume`."""
     note = simulated_note(doc["simulated"])
     lines = [
@@ -212,39 +213,41 @@ def final_summary(doc: Doc) -> str:
         f"  best           {best_text(doc)}",
         f"  spend          {spend_text(doc)}{note}",
         f"  on demand      {dollars(doc['on_demand_usd'])}{note}, saved {percent(doc['saved_pct'])}",
-        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc)}",
+        f"  interruptions  {resumed_text(doc)}{_resumed_from(doc, options)}",
         f"  work lost      {lost_text(doc)}",
-        *warnings(doc),
+        *warnings(doc, options),
         "next:",
-        *(f"  {line}" for line in next_commands(doc)),
+        *(f"  {command.line(options)}" for command in next_commands(doc)),
     ]
     return "\n".join(lines)
 
 
-def next_commands(doc: Doc) -> list[str]:
-    """Commands to paste, by the state that the study is in."""
-    name = shlex.quote(doc["study"])
+def next_commands(doc: Doc) -> list[Command]:
+    """Commands to go on with, by the state that the study is in."""
+    name: str = doc["study"]
+    resume, cancel = Command("resume", name), Command("cancel", name)
     best = doc["best"][0] if isinstance(doc["best"], list) and doc["best"] else doc["best"]
     match doc["state"]:
         case "finished" | "cancelled":
             if not best:
-                return [f"tuner trials {name}"]
-            compare = [f"tuner compare {name}"] if len(doc["objectives"]) == 1 else []
-            return [f"tuner best {name}", f"tuner show {name} {best['number']}", *compare]
+                return [Command("trials", name)]
+            compare = [Command("compare", name)] if len(doc["objectives"]) == 1 else []
+            return [Command("best", name), Command("show", name, str(best["number"])), *compare]
         case "out_of_budget":
-            return [f"tuner set {name} budget.usd=…", f"tuner resume {name}", f"tuner cancel {name}"]
+            return [Command("set", name, "budget.usd=…"), resume, cancel]
         case "past_deadline":
-            return [f"tuner set {name} budget.deadline=…", f"tuner resume {name}", f"tuner cancel {name}"]
+            return [Command("set", name, "budget.deadline=…"), resume, cancel]
         case "stopped":
-            return [f"tuner resume {name}", f"tuner cancel {name}"]
+            return [resume, cancel]
         case _:  # what was asked for goes on: `resume` would take a stop back
             asked = how_to_go_on(name, Intent(doc["intent"]))
-            return list(dict.fromkeys([asked, f"tuner cancel {name}"]))
+            return list(dict.fromkeys([asked, cancel]))
 
 
-def warnings(doc: Doc) -> list[str]:
+def warnings(doc: Doc, options: Options = ()) -> list[str]:
     """Warnings of a status document; work that was started over comes first, and loudly."""
     lines = [f"warning: {safe(line)}" for line in doc["warnings"]]
+    see = rendered(Message(" See ", Command("trials", doc["study"]), ", and `show` of such a trial."), options)
     if doc["never_checkpointed"] > doc["resumed_runs"]:
         # one run taken away before its first checkpoint is bad luck; most of them are a script that saves too late
         runs = counted(doc["never_checkpointed"], "run")
@@ -261,14 +264,14 @@ def warnings(doc: Doc) -> list[str]:
         lines.insert(
             0,
             f"WARNING: {runs} BEGAN BEFORE THE NEWEST CHECKPOINT that was there: the script does not load the newest, "
-            "and every interruption pays for the steps between again. See `tuner show` of such a trial.",
+            f"and every interruption pays for the steps between again.{see}",
         )
     if doc["restarted_from_zero"]:
         runs = counted(doc["restarted_from_zero"], "run")
         lines.insert(
             0,
             f"WARNING: {runs} RESTARTED FROM ZERO although a checkpoint was there: the script does not resume, "
-            "and every interruption pays for the same work again. See `tuner show` of such a trial.",
+            f"and every interruption pays for the same work again.{see}",
         )
     return lines
 
@@ -280,19 +283,22 @@ def problems(doc: Doc) -> list[str]:
     return [f"{safe(doc['study'])}: problem: {safe(line)}" for line in doc["problems"]]
 
 
-def findings(found: Sequence[Finding]) -> str:
+def findings(found: Sequence[Finding], options: Options = ()) -> str:
     """One a line, its remedy below it: side by side they are wider than any terminal."""
     grid = Table.grid(padding=(0, 2))
     for f in found:
-        remedy = [Text(f"remedy: {safe(f.remedy)}", style="dim")] if f.remedy else []
+        remedy = [Text(f"remedy: {safe(rendered(f.remedy, options))}", style="dim")] if f.remedy else []
         grid.add_row(state(f.level), Group(Text(safe(f.what)), *remedy))
     return render(grid)
 
 
-def audit(name: str, found: Audit) -> str:
+def audit(name: str, found: Audit, options: Options = ()) -> str:
     columns = ["JOB", "TRIAL", "ATTEMPT", "STATUS", "BILLED", "LEDGER", "DIFFERENCE"]
     rows = [
-        (r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd), r.difference or r.note)
+        (
+            *(r.job, r.trial, r.attempt, r.status, dollars(r.billed_usd), dollars(r.ledger_usd)),
+            rendered(r.difference or r.note, options),
+        )
         for r in found.rows
     ]
     ours = sum(r.attempt is not None for r in found.rows)
@@ -303,7 +309,7 @@ def audit(name: str, found: Audit) -> str:
     )
     return "\n".join(
         [render(table(columns, rows, right=["TRIAL", "ATTEMPT", "BILLED", "LEDGER"])), verdict]
-        + [f"  {safe(line)}" for line in found.lines]
+        + [f"  {safe(rendered(line, options))}" for line in found.lines]
     )
 
 
@@ -418,7 +424,7 @@ def simulated_line() -> str:
     return "dollars are simulated: list prices of a local study, which nobody pays"
 
 
-def _resumed_from(doc: Doc) -> str:
+def _resumed_from(doc: Doc, options: Options) -> str:
     """Every step, or plainly a sum of them: a list that breaks off looks as if it were all."""
     steps: list[int] = doc["resumed_from_steps"]
     if not steps:
@@ -426,7 +432,7 @@ def _resumed_from(doc: Doc) -> str:
     several = len(set(steps))
     if several <= _STEPS_SHOWN:
         return f" (from {'step' if several == 1 else 'steps'} {steps_text(steps)})"
-    each = f"tuner trials {shlex.quote(doc['study'])}"
+    each = Command("trials", doc["study"]).line(options)
     return f" (from steps {min(steps)} to {max(steps)}, in the median {median_low(steps)}; each: {each})"
 
 

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from tuner.cli import printing
 from tuner.cli.arguments import Arguments
-from tuner.cli.pasteable import pasteable
 from tuner.cli.show import story
 from tuner.cli.table import can_redraw, wants_color
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Options, render
 from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Json
@@ -46,14 +46,15 @@ def status(args: Arguments) -> int:
             raise UserError("status: --watch shows text and --json is one document: choose one", Exit.USAGE)
         return watch(args, SystemClock())
     with reading(args.store) as store:
-        docs = _status_docs(store, args.study, SystemClock().now())
+        docs = _status_docs(store, args.study, SystemClock().now(), args.options)
         if args.check:
             for doc in docs:
-                doc["problems"] = list[Json](args.use_cases.check(str(doc["study"]), store))
+                found = args.use_cases.check(str(doc["study"]), store)
+                doc["problems"] = list[Json](render(line, args.options) for line in found)
         if args.json:
             out_json(docs[0] if args.study else docs)
         else:
-            out(_status_text(docs, args.study, store, SystemClock().now()))
+            out(_status_text(docs, args, store, SystemClock().now()))
     return Exit.CHECK_FAILED if any(doc.get("problems") for doc in docs) else Exit.DONE
 
 
@@ -63,13 +64,13 @@ def watch(args: Arguments, clock: Clock) -> int:
     with reading(args.store) as store, _screen() as screen:
         while True:
             now = clock.now()
-            docs = _status_docs(store, args.study, now)
+            docs = _status_docs(store, args.study, now, args.options)
             # the engine's sign of life moves each second: on paper that is no news
             facts = [{key: value for key, value in doc.items() if key != "engine"} for doc in docs]
             if screen is not None:
-                screen.update(Text.from_ansi(_status_text(docs, args.study, store, now)), refresh=True)
+                screen.update(Text.from_ansi(_status_text(docs, args, store, now)), refresh=True)
             elif facts != shown:
-                out(_status_text(docs, args.study, store, now))
+                out(_status_text(docs, args, store, now))
             shown = facts
             if not any(doc["state"] in ("running", "draining") for doc in docs):
                 return Exit.DONE
@@ -90,7 +91,7 @@ def trials(args: Arguments) -> int:
 
 def show(args: Arguments) -> int:
     with reading(args.store) as store:
-        doc = views.show_view(store, store.study(args.study), args.trial)
+        doc = views.show_view(store, store.study(args.study), args.trial, options=args.options)
     if args.json:
         out_json(doc)
     else:
@@ -210,12 +211,12 @@ def store_url(url: str | None) -> str:
 
 def out(text: str) -> None:
     """Results as text; documents and files of data go out as they are."""
-    _to_stdout(pasteable(text))
+    _to_stdout(text)
 
 
 def say(text: str) -> None:
     """To whoever watches: standard error."""
-    sys.stderr.write(f"{pasteable(text)}\n")
+    sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
@@ -232,13 +233,14 @@ def as_json(doc: object) -> str:
     return json.dumps(doc, indent=2, allow_nan=False)
 
 
-def _status_docs(store: Store, name: str | None, now: datetime) -> list[views.View]:
+def _status_docs(store: Store, name: str | None, now: datetime, options: Options) -> list[views.View]:
     found = [store.study(name)] if name else store.studies()
-    return [views.status_view(store, each, now, gone=lease_holder.gone) for each in found]
+    return [views.status_view(store, each, now, gone=lease_holder.gone, options=options) for each in found]
 
 
-def _status_text(docs: list[views.View], name: str | None, store: Store, now: datetime) -> str:
-    lines = [printing.status(docs[0], now) if name else printing.studies(docs, now)]
+def _status_text(docs: list[views.View], args: Arguments, store: Store, now: datetime) -> str:
+    options: Options = args.options
+    lines = [printing.status(docs[0], now, options) if args.study else printing.studies(docs, now, options)]
     for doc in docs:
         if "problems" in doc:
             lines.extend(printing.problems(doc))

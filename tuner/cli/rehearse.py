@@ -23,7 +23,9 @@ from rich.text import Text
 from tuner.cli.arguments import Arguments
 from tuner.cli.read import out, out_json, reading, say, store_url
 from tuner.cli.table import can_redraw, render
+from tuner.core import commands
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Options
 from tuner.core.errors import Exit, UserError
 from tuner.core.policy.placement import PoolStats
 from tuner.core.records import Json, PoolTotals
@@ -64,9 +66,9 @@ def run(args: Arguments) -> int:
     finally:
         progress.close()
     if args.json:
-        out_json(document(outcome))
+        out_json(document(outcome, args.options))
     else:
-        out(render(verdict(outcome)))
+        out(render(verdict(outcome, args.options)))
     return Exit.DONE if outcome.fit else Exit.CHECK_FAILED
 
 
@@ -171,14 +173,14 @@ class Progress:
 # --- the verdict
 
 
-def verdict(outcome: Rehearsal) -> RenderableType:
+def verdict(outcome: Rehearsal, options: Options = ()) -> RenderableType:
     """The whole outcome, for a person."""
     params = " ".join(f"{name}={number(value)}" for name, value in outcome.params.items())
     parts: list[RenderableType] = [Text(f"{safe(outcome.study)}: ").append(*_headline(outcome))]
     if params:
         parts.append(Text(f"rehearsed with {safe(params)}", style="dim"))
     parts += [Text(f"note: {safe(note)}", style="dim") for note in outcome.notes]
-    parts += [Text(), _checks_grid(outcome.checks), Text(), _figures_grid(outcome)]
+    parts += [Text(), _checks_grid(outcome.checks, options), Text(), _figures_grid(outcome)]
     return Group(*parts)
 
 
@@ -190,10 +192,10 @@ def _headline(outcome: Rehearsal) -> tuple[str, str]:
     return "not proven to be fit for spot", "bold yellow"
 
 
-def _checks_grid(checks: tuple[Check, ...]) -> Table:
+def _checks_grid(checks: tuple[Check, ...], options: Options) -> Table:
     grid = _grid(labels=2)
     for check in checks:
-        remedy = [Text(f"remedy: {safe(check.remedy)}", style="dim")] if check.remedy else []
+        remedy = [Text(f"remedy: {safe(commands.render(check.remedy, options))}", style="dim")] if check.remedy else []
         result = Text(check.result.value, style=_STYLES[check.result])
         grid.add_row(Text(check.name), result, Group(Text(safe(check.text)), *remedy))
     return grid
@@ -252,14 +254,14 @@ def _share(of_one: float) -> str:
     return percent(100 * of_one) if of_one >= _LEAST_SHARE else f"less than {percent(100 * _LEAST_SHARE)}"
 
 
-def document(outcome: Rehearsal) -> dict[str, Json]:
+def document(outcome: Rehearsal, options: Options = ()) -> dict[str, Json]:
     """The outcome as one JSON document."""
     return {
         "study": outcome.study,
         "fit": outcome.fit,
         "params": dict(outcome.params),
         "notes": list(outcome.notes),
-        "checks": [asdict(check) for check in outcome.checks],
+        "checks": [asdict(check) | {"remedy": commands.render(check.remedy, options)} for check in outcome.checks],
         "measured": asdict(outcome.measures),
         "advice": [asdict(advice) for advice in outcome.advice],
         "interrupted": [

@@ -13,9 +13,9 @@ from tuner.cli import printing
 from tuner.cli.arguments import Arguments
 from tuner.cli.doctor import bill
 from tuner.cli.live import choose
-from tuner.cli.pasteable import pasteable
 from tuner.cli.read import out, out_json, reading, say
 from tuner.core.clock import SystemClock
+from tuner.core.commands import Message, Options, render
 from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Intent
 from tuner.core.text import dollars, safe
@@ -23,7 +23,7 @@ from tuner.operations import context, retention
 from tuner.operations.change import stop_intent
 from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
 from tuner.reports import views
-from tuner.reports.records import Display
+from tuner.reports.records import Audit, Display
 from tuner.store.store import Store
 
 
@@ -40,6 +40,7 @@ def launch(args: Arguments) -> int:
         say(f"store {safe(store.masked)}")
         return _drive(
             ready.spec.name,
+            args.options,
             lambda display, signals: args.use_cases.launch(ready, store, display=display, signals=signals),
         )
 
@@ -53,6 +54,7 @@ def resume(args: Arguments) -> int:
     with _changing(args, "resume") as store:
         return _drive(
             args.study,
+            args.options,
             lambda display, signals: args.use_cases.resume(
                 args.study,
                 store,
@@ -70,6 +72,7 @@ def stop(args: Arguments) -> int:
     with _changing(args, "stop") as store:
         return _drive(
             args.study,
+            args.options,
             lambda display, signals: args.use_cases.request_stop(
                 args.study, store, now_=args.now, drain=args.drain, display=display, signals=signals
             ),
@@ -81,6 +84,7 @@ def cancel(args: Arguments) -> int:
     with _changing(args, "cancel") as store:
         return _drive(
             args.study,
+            args.options,
             lambda display, signals: args.use_cases.request_cancel(args.study, store, display=display, signals=signals),
             Intent.CANCEL,
         )
@@ -90,7 +94,7 @@ def change(args: Arguments) -> int:
     """`tuner set`."""
     with _changing(args, "set") as store:
         for line in args.use_cases.request_set(args.study, store, args.assignments):
-            out(safe(line))
+            out(safe(render(line, args.options)))
     return Exit.DONE
 
 
@@ -102,11 +106,19 @@ def audit(args: Arguments) -> int:
     for orphan in found.stopped:
         say(f"stopping {safe(orphan.job)}")
     if args.json:
-        rows = [asdict(row) for row in found.rows]
-        out_json({"study": args.study, "ok": found.ok, "differences": list(found.lines), "attempts": rows})
+        out_json(_audit_document(args.study, found, args.options))
     else:
-        out(printing.audit(args.study, found))
+        out(printing.audit(args.study, found, args.options))
     return Exit.DONE if found.ok else Exit.CHECK_FAILED
+
+
+def _audit_document(study: str, found: Audit, options: Options) -> dict[str, object]:
+    rows = [
+        asdict(row) | {"difference": None if row.difference is None else render(row.difference, options)}
+        for row in found.rows
+    ]
+    lines = [render(line, options) for line in found.lines]
+    return {"study": study, "ok": found.ok, "differences": lines, "attempts": rows}
 
 
 def gc(args: Arguments) -> int:
@@ -121,23 +133,25 @@ def gc(args: Arguments) -> int:
     return Exit.DONE
 
 
-def _drive(name: str, verb: Callable[[Display, Signals], StudyOutcome], wish: Intent | None = None) -> int:
+def _drive(
+    name: str, options: Options, verb: Callable[[Display, Signals], StudyOutcome], wish: Intent | None = None
+) -> int:
     """Run an engine under a display and the two-stage signals, then say what it came to.
 
     `wish` is what the verb asks for; None: what the study was asked for last.
     """
-    display = choose(SystemClock())
-    with Signals(shown=pasteable) as signals:
+    display = choose(SystemClock(), options=options)
+    with Signals(options=options) as signals:
         try:
             outcome = verb(display, signals)
         finally:
             display.close()
-    out(printing.final_summary(outcome.summary))
+    out(printing.final_summary(outcome.summary, options))
     if signals.stop_requested:
         asked = wish or Intent(str(outcome.summary["intent"]))
-        say(f"left in order; {left_behind(name, asked)}")
+        say(render(Message("left in order; ", left_behind(name, asked)), options))
     if outcome.refused is not None:
-        say(f"tuner: {safe(outcome.refused)}")
+        say(f"tuner: {safe(render(outcome.refused, options))}")
     return outcome.exit_code
 
 
@@ -148,15 +162,16 @@ def _resume_all(args: Arguments) -> int:
         raise UserError(
             "resume: --accept-changes and --retry-failed are decided study by study, not for --all", Exit.USAGE
         )
-    display = choose(SystemClock())
-    with reading(args.store) as store, Signals(last_words="left at once; jobs in flight go on") as signals:
+    display = choose(SystemClock(), options=args.options)
+    last_words = "left at once; jobs in flight go on"
+    with reading(args.store) as store, Signals(last_words, args.options) as signals:
         try:
             outcomes = args.use_cases.resume_all_once(store, display=display, signals=signals, others_too=args.force)
         finally:
             display.close()
     for name, outcome in outcomes:
-        error = outcome.refused or outcome.summary.get("error")
-        out(f"{safe(name)}: {safe(error)}" if error else f"{safe(name)} is {outcome.study_state.value}")
+        refused = None if outcome.refused is None else safe(render(outcome.refused, args.options))
+        out(f"{safe(name)}: {refused}" if refused else f"{safe(name)} is {outcome.study_state.value}")
     return signals.exit_code or max((outcome.exit_code for _, outcome in outcomes), default=Exit.DONE)
 
 

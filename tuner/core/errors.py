@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+from tuner.core.commands import Command, Message
 from tuner.core.records import Intent
 
 _GIST_CHARACTERS = 160
@@ -19,31 +20,32 @@ def gist(reason: str) -> str:
     return text if len(text) <= _GIST_CHARACTERS else text[: _GIST_CHARACTERS - 1] + "…"
 
 
-def how_to_go_on(name: str, intent: Intent) -> str:
-    """The command that brings about what was last asked of a study; `name` may carry options."""
+def how_to_go_on(name: str, intent: Intent) -> Command:
+    """The command that brings about what was last asked of a study."""
     match intent:
         case Intent.RUN:
-            return f"tuner resume {name}"
+            return Command("resume", name)
         case Intent.CANCEL:
-            return f"tuner cancel {name}"
+            return Command("cancel", name)
         case Intent.STOP:
-            return f"tuner stop {name}"
+            return Command("stop", name)
         case Intent.STOP_NOW:
-            return f"tuner stop {name} --now"
+            return Command("stop", name, "--now")
         case Intent.DRAIN:
-            return f"tuner stop {name} --drain"
+            return Command("stop", name, "--drain")
 
 
-def left_behind(name: str, intent: Intent) -> str:
-    """What becomes of a study whose engine leaves: its jobs go on, and so does what was asked; `name` as above."""
+def left_behind(name: str, intent: Intent) -> Message:
+    """What becomes of a study whose engine leaves: its jobs go on, and so does what was asked."""
     command = how_to_go_on(name, intent)
     match intent:
         case Intent.RUN:
-            return f"jobs in flight go on: {command}, or end it: tuner cancel {name}"
+            return Message("jobs in flight go on: ", command, ", or end it: ", Command("cancel", name))
         case Intent.CANCEL:
-            return f"jobs in flight go on until the cancellation is done: {command}"
+            return Message("jobs in flight go on until the cancellation is done: ", command)
         case _:
-            return f"jobs in flight go on until the stop is done: {command}; to take it back: tuner resume {name}"
+            back = Command("resume", name)
+            return Message("jobs in flight go on until the stop is done: ", command, "; to take it back: ", back)
 
 
 class Exit(IntEnum):
@@ -59,8 +61,9 @@ class Exit(IntEnum):
 class UserError(Exception):
     """Something the user must read and act on: one line, and the exit code that goes with it."""
 
-    def __init__(self, message: str, exit_code: int = Exit.USAGE) -> None:
+    def __init__(self, message: str | Message, exit_code: int = Exit.USAGE) -> None:
         super().__init__(message)
+        self.message = message
         self.exit_code = int(exit_code)
 
 
@@ -70,4 +73,4 @@ class Finding:
 
     level: Literal["ok", "warn", "error"]
     what: str
-    remedy: str = ""
+    remedy: str | Message = ""

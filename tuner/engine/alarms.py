@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tuner.core.commands import Command, from_stored, stored
 from tuner.core.events import EventKind
 from tuner.core.jobs import CredentialsRefused, Observation, SecretMissing, differences
 from tuner.core.records import HALTED, Intent
@@ -42,13 +43,16 @@ def compare(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, seen: Observati
         lines = (*lines, f"environment: asked for the digest {attempt.digest}, the job has {seen.digest}")
     if not lines:
         return
-    live.halted = (
+    halted = stored(
         f"job {attempt.job_name} is not what was asked for: {'; '.join(lines)}. The study and its jobs are stopped, "
         f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
-        f"botocore, a proxy), then: tuner resume {unit.study.name}"
+        f"botocore, a proxy)",
+        Command("resume", unit.study.name),
     )
-    unit.event(EventKind.DIFFERS, trial=trial, attempt=attempt.number, job=attempt.job_name, message=live.halted)
-    unit.remember({HALTED: live.halted})
+    live.halted = from_stored(halted)
+    said = {"message": halted["message"], "remedy": halted["remedy"]}
+    unit.event(EventKind.DIFFERS, trial=trial, attempt=attempt.number, job=attempt.job_name, **said)
+    unit.remember({HALTED: halted})
     if unit.study.intent is not Intent.CANCEL:
         unit.set_study(replace(unit.study, intent=Intent.STOP_NOW, intent_at=unit.now))
 
@@ -62,18 +66,20 @@ def rejected(live: LiveStudy, unit: UnitOfWork, job: str, reason: str) -> None:
         live,
         unit,
         f"{REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
-        " --retry-failed",
+        "--retry-failed",
     )
 
 
-def halt(live: LiveStudy, unit: UnitOfWork, why: str, options: str) -> None:
-    """Begin nothing new until somebody has mended `why`; what runs goes on to its end."""
-    live.halted = (
+def halt(live: LiveStudy, unit: UnitOfWork, why: str, *options: str) -> None:
+    """Begin nothing new until somebody has mended `why` and resumed with `options`; what runs goes on to its end."""
+    halted = stored(
         f"{why}. Nothing new is begun; jobs that run go on to their end. Mend it (changes of the study file need "
-        f"--accept-changes), then: tuner resume {unit.study.name}{options}"
+        "--accept-changes)",
+        Command("resume", unit.study.name, *options),
     )
-    unit.event(EventKind.HALTED, message=live.halted)
-    unit.remember({HALTED: live.halted})
+    live.halted = from_stored(halted)
+    unit.event(EventKind.HALTED, message=halted["message"], remedy=halted["remedy"])
+    unit.remember({HALTED: halted})
     if unit.study.intent is Intent.RUN:
         unit.set_study(replace(unit.study, intent=Intent.DRAIN, intent_at=unit.now))
 

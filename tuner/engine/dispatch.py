@@ -62,7 +62,7 @@ def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
         try:
             proposal = live.proposer.ask(live.trial_count)
         except ProposalError as error:  # a space function of the user's, in mid-sweep: jobs that run know nothing of it
-            alarms.halt(live, unit, f"no trial can be proposed: {error}", "")
+            alarms.halt(live, unit, f"no trial can be proposed: {error}")
             return
         if proposal is None:
             unit.set_study(replace(unit.study, exhausted=True))

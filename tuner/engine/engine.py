@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import takewhile
-from typing import Protocol, cast
+from typing import Protocol
 
 from tuner.core.calls import UNMETERED, Calls
 from tuner.core.clock import Clock
+from tuner.core.commands import from_stored
 from tuner.core.events import EventKind
 from tuner.core.hints import Hints
 from tuner.core.jobs import JobService
@@ -156,7 +157,7 @@ class Engine:
         self.live.totals = self._pool_totals(study)
         self.live.recall_losses()
         self.live.rejections = self._rejections()
-        self.live.halted = cast("str | None", study.attrs.get(HALTED))
+        self.live.halted = from_stored(study.attrs[HALTED]) if HALTED in study.attrs else None
         self.live.refresh_capacity(self._services.clock.now())
         self._load_view()
 

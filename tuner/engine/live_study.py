@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from tuner.core.commands import Message
 from tuner.core.jobs import CredentialsRefused, SecretMissing
 from tuner.core.policy import budget, placement, stopping
 from tuner.core.policy.history import Presence
@@ -56,7 +57,7 @@ class LiveStudy:
     compared: bool = False  # a job that this process created was compared with what was asked for
     uncompared: set[str] = field(default_factory=set)  # jobs that it created and has not described yet
     rejections: list[str] = field(default_factory=list)  # why creates were refused for good, since one was not
-    halted: str | None = None  # why no further job makes sense: they would come out alike, or be refused alike
+    halted: Message | None = None  # why no further job makes sense: they would come out alike, or be refused alike
     totals: dict[Pool, PoolTotals] = field(default_factory=dict)  # of attempts that have ended, of other studies too
     limits: dict[Kind, Limit] = field(default_factory=dict)
     lost_at: dict[Pool, datetime] = field(default_factory=dict)

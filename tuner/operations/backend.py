@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tuner.aws.connections import Aws
 from tuner.core.clock import Clock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError
 from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Fact, Json, Study
@@ -95,14 +96,12 @@ class LocalBackend:
 
     directory: Path
     region: str
+    study: str  # for the command that goes on with it
 
     def verify(self) -> None:
         if not self.directory.is_dir():
-            raise UserError(
-                f"the state directory {self.directory} is not there; where it was moved or copied to DIR: "
-                f"{LOCAL_DIR_VARIABLE}=DIR tuner resume",
-                Exit.REFUSED,
-            )
+            moved = f"the state directory {self.directory} is not there; where it was moved or copied to DIR: "
+            raise UserError(Message(f"{moved}{LOCAL_DIR_VARIABLE}=DIR ", Command("resume", self.study)), Exit.REFUSED)
 
     def jobs(self) -> "SageMakerJobs":
         from tuner.local.transport import make_client  # noqa: PLC0415 - boto3 is slow to import
@@ -238,7 +237,7 @@ class Backends:
 
     def make(self, spec: StudySpec, local_dir: Path | None) -> Backend:
         """For a study that may not be recorded yet; on AWS its study file is completed (`prepare`)."""
-        return self.on_aws(spec) if local_dir is None else LocalBackend(local_dir, spec.region)
+        return self.on_aws(spec) if local_dir is None else LocalBackend(local_dir, spec.region, spec.name)
 
     def on_aws(self, spec: StudySpec) -> AwsBackend:
         """The account and region of a completed study."""

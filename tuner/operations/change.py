@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError, how_to_go_on, left_behind
 from tuner.core.events import EventKind
 from tuner.core.records import Intent, Json, Lease, Request, Study, StudyState
@@ -28,7 +29,7 @@ from tuner.store.store import LeaseHeld, Store
 _WAIT_POLL_S = 0.5
 
 
-def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: Clock | None = None) -> list[str]:
+def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: Clock | None = None) -> list[Message]:
     """Change totals, parallelism or limits of a study; returns one line per assignment."""
     clock = clock or SystemClock()
     with operating_errors():
@@ -40,8 +41,9 @@ def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: C
         pairs = [assignment.split("=", 1) for assignment in assignments]
         values: dict[str, Json] = {key: value for key, value in pairs}  # noqa: C416 - typed as JSON
         alive = _request(store, study, "set", values, clock)
-        when = "at the engine's next tick" if alive else f"recorded; go on with it: tuner resume {name}"
-        return [f"{key} = {value} ({when})" for key, value in values.items()]
+        recorded = Message("recorded; go on with it: ", Command("resume", name))
+        when = "at the engine's next tick" if alive else recorded
+        return [Message(f"{key} = {value} (", when, ")") for key, value in values.items()]
 
 
 def _check_totals(study: Study, spec: StudySpec, store: Store) -> None:
@@ -128,8 +130,8 @@ def _request_intent(
         if study.state.ended:
             raise UserError(f"study {name} is {study.state} already: there is nothing to {verb}", Exit.USAGE)
         if study.intent is Intent.CANCEL and intent is not Intent.CANCEL:
-            goes_on = how_to_go_on(name, Intent.CANCEL)
-            raise UserError(f"study {name} is being cancelled, and that stays; go on with it: {goes_on}", Exit.USAGE)
+            stays = f"study {name} is being cancelled, and that stays; go on with it: "
+            raise UserError(Message(stays, how_to_go_on(name, Intent.CANCEL)), Exit.USAGE)
         signals.last_words = left_behind(name, intent)
         request = store.add_request(study.id, verb, {"intent": intent.value}, user_name(), clock.now())
         try:

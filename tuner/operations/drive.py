@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError, left_behind
 from tuner.core.records import Lease, Study, StudyState, TrialState
 from tuner.operations import lease_holder, retention
@@ -71,7 +72,7 @@ def drive(
         _apply_retention(store.study_by_id(study.id), engine.lease, store, display, clock, backend)
     except StoreUnreachable as error:
         if signals.stop_requested:  # the signal was heard while the engine waited for the store
-            raise UserError(f"{error}; {signals.last_words}", signals.exit_code or Exit.REFUSED) from error
+            raise UserError(Message(f"{error}; ", signals.last_words), signals.exit_code or Exit.REFUSED) from error
         raise
     finally:
         display.close()
@@ -82,7 +83,7 @@ def drive(
     return outcome if refused is None else replace(outcome, exit_code=Exit.REFUSED, refused=refused)
 
 
-def _refused(engine: "Engine", *, once: bool) -> str | None:
+def _refused(engine: "Engine", *, once: bool) -> str | Message | None:
     """What the user must see to. An engine that goes on waits for new credentials; a single cycle cannot."""
     live = engine.live
     return live.halted or (live.refused if once else None)
@@ -106,8 +107,8 @@ def _apply_retention(  # noqa: PLR0917 - what the engine had
     try:
         found = retention.sweep(store, study, backend.objects(), dry_run=False, renew=renew)
     except ObjectsError as error:
-        text = f"checkpoints could not be deleted: {error}; again: tuner gc {study.name}"
-        display.event(EventLine(at=clock.now(), level="warn", text=text))
+        again = Message(f"checkpoints could not be deleted: {error}; again: ", Command("gc", study.name))
+        display.event(EventLine(at=clock.now(), level="warn", text=again))
         return
     if found.waste:
         text = (
@@ -118,7 +119,7 @@ def _apply_retention(  # noqa: PLR0917 - what the engine had
 
 
 def outcome_of(study: Study, store: Store, signals: Signals, now: datetime) -> StudyOutcome:
-    summary = views.summary_view(store, study, now)
+    summary = views.summary_view(store, study, now, options=signals.options)
     return StudyOutcome(study_state=study.state, exit_code=_exit_code(study, store, signals), summary=summary)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tuner.aws import prepare as preparing
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, Rate, RateCard
@@ -207,8 +208,9 @@ def _refuse_taken(name: str, store: Store) -> None:
         raise UserError(_exists(name), Exit.USAGE)
 
 
-def _exists(name: str) -> str:
-    return f"a study named {name} exists; go on with it: tuner resume {name} (or choose another name)"
+def _exists(name: str) -> Message:
+    found = f"a study named {name} exists; go on with it: "
+    return Message(found, Command("resume", name), " (or choose another name)")
 
 
 def _new_study(spec: StudySpec, directory: Path | None, now: datetime, rng: random.Random) -> Study:
@@ -256,7 +258,8 @@ def resume(
         if study.state is StudyState.CANCELLED:
             raise UserError(f"study {name} was cancelled: launch a new one", Exit.USAGE)
         if once and (accept_changes or retry_failed) and not may_go_on(study, once=True):
-            raise UserError(f"a cycle takes back no stop: tuner resume {name} without --once", Exit.USAGE)
+            whole = Command("resume", name)
+            raise UserError(Message("a cycle takes back no stop: ", whole, " without --once"), Exit.USAGE)
         if once and not (accept_changes or retry_failed or _expects_cycles(study, store)):
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):
@@ -312,9 +315,7 @@ def resume_all_once(
             continue
         if study.owner != user_name() and not others_too:
             passed_over = f"belongs to {study.owner}: passed over (--force takes it along)"
-            outcomes.append(
-                (study.name, StudyOutcome(study_state=study.state, exit_code=0, summary={"error": passed_over}))
-            )
+            outcomes.append((study.name, StudyOutcome(study_state=study.state, exit_code=0, refused=passed_over)))
             continue
         try:
             outcome = resume(
@@ -328,6 +329,6 @@ def resume_all_once(
                 backends=backends,
             )
         except UserError as error:
-            outcome = StudyOutcome(study_state=study.state, exit_code=error.exit_code, summary={"error": str(error)})
+            outcome = StudyOutcome(study_state=study.state, exit_code=error.exit_code, refused=error.message)
         outcomes.append((study.name, outcome))
     return outcomes

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from tuner.core.clock import Clock, SystemClock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError, how_to_go_on
 from tuner.core.events import EventKind
 from tuner.core.records import Study
@@ -34,12 +35,12 @@ def gc(name: str, store: Store, *, dry_run: bool = False, backends: Backends = B
         return retention.sweep(store, study, backends.of(study).objects(), dry_run=dry_run)
 
 
-def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str]:
+def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str | Message]:
     """Invariants that need no cloud, and the engine's health; no line means all is well."""
     now = (clock or SystemClock()).now()
     with operating_errors():
         study = store.study(name)
-        lines = list(check_store(store, study.id))
+        lines: list[str | Message] = list(check_store(store, study.id))
     if study.state.active:
         with operating_errors():
             cycles = study.holder is None and _driven_by_cycles(study, store)
@@ -53,19 +54,20 @@ def _driven_by_cycles(study: Study, store: Store) -> bool:
     return bool(taken_up) and taken_up[-1].details.get("once") is True
 
 
-def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[str]:
+def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[Message]:
     remedy = how_to_go_on(study.name, study.intent)
     poll_s = max(from_json(study.spec).settings.poll_interval_s, 1.0)
     quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
     if cycles:
         if quiet_s <= max(_CYCLE_MISSED_S, _TICKS_MISSED_MAX * poll_s):
             return []
-        ago = f"{quiet_s / 60:.0f} min ago: see to what calls for them, or: {remedy}"
-        return [f"study {study.name} is {study.state}, but its last cycle (resume --once) was {ago}"]
+        ago = f"{quiet_s / 60:.0f} min ago: see to what calls for them, or: "
+        return [Message(f"study {study.name} is {study.state}, but its last cycle (resume --once) was {ago}", remedy)]
     if study.holder is None or lease_holder.gone(study.holder):
-        return [f"study {study.name} is {study.state}, but no engine is alive: {remedy}"]
+        return [Message(f"study {study.name} is {study.state}, but no engine is alive: ", remedy)]
     if quiet_s > _TICKS_MISSED_MAX * poll_s:
-        return [f"the engine of study {study.name} ({study.holder}) has not ticked for {quiet_s:.0f} s: {remedy}"]
+        silent = f"the engine of study {study.name} ({study.holder}) has not ticked for {quiet_s:.0f} s: "
+        return [Message(silent, remedy)]
     return []
 
 
@@ -86,7 +88,8 @@ def log_chunks(
         study = store.study(name)
         numbers = [each.number for each in store.attempts(study.id, trial=trial)]
     if not numbers:
-        raise UserError(f"study {name} has no job for trial {trial}: tuner trials {name} lists them", Exit.USAGE)
+        none = f"study {name} has no job for trial {trial}: "
+        raise UserError(Message(none, Command("trials", name), " lists them"), Exit.USAGE)
     if attempt is not None and attempt not in numbers:
         raise UserError(f"trial {trial} of study {name} has no attempt {attempt}", Exit.USAGE)
 

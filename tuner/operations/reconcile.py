@@ -23,6 +23,7 @@ from typing import cast
 from tuner.aws import prepare
 from tuner.aws.connections import AwsError
 from tuner.core.clock import Clock
+from tuner.core.commands import Command, Message
 from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
 from tuner.core.jobs import JobError, JobService
@@ -68,7 +69,7 @@ from tuner.storage.objects import ObjectsError
 from tuner.store.store import LONG_STEP_S, Store
 
 _KINDS = {
-    "harmless": "may differ, and is taken over by --accept-changes or tuner set",
+    "harmless": "may differ, and is taken over by --accept-changes or `set`",
     "needs_accept": "needs --accept-changes, and is for all jobs from then on",
     "never": "can never change: undo it, or launch a new study with search.warm_start",
 }
@@ -140,7 +141,8 @@ class Reconciler:
         if study.intent is Intent.CANCEL:
             self._tell("warn", f"study {study.name} is being cancelled: this ends it, it does not go on")
         else:
-            self._tell("info", f"study {study.name} is being stopped; to go on with it: tuner resume {study.name}")
+            stopped = f"study {study.name} is being stopped; to go on with it: "
+            self._tell("info", Message(stopped, Command("resume", study.name)))
 
     def report_orphans(self, study: Study, jobs: JobService) -> None:
         """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
@@ -151,7 +153,7 @@ class Reconciler:
             self._tell("warn", f"jobs that nobody asked for were not looked for: {error}")
             return
         for orphan in found:
-            self._tell("error", f"job {orphan.job}: {orphan.text}")
+            self._tell("error", Message(f"job {orphan.job}: ", orphan.text))
 
     def _commit(self, unit: UnitOfWork) -> None:
         change = unit.change()
@@ -164,7 +166,7 @@ class Reconciler:
         """Raises LeaseLost."""
         self._store.renew(self._lease, now=self._clock.now(), period_s=LONG_STEP_S)
 
-    def _tell(self, level: Level, text: str) -> None:
+    def _tell(self, level: Level, text: str | Message) -> None:
         self._display.event(EventLine(at=self._now, level=level, text=text))
 
     def _move(self, unit: UnitOfWork, to: Path) -> None:
@@ -272,11 +274,8 @@ class Reconciler:
         except (ObjectsError, AwsError) as error:
             self._tell("info", f"the recorded bundle cannot be compared with the source tree: {error}; it is used")
             return
-        self._tell(
-            "info",
-            "the source tree has changed since: the recorded bundle is used; "
-            f"for new trials: tuner resume {study.name} --accept-changes",
-        )
+        edited = "the source tree has changed since: the recorded bundle is used; for new trials: "
+        self._tell("info", Message(edited, Command("resume", study.name, "--accept-changes")))
 
     # --- failed trials
 
@@ -354,11 +353,8 @@ def _refuse(recorded: StudySpec, found: Sequence[SpecChange], *, accept_changes:
         )
     needs = list(_keys(found, "needs_accept"))
     if needs and not accept_changes:
-        raise UserError(
-            f"{recorded.file} has changed: {', '.join(needs)}; undo this, or accept it: "
-            f"tuner resume {recorded.name} --accept-changes",
-            Exit.USAGE,
-        )
+        changed = f"{recorded.file} has changed: {', '.join(needs)}; undo this, or accept it: "
+        raise UserError(Message(changed, Command("resume", recorded.name, "--accept-changes")), Exit.USAGE)
 
 
 def _keys(found: Sequence[SpecChange], kind: str) -> Iterator[str]:

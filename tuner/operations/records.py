@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
+from tuner.core.commands import Message, Options, render
 from tuner.core.records import Json, StudyState
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StudyOutcome:
     study_state: StudyState
     exit_code: int
     summary: Mapping[str, Json] = field(default_factory=dict)
-    refused: str | None = None  # what nothing goes on without: credentials, or a job that is what was asked for
+    refused: str | Message | None = None  # why it does not go on: credentials, a job that is not what was asked for
 
 
 _Handler: TypeAlias = "Callable[[int, FrameType | None], object] | int | None"
@@ -57,11 +58,11 @@ class Signals:
     outside of one it only carries `stop_requested`, for tests and callers with handlers of their own.
     """
 
-    def __init__(self, last_words: str = "", shown: Callable[[str], str] = str) -> None:
+    def __init__(self, last_words: str | Message = "", options: Options = ()) -> None:
         self.stop_requested = False
         self.received: int | None = None
         self.last_words = last_words  # printed by the second signal: how to go on
-        self._shown = shown  # what makes of words what the user is to read
+        self.options = options  # of this call: commands in texts repeat them
         self._wake: Callable[[], None] = lambda: None
         self._former: dict[int, _Handler] = {}
 
@@ -79,7 +80,7 @@ class Signals:
     def deliver(self, signum: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - the handlers' signature
         """What the handlers do. No locks, no buffered output: it runs in the middle of anything."""
         if self.stop_requested:
-            os.write(2, f"\n{self._shown(self.last_words)}\n".encode())
+            os.write(2, f"\n{render(self.last_words, self.options)}\n".encode())
             os._exit(128 + signum)
         self.stop_requested, self.received = True, signum
         self._wake()

@@ -16,6 +16,7 @@ from tuner.store.store import Store
 
 if TYPE_CHECKING:
     from tuner.core.clock import Clock
+    from tuner.core.commands import Message
     from tuner.core.errors import Finding
     from tuner.core.records import Fact, Json
     from tuner.operations.records import LaunchPlan, Signals, StudyOutcome
@@ -81,7 +82,7 @@ class UseCases:
 
     # --- change it
 
-    def request_set(self, name: str, store: Store, assignments: Sequence[str]) -> list[str]:
+    def request_set(self, name: str, store: Store, assignments: Sequence[str]) -> "list[Message]":
         from tuner.operations.change import request_set  # noqa: PLC0415
 
         return request_set(name, store, assignments)
@@ -109,7 +110,7 @@ class UseCases:
 
     # --- look at it, clean up
 
-    def check(self, name: str, store: Store) -> list[str]:
+    def check(self, name: str, store: Store) -> "list[str | Message]":
         from tuner.operations.look import check  # noqa: PLC0415
 
         return check(name, store)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tuner.core.commands import Message
 from tuner.core.records import ParamValue
 
 Curve = Mapping[int, Mapping[str, float]]  # metrics by name, by step
@@ -105,7 +106,7 @@ class Check:
     name: str
     result: Result
     text: str
-    remedy: str = ""
+    remedy: str | Message = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

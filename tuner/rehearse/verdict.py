@@ -6,6 +6,7 @@ on unchanged; the command line makes them safe to print. What did not happen her
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from tuner.core.commands import Command, Message
 from tuner.core.errors import gist
 from tuner.core.text import counted, number, seconds, size, steps_text
 from tuner.rehearse.advice import LEAST_SAVE_S, steps_per_save
@@ -56,7 +57,7 @@ def _failed(name: str, text: str, remedy: str) -> Check:
     return Check(name=name, result=Result.FAILED, text=text, remedy=remedy)
 
 
-def _unclear(name: str, text: str, remedy: str) -> Check:
+def _unclear(name: str, text: str, remedy: str | Message) -> Check:
     return Check(name=name, result=Result.UNCLEAR, text=text, remedy=remedy)
 
 
@@ -234,7 +235,7 @@ def _outside(seen: Evidence, curve: Check) -> Check:
         return _unclear(name, text, "if the next step needs it, save it in the checkpoint folder")
     if not seen.isolated:
         text = f"resumed with {_EMPTIED} and output emptied; /tmp, /var/tmp and /dev/shm cannot be here"
-        return _unclear(name, text, "see `tuner doctor` on private mounts")
+        return _unclear(name, text, Message("see ", Command("doctor"), " on private mounts"))
     emptied = f"{_EMPTIED}, output, /tmp, /var/tmp and /dev/shm emptied"
     return _passed(name, f"resumed with {emptied}; other folders of this machine stayed")
 

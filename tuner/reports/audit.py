@@ -8,10 +8,11 @@ another study may begin the same way, and orphans are stopped. An orphan costs t
 service does not report the type, the most expensive one that the study lists is assumed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from operator import attrgetter
 
+from tuner.core.commands import Command, Message
 from tuner.core.jobs import JobError, JobNotFound, JobRequest, JobService, JobSummary, Observation, trial_and_attempt
 from tuner.core.policy import history
 from tuner.core.prices import PriceUnknown, Rate, RateCard, cost_microusd
@@ -31,9 +32,9 @@ def audit(study: Study, spec: StudySpec, store: Store, jobs: JobService) -> Audi
     listed = _listed(study, jobs)
     attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
     running = {each.job: each.text for each in _orphans(study, spec, jobs, listed, attempts)}
-    rows = [_compare(attempt, jobs, listed, running.get(name)) for name, attempt in attempts.items()]
+    rows = [_compare(study, attempt, jobs, listed, running.get(name)) for name, attempt in attempts.items()]
     rows += [_unasked(each, spec, jobs, running.get(name)) for name, each in listed.items() if name not in attempts]
-    lines = [f"{row.job}: {row.difference}" for row in rows if row.difference is not None]
+    lines = [Message(f"{row.job}: ", row.difference) for row in rows if row.difference is not None]
     return Audit(lines=(*check(store, study.id), *lines), rows=tuple(rows))
 
 
@@ -74,16 +75,18 @@ def _orphans(
             why = f"not the job that trial {attempt.trial} asked for"
         else:
             why = f"recorded as ended ({attempt.end})"
-        ends = f"tuner audit {study.name} --stop-orphans ends it"
-        yield Orphan(job=name, text=f"ORPHAN: {why}, and it costs {_rate(spec, seen.asked)}: {ends}")
+        costs = f"ORPHAN: {why}, and it costs {_rate(spec, seen.asked)}: "
+        yield Orphan(job=name, text=Message(costs, Command("audit", study.name, "--stop-orphans"), " ends it"))
 
 
-def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary], orphaned: str | None) -> AuditRow:
+def _compare(
+    study: Study, attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary], orphaned: Message | None
+) -> AuditRow:
     try:
         seen = jobs.describe(attempt.job_name)
     except JobNotFound:
         seen = None
-    differences = list(_differences(attempt, seen, listed))
+    differences = list(_differences(study, attempt, seen, listed))
     billed = None if seen is None or not seen.status.final else _billed(attempt, seen)
     return AuditRow(
         job=attempt.job_name,
@@ -92,15 +95,22 @@ def _compare(attempt: Attempt, jobs: JobService, listed: Mapping[str, JobSummary
         status=None if seen is None else seen.secondary,
         billed_usd=None if billed is None else billed / MICROUSD,
         ledger_usd=None if attempt.spend_microusd is None else attempt.spend_microusd / MICROUSD,
-        difference=orphaned or "; ".join(differences) or None,
+        difference=orphaned or _joined(differences),
     )
+
+
+def _joined(differences: Sequence[str | Message]) -> Message | None:
+    parts = [part for each in differences for part in ("; ", each)]
+    return Message(*parts[1:]) if parts else None
 
 
 def _billed(attempt: Attempt, seen: Observation) -> int:
     return cost_microusd(seen.billable_s or 0, attempt.instance_count, attempt.rate_microusd_per_h)
 
 
-def _differences(attempt: Attempt, seen: Observation | None, listed: Mapping[str, JobSummary]) -> Iterator[str]:
+def _differences(
+    study: Study, attempt: Attempt, seen: Observation | None, listed: Mapping[str, JobSummary]
+) -> Iterator[str | Message]:
     if attempt.arn is None and (seen is None or seen.digest != attempt.digest):
         return  # nothing was submitted, or the name belongs to a foreign job: there is nothing to compare
     if seen is None:
@@ -112,7 +122,8 @@ def _differences(attempt: Attempt, seen: Observation | None, listed: Mapping[str
     if attempt.job_name not in listed:
         yield "the service describes it but does not list it"
     if attempt.live and seen.status.final:
-        yield f"ended as {seen.secondary}, but its result is not recorded yet: resume the study"
+        resume = Command("resume", study.name)
+        yield Message(f"ended as {seen.secondary}, but its result is not recorded yet: ", resume, " records it")
     elif not attempt.live and not seen.status.final:
         yield f"recorded as ended, but it is {seen.secondary}"
     elif not attempt.live:
@@ -129,7 +140,7 @@ def _final_differences(attempt: Attempt, seen: Observation) -> Iterator[str]:
         yield f"{interruptions} interruptions in its history, recorded {attempt.interruptions}"
 
 
-def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: str | None) -> AuditRow:
+def _unasked(job: JobSummary, spec: StudySpec, jobs: JobService, orphaned: Message | None) -> AuditRow:
     """A job with a name of the study that no attempt asked for."""
     try:
         seen = jobs.describe(job.name)

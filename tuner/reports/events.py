@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tuner.core.commands import Message, from_stored
 from tuner.core.errors import gist
 from tuner.core.events import EventKind, known_kind
 from tuner.core.jobs import OUT_OF_MEMORY
 from tuner.core.records import Event, Json, StopReason
 from tuner.reports.records import EventLine, Level
 
-Sentence: TypeAlias = Callable[[Event], str]
+Sentence: TypeAlias = Callable[[Event], str | Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def narrate(events: Sequence[Event]) -> list[EventLine]:
     return lines
 
 
-def sentence(event: Event) -> tuple[Level, str] | None:
+def sentence(event: Event) -> tuple[Level, str | Message] | None:
     """The level and the sentence of one event; None for a kind that is not reported."""
     entry = _entry(event)
     return None if isinstance(entry, NotReported) else (entry.level, entry.sentence(event))
@@ -106,6 +107,10 @@ def _of(event: Event, key: str) -> Json:
 
 def _message(event: Event) -> str:
     return str(_of(event, "message"))
+
+
+def _message_and_remedy(event: Event) -> Message:
+    return from_stored(event.details)
 
 
 def _after_colon(text: Json) -> str:
@@ -314,8 +319,8 @@ EVENTS: Mapping[EventKind, Reported | NotReported] = {
     EventKind.WARNING: Reported("warn", _message),
     EventKind.TROUBLE: Reported("warn", _message),
     EventKind.RECOVERED: Reported("good", lambda e: f"the job service accepts our calls again ({_of(e, 'what')})"),
-    EventKind.DIFFERS: Reported("error", _message),
-    EventKind.HALTED: Reported("error", _message),
+    EventKind.DIFFERS: Reported("error", _message_and_remedy),
+    EventKind.HALTED: Reported("error", _message_and_remedy),
     EventKind.METRIC_DIFFERS: Reported("warn", _metric_differs),
     EventKind.EXHAUSTED: Reported("info", lambda _: "the search space is exhausted: nothing is left to propose"),
     EventKind.REQUEST: Reported("info", lambda e: f"applied '{_asked(e)}' of {_of(e, 'who')}"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol, TypeAlias
 
+from tuner.core.commands import Message
 from tuner.core.records import AttemptState, StudyState, TrialState
 
 Level: TypeAlias = Literal["info", "good", "warn", "error"]
@@ -27,7 +28,7 @@ class AuditRow:
     status: str | None  # the job service's
     billed_usd: float | None  # billed seconds x rate
     ledger_usd: float | None  # ours
-    difference: str | None  # None: they agree
+    difference: str | Message | None  # None: they agree
     note: str = ""  # a fact that is no difference, and is shown nowhere else
 
 
@@ -36,14 +37,14 @@ class Orphan:
     """A live job with a name of a study that no attempt of the study asked for."""
 
     job: str
-    text: str  # the reason, its rate, and the command that ends it
+    text: Message  # the reason, its rate, and the command that ends it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """The store compared with the job service."""
 
-    lines: tuple[str, ...]  # differences, each with its remedy
+    lines: tuple[str | Message, ...]  # differences, each with its remedy
     rows: tuple[AuditRow, ...]
     stopped: tuple[Orphan, ...] = ()  # orphans that were asked to stop; they may take a moment
 
@@ -110,7 +111,7 @@ class EventLine:
 
     at: datetime
     level: Level
-    text: str
+    text: str | Message
 
 
 class Display(Protocol):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
+from tuner.core.commands import Options, from_stored, render
 from tuner.core.errors import Exit, UserError
 from tuner.core.events import EventKind
 from tuner.core.policy.proof import went_back
@@ -54,12 +55,22 @@ class TrialRecord:
     runs: tuple[Run, ...]
 
 
-def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[Holder], bool] | None = None) -> View:
-    """The document of `tuner status STUDY`; `gone` returns whether a holder on this host is certainly dead."""
+def status_view(
+    store: "Store",
+    study: Study,
+    now: datetime,
+    *,
+    gone: Callable[[Holder], bool] | None = None,
+    options: Options = (),
+) -> View:
+    """The document of `tuner status STUDY`; `gone` returns whether a holder on this host is certainly dead.
+
+    Commands in its warnings repeat `options`.
+    """
     spec, summary = from_json(study.spec), store.summary(study.id)
     counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
     spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
-    refused = _refused_requests(store, study)
+    refused = _refused_requests(store, study, options)
     return {
         "study": study.name,
         "owner": study.owner,
@@ -94,7 +105,7 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
         "deadline": _deadline(study, spec),
         "last_refused_request": refused[-1] if refused else None,
         "warnings": [
-            *_halted(study),
+            *_halted(study, options),
             *study.warnings,
             *_too_small_quotas(study, spec),
             *(str(request["text"]) for request in refused if not study.state.ended),
@@ -102,21 +113,21 @@ def status_view(store: "Store", study: Study, now: datetime, *, gone: Callable[[
     }
 
 
-def _refused_requests(store: "Store", study: Study) -> list[View]:
+def _refused_requests(store: "Store", study: Study, options: Options) -> list[View]:
     """Requests that were refused, oldest first, unless a later request of the same verb replaced them."""
-    return [_request_view(event) for event in pending_refusals(store.request_events(study.id))][::-1]
+    return [_request_view(event, options) for event in pending_refusals(store.request_events(study.id))][::-1]
 
 
-def _request_view(event: Event) -> View:
+def _request_view(event: Event, options: Options) -> View:
     asked = {key: event.details.get(key) for key in ("verb", "values", "who", "message")}
     reported = sentence(event)
-    return {**asked, "at": iso(event.recorded_at), "text": reported and reported[1]}
+    return {**asked, "at": iso(event.recorded_at), "text": reported and render(reported[1], options)}
 
 
-def _halted(study: Study) -> Iterator[str]:
+def _halted(study: Study, options: Options) -> Iterator[str]:
     """Why the engine starts no new jobs, unless the user asked for that."""
     if HALTED in study.attrs and not study.state.ended and study.intent is not Intent.CANCEL:
-        yield str(study.attrs[HALTED])
+        yield render(from_stored(study.attrs[HALTED]), options)
 
 
 def _too_small_quotas(study: Study, spec: StudySpec) -> Iterator[str]:
@@ -145,10 +156,10 @@ def _pool(pool: Pool, met: PoolTotals) -> View:
     }
 
 
-def summary_view(store: "Store", study: Study, now: datetime) -> View:
+def summary_view(store: "Store", study: Study, now: datetime, *, options: Options = ()) -> View:
     """The document at the end of `launch` and `resume`: the status, and the steps from which runs resumed."""
     steps = sorted(run.resumed_from_step for run in store.runs(study.id) if run.resumed_from_step is not None)
-    return {**status_view(store, study, now), "resumed_from_steps": list[Json](steps)}
+    return {**status_view(store, study, now, options=options), "resumed_from_steps": list[Json](steps)}
 
 
 def trials_view(store: "Store", study: Study) -> list[View]:
@@ -156,7 +167,7 @@ def trials_view(store: "Store", study: Study) -> list[View]:
     return [trial_row(record) for record in trial_records(store, study.id)]
 
 
-def show_view(store: "Store", study: Study, number: int) -> View:
+def show_view(store: "Store", study: Study, number: int, *, options: Options = ()) -> View:
     """The document of `tuner show STUDY TRIAL`: the whole story. Raises UserError for a number never proposed."""
     found = store.trials(study.id, numbers=[number])
     if not found:
@@ -173,7 +184,7 @@ def show_view(store: "Store", study: Study, number: int) -> View:
         "trial": trial_row(TrialRecord(trial=found[0], attempts=tuple(attempts), runs=tuple(runs))),
         "attempts": [attempt_view(attempt, runs) for attempt in attempts],
         "metrics": dict(metrics),
-        "events": [_event_view(event) for event in _events_of(store, study, found[0])],
+        "events": [_event_view(event, options) for event in _events_of(store, study, found[0])],
     }
 
 
@@ -409,14 +420,14 @@ def attempt_view(attempt: Attempt, runs: Sequence[Run]) -> View:
     }
 
 
-def _event_view(event: Event) -> View:
+def _event_view(event: Event, options: Options) -> View:
     details: Mapping[str, Json] = event.details
     reported = sentence(event)
     return {
         "seq": event.seq,
         "kind": event.kind,
         "level": reported[0] if reported else None,
-        "text": reported[1] if reported else None,
+        "text": render(reported[1], options) if reported else None,
         "attempt": event.attempt,
         "before": event.before,
         "after": event.after,
