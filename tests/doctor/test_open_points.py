@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from tests.docs import pages
 from tests.local.local_world import LocalWorld, request
-from tests.readme import readme_text
 from tuner.aws import probe_findings
 from tuner.aws.rates import RATES_FACT
 from tuner.core.jobs import JobNameTaken
@@ -79,16 +79,16 @@ def test_a_name_that_is_taken_is_known_by_its_code_alone(world, switch, words):
         service._ask("CreateTrainingJob", world.client.create_training_job, "job-1", **request())
 
 
-def test_each_open_point_of_the_readme_has_a_switch_and_its_facts_are_recorded():
+def test_each_open_point_of_the_documentation_has_a_switch_and_its_facts_are_recorded():
     source = inspect.getsource(probe_findings)
     recorded = set(re.findall(r'yield "(\w+)"', source)) | {"sync_delay_s", "rates"}
-    rows = readme_text.table("not known of AWS")
+    rows = pages.open_points()
     assert len(rows) == 10
-    for _, assumed, switches, facts in rows:
+    for assumed, switches, facts in rows:
         assert assumed
-        assert readme_text.code(switches), "each can be turned the other way here"
-        assert set(readme_text.code(switches)) <= set(LocalSettings.__dataclass_fields__)
-        named = set(readme_text.code(facts))
+        assert pages.code(switches), "each can be turned the other way here"
+        assert set(pages.code(switches)) <= set(LocalSettings.__dataclass_fields__)
+        named = set(pages.code(facts))
         assert named <= recorded
         assert named or "open" in facts
         used = named & {SYNC_FACT.removeprefix("probe."), RATES_FACT.removeprefix("probe.")}

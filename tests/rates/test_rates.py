@@ -56,7 +56,7 @@ def pass_s(clock: VirtualClock, seconds: float) -> None:
     clock.wait(clock.now() + timedelta(seconds=seconds), due=clock.now())
 
 
-def test_the_default_rates_are_those_of_the_readme() -> None:
+def test_the_default_rates_are_those_of_the_documentation() -> None:
     assert {call: rate.per_s for call, rate in RATES.items()} == {
         Call.CREATE: 1.0,
         Call.DESCRIBE: 5.0,

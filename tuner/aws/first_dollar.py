@@ -1,8 +1,8 @@
 """One smallest spot job that finds out what AWS does not document, as far as one job for a few cents can.
 
-It exists because what we assume of AWS (README, "What AWS leaves open") differs from account to account or was never
-measured by us, and because a first job through the whole path (role, image, bucket, signals, bill) proves more than
-any look. What was found is recorded as facts of the account and region.
+It exists because what we assume of AWS (docs/explanation/what-aws-leaves-open.md) differs from account to account
+or was never measured by us, and because a first job through the whole path (role, image, bucket, signals, bill) proves
+more than any look. What was found is recorded as facts of the account and region.
 
 `probe_plan` says what is asked for and what it can cost, `probe_watch` runs the job, `probe_findings` reads what it
 showed.

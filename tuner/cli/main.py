@@ -223,7 +223,7 @@ def _add_reading_verbs(verbs: _Verbs) -> None:
     best.add_argument("--download", metavar="DIR", type=Path, help="copy their model and checkpoints there")
     compare = _verb(verbs, "compare", ("read", "compare"), "what trials cost and what they were worth", json=True)
     compare.add_argument("studies", metavar="STUDY", nargs="+")
-    compare.add_argument("--format", choices=["table", "csv", "png"], default="table")
+    compare.add_argument("--format", choices=["table", "csv", "png"], default="table", help="how it is shown (table)")
     compare.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there instead of standard output")
 
 

@@ -13,7 +13,7 @@ The trial machine is driven by ends of attempts, by verdicts of the pruner and b
 attempt means is policy and stands in `policy.ending`; which events are possible stands here.
 
 Rules: an event that a table does not know is an error of ours (`IllegalTransition`), and nothing changes. Terminal
-states are empty rows. The diagram in the README is generated from these tables (`python -m tuner.core.states`).
+states are empty rows. The diagram in the documentation is generated from these tables (`python -m tuner.core.states`).
 """
 
 from enum import StrEnum
@@ -148,4 +148,4 @@ def diagram() -> str:
 
 
 if __name__ == "__main__":
-    print(diagram())  # noqa: T201 - the command that regenerates the README's block
+    print(diagram())  # noqa: T201 - the command that prints the diagram of the documentation

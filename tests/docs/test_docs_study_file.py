@@ -1,21 +1,18 @@
-"""The study file and the scripts of the README: keys exist, defaults are real, examples run."""
+"""The study file, the scripts and the Python of `docs/`: keys exist, defaults are real, examples run."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from readme_text import ROOT, blocks, code, table
 
 import tuner
+from tests.docs.pages import ROOT, TEXTS, blocks, code, entries, section
 from tuner.spec import study_file
 from tuner.spec.channels import KEYS as CHANNEL_KEYS
 from tuner.spec.document import flatten, to_document
 
+PAGES = ("docs/reference/study-file.md", "docs/reference/training.md")
 MINIMAL = {
     "name": "n",
     "objective": {"metric": "loss", "direction": "minimize"},
@@ -34,8 +31,14 @@ def load(folder: Path, document: dict) -> study_file.StudySpec:
 
 
 def rows() -> list[tuple[str, str]]:
-    """Each key of the table with its default."""
-    return [(key, row[1]) for row in table("key") for key in code(row[0])]
+    """Each key that stands in the file by itself, with what is said of its default."""
+    found = []
+    for page in PAGES:
+        for head in entries(page):
+            key, said = re.fullmatch(r"`([^`]+)` \((.*)\)", " ".join(head.split())).groups()
+            if not re.search(r"\*|\[\]|^objective\.|^search\.\w+\.|\.framework\.|on_demand_after\.", key):
+                found.append((key, said))
+    return found
 
 
 def value_at(document: object, key: str) -> object:
@@ -52,19 +55,37 @@ def default_of(key: str, folder: Path) -> object:
     return next((found for each in documents if (found := value_at(each, key)) is not None), None)
 
 
-@pytest.mark.parametrize(("key", "shown"), rows())
-def test_the_default_is_the_one_that_is_shown(key: str, shown: str, tmp_path: Path) -> None:
-    if shown == "required":
+SECTIONS = {
+    *("search", "training", "capacity", "budget", "checkpoints"),
+    *("sagemaker", "sagemaker.vpc", "local", "settings"),
+}
+UNLESS_SET = {"training.entry_point", *(f"local.interruptions.{kind}" for kind in ("at", "every", "trace"))}
+
+
+@pytest.mark.parametrize(("key", "said"), [row for row in rows() if row[0] not in SECTIONS | UNLESS_SET])
+def test_the_default_is_the_one_that_is_shown(key: str, said: str, tmp_path: Path) -> None:
+    assert "unknown key" not in refusal(key, tmp_path)
+    if said == "required":
         with pytest.raises(study_file.SpecError, match=f"{key.rpartition('.')[2]}: is missing"):
             load(tmp_path, without(MINIMAL, key))
         return
-    (text,) = code(shown)
-    expected = None if text == "-" else yaml.safe_load(text)
+    expected = None if said == "not set" or not code(said) else yaml.safe_load(code(said)[0])
+    if key in WORDS:
+        expected = WORDS[key]
     if key == "training.source_dir":
-        expected = str((tmp_path / text).resolve())
+        expected = str((tmp_path / str(expected)).resolve())
     found = default_of(key, tmp_path)
     assert found in (expected, [expected])
-    assert "unknown key" not in refusal(key, tmp_path)
+
+
+# what is said in words, for the smallest study
+WORDS = {"training.max_wait": "4h", "sagemaker.region": None, "sagemaker.outputs": None, "sagemaker.role": None}
+
+
+def test_the_keys_of_no_default_are_refused_as_values_not_as_keys(tmp_path: Path) -> None:
+    for key in SECTIONS | UNLESS_SET:
+        assert "unknown key" not in refusal(key, tmp_path)
+        assert key in {row[0] for row in rows()}
 
 
 def without(document: dict, key: str) -> dict:
@@ -91,50 +112,51 @@ def merged(one: dict, other: dict) -> dict:
 
 
 def test_no_key_is_left_out(tmp_path: Path) -> None:
-    named = {key for key, _ in rows()}
+    named = {key for key, _ in rows()} - SECTIONS
     for key, _ in flatten(to_document(load(tmp_path, MINIMAL))):
         parts = key.split(".")
         assert any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1)) or key == "local", key
 
 
 def test_each_key_of_a_channel_is_told() -> None:
-    assert tuple(key for row in table("of a channel") for key in code(row[0])) == tuple(
+    named = [code(head)[0] for head in entries(PAGES[1])]
+    assert [key.removeprefix("training.inputs.*.") for key in named if key.startswith("training.inputs.*.")] == [
         key.name for key in CHANNEL_KEYS
-    )
+    ]
 
 
 def example(language: str, holds: str) -> str:
-    (found,) = [block for block in blocks(language) if holds in block]
+    (found,) = [
+        block
+        for page, text in TEXTS.items()
+        if page != "README.md"
+        for block in blocks(language, text=text)
+        if holds in block
+    ]
     return found
 
 
-def run(folder: Path, epochs: int) -> list[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TUNER_", "SM_"))}
-    arguments = [sys.executable, "-W", "error", "train.py", "--lr", "0.5", "--epochs", str(epochs)]
-    done = subprocess.run(
-        arguments,
-        cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT), "TUNER_CHECKPOINT_DIR": str(folder / "checkpoints")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [line.partition("] ")[2] for line in done.stdout.splitlines()]
-
-
-def test_the_script_of_the_readme_resumes(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(example("python", "Checkpoints"))
-    assert run(tmp_path, 2) == ["step=1 loss=0.5", "step=2 loss=0.25"]
-    assert run(tmp_path, 4) == ["step=3 loss=0.125", "step=4 loss=0.0625"]
-
-
-def test_the_study_file_of_the_readme_is_valid(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(example("python", "Checkpoints"))
+def test_the_study_file_of_the_reference_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
     (tmp_path / "study.yaml").write_text(example("yaml", "objective:"))
     found = study_file.load(tmp_path / "study.yaml")
     study_file.refuse_unbuilt(found)
     assert found.warnings == ()
-    assert json.loads(json.dumps(dict(found.training.hyperparameters))) == {"epochs": 30}
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "objective:" not in block])
+def test_each_piece_of_a_study_file_is_valid(block: str, tmp_path: Path) -> None:
+    piece = yaml.safe_load(block)
+    top = {name for name in piece if name in ("training", "capacity", "budget", "local", "sagemaker")}
+    training = piece["training"] if top else piece
+    if "hyperparameters" in piece:  # of an image that starts itself
+        training = training | {"entrypoint": "image", "image_uri": "1.dkr.ecr.us-east-1.amazonaws.com/x:1"}
+    on_aws = "algorithm" in training or "entrypoint" in training
+    whole = MINIMAL | {"training": ({} if "algorithm" in training else MINIMAL["training"]) | training}
+    if on_aws:
+        whole |= {"backend": "sagemaker"}
+        whole["training"] |= {"metrics": [{"name": "loss", "regex": "loss=(.*)"}]}
+    load(tmp_path, whole)
 
 
 def test_what_is_shown_of_a_shipped_study_stands_in_it() -> None:
@@ -147,10 +169,17 @@ def test_what_is_shown_of_a_shipped_study_stands_in_it() -> None:
         assert line in study
 
 
-def test_the_python_of_the_readme_names_what_there_is() -> None:
+def test_every_shipped_study_stands_in_the_tutorial() -> None:
+    told = section("docs/tutorial/own-script.md", "Four studies to copy from")
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)) == {
+        path.parent.name for path in ROOT.glob("studies/*/study.yaml")
+    }
+
+
+def test_the_python_of_the_page_names_what_there_is() -> None:
     lines = example("python", "tuner.load").splitlines()
-    compile("\n".join(lines), "README.md", "exec")
+    compile("\n".join(lines), "python.md", "exec")
     used = set(re.findall(r"\bstudy\.(\w+)", "\n".join(line.partition("#")[0] for line in lines)))
     assert used <= set(dir(tuner.Study))
     public = {name for name in vars(tuner.Study) if not name.startswith("_")}
-    assert public - used <= {"name", "comparison"}, "methods that the README does not show"
+    assert public - used <= {"name", "comparison"}, "methods that the page does not show"
