@@ -22,7 +22,7 @@ from tuner.reports import views
 from tuner.reports.compare import Comparison, compare
 from tuner.reports.records import Display
 from tuner.reports.views import View
-from tuner.spec.study_file import from_json
+from tuner.spec.study_file import spec_of
 from tuner.store.store import Store
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Study:
         from tuner.search.recorded import earlier_rows, view_rows  # noqa: PLC0415 - Optuna is slow to import
 
         with self._opened() as (store, found):
-            spec = from_json(found.spec)
+            spec = spec_of(found)
             proposer = backend.make_proposer(spec)
             rows = view_rows(store, found, spec, every_step=True)
             proposer.rebuild(rows, found.attrs, earlier_rows(store, found))

@@ -18,7 +18,7 @@ from tuner.cli import main
 from tuner.core.clock import SystemClock
 from tuner.engine.engine import NoListener
 from tuner.operations import context
-from tuner.spec.study_file import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, spec_of
 from tuner.storage.progress import ReadAhead
 
 
@@ -54,7 +54,7 @@ def tuner(account: Account, capsys: pytest.CaptureFixture[str]) -> Shell:
 def recorded(name: str = "cloud") -> StudySpec:
     store = context.open_store(None)
     try:
-        return from_json(store.study(name).spec)
+        return spec_of(store.study(name))
     finally:
         store.close()
 

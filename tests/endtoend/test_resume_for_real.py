@@ -9,7 +9,7 @@ import yaml
 from tests.endtoend.conftest import SCRIPT, Desk
 from tuner.operations.backend import BACKENDS
 from tuner.spec import workload
-from tuner.spec.study_file import from_json
+from tuner.spec.study_file import spec_of
 from tuner.store.store import Store
 
 QUICK = {"trials": 3, "training": {"hyperparameters": {"epochs": 4, "step-s": 0.05}}}
@@ -132,7 +132,7 @@ def make_stray(desk):
     store = Store.open(f"sqlite:///{desk.folder / 'tuner.db'}")
     try:
         study = store.study("small")
-        spec = from_json(study.spec)
+        spec = spec_of(study)
         jobs = BACKENDS.of(study).jobs()
         attempt = store.attempts(study.id)[0]
         request = stray_request(store, study, spec, attempt)

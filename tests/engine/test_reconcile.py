@@ -21,7 +21,7 @@ from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.reports import audit
 from tuner.search.recorded import choose_earlier, earlier_rows
 from tuner.simulator.parts import Script
-from tuner.spec.study_file import SpecError, from_json
+from tuner.spec.study_file import SpecError, spec_of
 from tuner.storage.objects import DirectoryObjects, StorageUnavailable
 from tuner.store.store import LeaseHeld, LeaseLost, StudyNotFound
 
@@ -349,21 +349,21 @@ def test_what_was_set_live_stays_unless_the_file_changed_it_too(make_sweep, obje
     assert not told.said("trials: 4 -> 6")
     edit(sweep, description="other words")
     for _ in range(2):
-        spec = from_json(take_up(sweep, ACCEPT).study.spec)
+        spec = spec_of(take_up(sweep, ACCEPT).study)
         assert (spec.trials, spec.budget.usd, spec.description) == (4, 50, "other words")
     edit(sweep, trials=5)
     told = take_up(sweep, ACCEPT)
     assert told.said("study.yaml: trials: 4 -> 5")
-    assert (from_json(told.study.spec).trials, from_json(told.study.spec).budget.usd) == (5, 50)
+    assert (spec_of(told.study).trials, spec_of(told.study).budget.usd) == (5, 50)
     edit(sweep, trials=6)
-    assert from_json(take_up(sweep, ACCEPT).study.spec).trials == 6
+    assert spec_of(take_up(sweep, ACCEPT).study).trials == 6
 
 
 def test_a_limit_that_was_taken_away_live_stays_away(make_sweep, objects):
     sweep = make_sweep(changes={"budget": {"usd": 60, "deadline": "9h"}}, script=script_of(epochs=50, step_s=60.0))
     set_live(sweep, **{"budget.deadline": "null"})
     edit(sweep, description="other words")
-    assert from_json(take_up(sweep, ACCEPT).study.spec).budget.deadline_s is None
+    assert spec_of(take_up(sweep, ACCEPT).study).budget.deadline_s is None
 
 
 def test_a_budget_below_what_is_spent_and_reserved_is_not_accepted(make_sweep, objects):
@@ -376,7 +376,7 @@ def test_a_budget_below_what_is_spent_and_reserved_is_not_accepted(make_sweep, o
     assert refused.value.exit_code == 2
     assert sweep.store.last_seq(sweep.study.id) == before
     edit(sweep, budget={"usd": 20})
-    assert from_json(take_up(sweep, ACCEPT).study.spec).budget.usd == 20
+    assert spec_of(take_up(sweep, ACCEPT).study).budget.usd == 20
 
 
 @pytest.mark.parametrize("accept", [False, True])

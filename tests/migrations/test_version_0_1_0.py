@@ -27,7 +27,7 @@ from tuner.reports import audit
 from tuner.simulator.cloud import SimulatedCloud
 from tuner.simulator.parts import Script
 from tuner.spec import workload
-from tuner.spec.study_file import StudySpec, changes, from_json, load
+from tuner.spec.study_file import StudySpec, changes, load, spec_of
 from tuner.store.store import Store
 
 FIXTURE = Path(__file__).parent / "fixtures" / "version_0_1_0"
@@ -117,7 +117,7 @@ class Left(Sweep):
                 self.cloud.stop(call["name"])
         self.come_to(made["now_s"])
         self.store, self.study = store, store.study(name)
-        self.spec = from_json(self.study.spec)
+        self.spec = spec_of(self.study)
         self.engines = 1000
         self.crash_point = lambda _point: None
 
@@ -134,7 +134,7 @@ class Left(Sweep):
         lease = self.store.acquire(self.study.id, holder(999), now=now, period_s=LEASE_S, gone=lambda _: True)
         reconciler = Reconciler(self.store, lease, heard, self.clock, AllInOneFolder())
         reconciler.take_up(self.store.study(self.study.name), Resumption("me"))
-        self.spec = from_json(self.store.study(self.study.name).spec)
+        self.spec = spec_of(self.store.study(self.study.name))
         return heard
 
 
@@ -181,7 +181,7 @@ def test_its_check_finds_nothing_but_that_no_engine_is_at_work(home: Path, store
 def test_each_job_has_the_digest_that_it_was_sent_with(store: Store) -> None:
     """Else a job that runs would be taken for somebody else's."""
     for study in store.studies():
-        spec, trials = from_json(study.spec), {trial.number: trial for trial in store.trials(study.id)}
+        spec, trials = spec_of(study), {trial.number: trial for trial in store.trials(study.id)}
         attempts = store.attempts(study.id)
         assert attempts, study.name
         for attempt in attempts:
@@ -192,7 +192,7 @@ def test_each_job_has_the_digest_that_it_was_sent_with(store: Store) -> None:
 def test_each_job_would_be_asked_for_as_it_was(store: Store) -> None:
     seen = 0
     for study in store.studies():
-        spec, trials = from_json(study.spec), {trial.number: trial for trial in store.trials(study.id)}
+        spec, trials = spec_of(study), {trial.number: trial for trial in store.trials(study.id)}
         attempts = {attempt.job_name: attempt for attempt in store.attempts(study.id)}
         for job in sent_to(study.name):
             attempt = attempts[job["name"]]
@@ -212,7 +212,7 @@ def sent_to(name: str) -> list[dict[str, Any]]:
 def test_an_unchanged_study_file_is_the_recorded_one(store: Store) -> None:
     """Only what was set while the study ran differs."""
     for study in store.studies():
-        recorded = from_json(study.spec)
+        recorded = spec_of(study)
         found = changes(recorded, load(recorded.file, recorded.overrides))
         assert {change.key for change in found} == set(study.attrs.get(SET_LIVE, {})), study.name
 

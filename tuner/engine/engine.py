@@ -51,7 +51,7 @@ from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposer
 from tuner.search.recorded import earlier_rows, view_rows
 from tuner.spec import workload
-from tuner.spec.study_file import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, spec_of
 from tuner.storage.progress import Progress
 from tuner.store.store import Store, StoreConflict, StoreUnreachable
 
@@ -133,7 +133,7 @@ class Engine:
         """Everything from the store: at the start, and after a commit that failed."""
         store = self._services.store
         self.study = study = store.study_by_id(self.study.id)
-        spec = from_json(study.spec)
+        spec = spec_of(study)
         summary = store.summary(study.id)
         last_seq = store.last_seq(study.id)
         last = store.events(study.id, after_seq=last_seq - 1)
@@ -168,8 +168,8 @@ class Engine:
         """
         store = self._services.store
         known = [study] if study.backend == "local" else store.studies()[-_STUDIES_RECALLED:]
-        region = from_json(study.spec).region
-        alike = [each.id for each in known if each.backend == study.backend and from_json(each.spec).region == region]
+        region = self.live.spec.region
+        alike = [each.id for each in known if each.backend == study.backend and spec_of(each).region == region]
         return store.pool_totals({*alike, study.id}, ended=True)
 
     def _rejections(self) -> list[str]:
@@ -311,7 +311,7 @@ class Engine:
         for request in self._services.store.pending_requests(self.study.id):
             bound_microusd = live.spent_microusd + live.reserved_in_flight_microusd
             study = requests.apply(unit, request, bound_microusd=bound_microusd)
-            live.spec = from_json(study.spec)
+            live.spec = spec_of(study)
             live.policy = workload.policy(live.spec, study)
 
     def _forget(self, record: Trial) -> None:

@@ -16,7 +16,7 @@ from tuner.core.prices import PriceUnknown, usd
 from tuner.core.records import SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec import workload
-from tuner.spec.study_file import SpecError, apply_set, from_json, live_settings, to_json
+from tuner.spec.study_file import SpecError, apply_set, live_settings, spec_of, to_json
 
 
 def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Study:
@@ -51,7 +51,7 @@ def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
         if request.verb == "stop" and study.intent is Intent.CANCEL:
             raise SpecError(f"study {study.name} is being cancelled already")
         return replace(study, intent=Intent(str(request.values["intent"])), intent_at=unit.now)
-    before = from_json(study.spec)
+    before = spec_of(study)
     spec = apply_set(before, [f"{key}={value}" for key, value in request.values.items()])
     limit = spec.budget.microusd
     if limit is not None and limit < bound_microusd and limit != before.budget.microusd:

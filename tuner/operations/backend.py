@@ -24,7 +24,7 @@ from tuner.core.jobs import trial_and_attempt
 from tuner.core.records import Fact, Json, Study
 from tuner.spec import workload
 from tuner.spec.records import LocalMarket
-from tuner.spec.study_file import COST_METRIC, StudySpec, from_json
+from tuner.spec.study_file import COST_METRIC, StudySpec, spec_of
 
 if TYPE_CHECKING:
     from tuner.aws.prepare import Prepared
@@ -233,7 +233,7 @@ class Backends:
 
     def of(self, study: Study) -> Backend:
         """Where a recorded study's jobs and objects are."""
-        return self.make(from_json(study.spec), None if study.local_dir is None else Path(study.local_dir))
+        return self.make(spec_of(study), None if study.local_dir is None else Path(study.local_dir))
 
     def make(self, spec: StudySpec, local_dir: Path | None) -> Backend:
         """For a study that may not be recorded yet; on AWS its study file is completed (`prepare`)."""

@@ -23,7 +23,7 @@ from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports.events import narrate
 from tuner.reports.records import Display, EventLine
 from tuner.spec.records import MICROUSD
-from tuner.spec.study_file import StudySpec, apply_set, from_json
+from tuner.spec.study_file import StudySpec, apply_set, spec_of
 from tuner.store.store import LeaseHeld, Store
 
 _WAIT_POLL_S = 0.5
@@ -36,8 +36,8 @@ def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: C
         study = store.study(name)
         if study.state is StudyState.CANCELLED:
             raise UserError(f"study {name} was cancelled: nothing of it changes any more", Exit.USAGE)
-        spec = apply_set(from_json(study.spec), assignments)
-        _check_totals(study, spec, store)
+        before = spec_of(study)
+        _check_totals(study, before, apply_set(before, assignments), store)
         pairs = [assignment.split("=", 1) for assignment in assignments]
         values: dict[str, Json] = {key: value for key, value in pairs}  # noqa: C416 - typed as JSON
         alive = _request(store, study, "set", values, clock)
@@ -46,10 +46,10 @@ def request_set(name: str, store: Store, assignments: Sequence[str], *, clock: C
         return [Message(f"{key} = {value} (", when, ")") for key, value in values.items()]
 
 
-def _check_totals(study: Study, spec: StudySpec, store: Store) -> None:
+def _check_totals(study: Study, before: StudySpec, spec: StudySpec, store: Store) -> None:
     """A total below what is there, or a budget below what is spent and reserved, could not be kept any more."""
     count = store.trial_count(study.id)
-    if spec.trials < min(count, from_json(study.spec).trials):
+    if spec.trials < min(count, before.trials):
         raise UserError(
             f"trials: study {study.name} has {count} already; to end it with those: trials={count}", Exit.USAGE
         )

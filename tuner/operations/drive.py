@@ -21,7 +21,7 @@ from tuner.operations.backend import BACKENDS, Backend, Backends
 from tuner.operations.records import Signals, StudyOutcome
 from tuner.reports import views
 from tuner.reports.records import Display, EventLine
-from tuner.spec.study_file import from_json
+from tuner.spec.study_file import spec_of
 from tuner.store.store import LONG_STEP_S, LeaseHeld, Store, StoreUnreachable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def drive(
         backend = backends.of(study)
         backend.verify()
         listener = DisplayListener(display, store)
-        services = backend.services(study, from_json(study.spec), store=store, clock=clock, listener=listener)
+        services = backend.services(study, spec_of(study), store=store, clock=clock, listener=listener)
         engine = Engine(study, lease, services)
         if once:
             engine.cycle(lambda: signals.stop_requested)

@@ -43,10 +43,10 @@ from tuner.spec.study_file import (
     SpecError,
     StudySpec,
     describe,
-    from_json,
     load,
     refuse_missing_secrets,
     refuse_unbuilt,
+    spec_of,
     to_json,
 )
 from tuner.store.store import Store, StudyExists
@@ -263,7 +263,7 @@ def resume(
         if once and not (accept_changes or retry_failed or _expects_cycles(study, store)):
             return outcome_of(study, store, signals, clock.now())
         if may_go_on(study, once=once):
-            refuse_missing_secrets(from_json(study.spec), os.environ)
+            refuse_missing_secrets(spec_of(study), os.environ)
         moved = moved_to(study)
         if moved is None:
             backends.of(study).verify()

@@ -18,7 +18,7 @@ from tuner.operations.backend import BACKENDS, Backends
 from tuner.operations.context import operating_errors
 from tuner.operations.retention import Survey
 from tuner.reports.records import Audit
-from tuner.spec.study_file import from_json
+from tuner.spec.study_file import spec_of
 from tuner.store.check import check as check_store
 from tuner.store.store import Store
 
@@ -56,7 +56,7 @@ def _driven_by_cycles(study: Study, store: Store) -> bool:
 
 def _engine_health(study: Study, now: datetime, *, cycles: bool) -> list[Message]:
     remedy = how_to_go_on(study.name, study.intent)
-    poll_s = max(from_json(study.spec).settings.poll_interval_s, 1.0)
+    poll_s = max(spec_of(study).settings.poll_interval_s, 1.0)
     quiet_s = (now - (study.last_tick_at or study.created_at)).total_seconds()
     if cycles:
         if quiet_s <= max(_CYCLE_MISSED_S, _TICKS_MISSED_MAX * poll_s):
@@ -97,7 +97,7 @@ def log_chunks(
         names = [each.job_name for each in store.attempts(study.id, trial=trial) if attempt in (None, each.number)]
         return names, not store.trials(study.id, numbers=[trial])[0].state.terminal
 
-    backend, spec = backends.of(study), from_json(study.spec)
+    backend, spec = backends.of(study), spec_of(study)
     with operating_errors():
         yield from backend.logs(jobs, spec, tail=tail, follow=follow, clock=clock)
 
@@ -117,7 +117,7 @@ def audit(
         study = store.study(name)
         backend = backends.of(study)
         backend.verify()
-        spec, jobs = from_json(study.spec), backend.jobs_in_turn(store, clock or SystemClock())
+        spec, jobs = spec_of(study), backend.jobs_in_turn(store, clock or SystemClock())
         stopped = tuple(auditor.orphans(study, spec, store, jobs)) if stop_orphans else ()
         for orphan in stopped:
             jobs.stop(orphan.job)

@@ -57,10 +57,10 @@ from tuner.spec.study_file import (
     apply_set,
     as_begun,
     changes,
-    from_json,
     live_settings,
     load,
     refuse_unbuilt,
+    spec_of,
     to_json,
 )
 from tuner.storage.bundle import BundleRefused, has_same_code
@@ -146,7 +146,7 @@ class Reconciler:
 
     def report_orphans(self, study: Study, jobs: JobService) -> None:
         """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
-        spec = from_json(study.spec)
+        spec = spec_of(study)
         try:
             found = audit.orphans(study, spec, self._store, jobs)
         except JobError as error:
@@ -177,7 +177,7 @@ class Reconciler:
 
     def _compare_file(self, unit: UnitOfWork, *, accept_changes: bool) -> None:
         """Refuse a study file that no longer fits what is recorded; the differences are told before."""
-        recorded = from_json(unit.study.spec)
+        recorded = spec_of(unit.study)
         if recorded.file is None or not recorded.file.is_file():
             self._tell("info", f"the study file {recorded.file} is gone: the recorded one is used")
             return
@@ -215,7 +215,7 @@ class Reconciler:
         """Raises UserError for one that could not be kept any more, as `tuner set` does."""
         summary, limit = self._store.summary(study.id), current.budget.microusd
         bound = summary.spend_microusd + summary.reserved_microusd
-        if limit is not None and limit < bound and limit != from_json(study.spec).budget.microusd:
+        if limit is not None and limit < bound and limit != spec_of(study).budget.microusd:
             raise UserError(
                 f"budget.usd: {usd(limit)} in {current.file} is below the {usd(bound)} that study {study.name} has "
                 "spent and reserved; give at least that, or stop the study first",
@@ -283,7 +283,7 @@ class Reconciler:
         trials = self._store.trials(unit.study.id)
         retried = {trial.retry_of for trial in trials}
         failed = [each for each in trials if each.state is TrialState.FAILED and each.number not in retried]
-        spec = from_json(unit.study.spec)
+        spec = spec_of(unit.study)
         for number, old in enumerate(failed, start=len(trials)):
             trial = LiveTrial(_again(old, number, unit, spec))
             unit.add_trial(trial)

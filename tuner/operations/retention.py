@@ -24,7 +24,7 @@ from tuner.core.prices import S3_STANDARD_USD_PER_GB_MONTH
 from tuner.core.records import Json, Study, Trial, TrialState
 from tuner.reports import views
 from tuner.spec import workload
-from tuner.spec.study_file import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, spec_of
 from tuner.storage.checkpoints import METRICS, RUNS, Renew, delete_prefix, newest_whole, no_lease, scan
 from tuner.storage.objects import ObjectInfo, Objects
 from tuner.store.store import Store
@@ -66,7 +66,7 @@ def usd_per_month(size_bytes: int) -> float:
 
 def survey(store: Store, study: Study, objects: Objects, *, renew: Renew = no_lease) -> Survey:
     """Look at everything under the study's folder once. Raises ObjectsError, and what `renew` raises."""
-    spec = from_json(study.spec)
+    spec = spec_of(study)
     ended = {trial.prefix: trial for trial in store.trials(study.id) if trial.state.terminal}
     kept = _whose_latest_stays(store, study, spec, ended.values())
     models = kept or _best(store, study, spec, ended.values())
@@ -141,7 +141,7 @@ def gc_view(found: Survey, study: str, *, simulated: bool, dry_run: bool) -> vie
 
 def study_root(study: Study) -> str:
     """The folder that holds this study's trials and nothing of any other study's."""
-    return f"{workload.root(from_json(study.spec))}{study.key}/"
+    return f"{workload.root(spec_of(study))}{study.key}/"
 
 
 def _whose_latest_stays(store: Store, study: Study, spec: StudySpec, ended: Collection[Trial]) -> set[int]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.core.errors import Exit, UserError
 from tuner.core.records import Json, ParamValue, Study, TrialState
 from tuner.reports.views import TrialRecord, View, finite, iso, simulated, total, trial_records, usd
-from tuner.spec.study_file import Objective, from_json
+from tuner.spec.study_file import Objective, spec_of
 
 if TYPE_CHECKING:
     from tuner.store.store import Store
@@ -198,7 +198,7 @@ def write_png(comparison: Comparison, path: Path) -> None:
 
 
 def _common_objective(studies: Sequence[Study]) -> Objective:
-    goals = {study.name: from_json(study.spec).objectives for study in studies}
+    goals = {study.name: spec_of(study).objectives for study in studies}
     for name, own in goals.items():
         if len(own) > 1:
             raise UserError(f"study {name} has {len(own)} objectives: compare needs studies with one", Exit.USAGE)

@@ -36,7 +36,7 @@ from tuner.core.records import (
 )
 from tuner.engine.quotas import kept_limits
 from tuner.reports.events import pending_refusals, sentence
-from tuner.spec.study_file import StudySpec, from_json
+from tuner.spec.study_file import StudySpec, spec_of
 
 if TYPE_CHECKING:
     from tuner.store.store import Store
@@ -67,7 +67,7 @@ def status_view(
 
     Commands in its warnings repeat `options`.
     """
-    spec, summary = from_json(study.spec), store.summary(study.id)
+    spec, summary = spec_of(study), store.summary(study.id)
     counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
     spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
     refused = _refused_requests(store, study, options)
@@ -206,7 +206,7 @@ def best_view(store: "Store", study: Study, limit: int = 1) -> list[View]:
 
     With several objectives: the Pareto front, by number.
     """
-    numbers = [trial.number for trial in best_trials(store, study, from_json(study.spec), limit)]
+    numbers = [trial.number for trial in best_trials(store, study, spec_of(study), limit)]
     if not numbers:
         return []
     records = {record.trial.number: record for record in trial_records(store, study.id, numbers)}

@@ -8,7 +8,7 @@ import math
 
 from tuner.core.records import NO_STEP, Json, Study, Trial, TrialState
 from tuner.search.proposer import Proposer, ViewTrial
-from tuner.spec.study_file import SpecError, StudySpec, from_json
+from tuner.spec.study_file import SpecError, StudySpec, spec_of
 from tuner.store.store import Store
 
 # Attribute of a study: the earlier ones it started from.
@@ -34,7 +34,7 @@ def choose_earlier(store: Store, spec: StudySpec, proposer: Proposer) -> dict[st
     bounds: dict[str, Json] = {}
     for name in spec.search.warm_start:
         other = store.study(name)
-        goals = [(goal.metric, goal.direction) for goal in from_json(other.spec).objectives]
+        goals = [(goal.metric, goal.direction) for goal in spec_of(other).objectives]
         if goals != [(goal.metric, goal.direction) for goal in spec.objectives]:
             raise SpecError(f"search.warm_start: study {name} has another objective, {goals}; remove it")
         bounds[name] = store.last_seq(other.id)
@@ -54,7 +54,7 @@ def earlier_rows(store: Store, study: Study) -> list[ViewTrial]:
 
 def _finished(store: Store, study: Study, until: Json) -> list[ViewTrial]:
     assert isinstance(until, int), "the number of an event"
-    rows = view_rows(store, study, from_json(study.spec))
+    rows = view_rows(store, study, spec_of(study))
     ends = (TrialState.SUCCEEDED, TrialState.PRUNED)
     return [row for row in rows if row.state in ends and row.told_seq is not None and row.told_seq <= until]
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from tuner.core.records import Study
 from tuner.spec.changes import SpecChange, changes
 from tuner.spec.check import check, check_files, refuse_missing_secrets
 from tuner.spec.document import flatten, setting_text, to_document
@@ -92,6 +93,7 @@ __all__ = [
     "load",
     "refuse_missing_secrets",
     "refuse_unbuilt",
+    "spec_of",
     "to_json",
 ]
 
@@ -155,12 +157,14 @@ def to_json(spec: StudySpec) -> str:
     return json.dumps(stored, allow_nan=False)
 
 
+def spec_of(study: Study) -> StudySpec:
+    """The spec of a recorded study. It is parsed once: every caller is given the same object, which nobody changes."""
+    return from_json(study.spec)
+
+
 @lru_cache(maxsize=_SPECS_KEPT)
 def from_json(text: str) -> StudySpec:
-    """The spec that `to_json` stored. Neither files nor prices are looked at.
-
-    A text is parsed once: each further call returns the same object, which nobody changes.
-    """
+    """The spec that `to_json` stored. Neither files nor prices are looked at."""
     stored = json.loads(text)
     form = _FORMATS.get(stored["format"])
     if form is None:
