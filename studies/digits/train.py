@@ -1,6 +1,6 @@
 """A multi-layer perceptron on scikit-learn's handwritten digits, in plain numpy: it may be killed at any moment.
 
-Everything that the next epoch depends on is either in the checkpoint (weights, Adam's moments) or drawn anew from
+Everything that the next epoch depends on is either in the checkpoint (weights, Adam's moments) or drawn again from
 (seed, epoch): so a resumed training goes on bit for bit as if nothing had happened.
 """
 

@@ -1,6 +1,6 @@
 """A small convolutional network on scikit-learn's handwritten digits, in PyTorch: it may be killed at any moment.
 
-What the next epoch depends on is in the checkpoint (weights, optimizer, learning rate schedule) or drawn anew from
+What the next epoch depends on is in the checkpoint (weights, optimizer, learning rate schedule) or drawn again from
 (seed, epoch): order, shifts and dropout. So a resumed training goes on as if nothing had happened, on a CPU bit for
 bit.
 """

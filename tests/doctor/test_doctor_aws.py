@@ -282,7 +282,7 @@ def test_the_probe_of_the_storage(tmp_path, refuse, level, said):
 
 
 def skew(account, seconds):
-    """What is found when AWS's clock is so many seconds behind ours."""
+    """What is found when AWS's clock is a number of seconds behind ours."""
     date = format_datetime(NOW - timedelta(seconds=seconds), usegmt=True)
     aws = account.aws()
 

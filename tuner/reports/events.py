@@ -264,7 +264,7 @@ def _about_trial(text: str, tail: Sentence = lambda _: "") -> Sentence:
     return lambda event: f"trial {event.trial}{text}{tail(event)}"
 
 
-# One row a kind. `tests/unit/test_events.py` holds it against the enum and against the code that makes events.
+# One row a kind. `tests/unit/test_event_kinds.py` holds it against the enum and against the code that makes events.
 EVENTS: Mapping[EventKind, Reported | NotReported] = {
     EventKind.TRIAL_PROPOSE: NotReported("the trial's first attempt is reported, with where it runs"),
     EventKind.TRIAL_SUBMIT: NotReported("the attempt is reported, with where it runs"),

@@ -1,0 +1,93 @@
+"""Prose that needs a second reading is a defect: phrases that readers stumbled over do not come back.
+
+Rules: everything that people read is searched, room by room. Documentation holds none of the phrases. A room of the
+code may hold as many as its older prose still does. These numbers only shrink: after a rewrite, set them to what
+`python tests/test_prose.py` prints.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PHRASES = {
+    "whoever": "name the person or the process",
+    "whomever": "name the person or the process",
+    "is none": "say what there is not",
+    "are none": "say what there is not",
+    "for want of": "without",
+    "but for": "except",
+    "anew": "again",
+    "alike": "in the same way",
+    "beside it": "next to it, or in addition to it",
+    "beside its": "next to its, or in addition to its",
+    "beside them": "next to them, or in addition to them",
+    "so many": "the number",
+    "whence": "from where",
+}
+# What is not named, documentation above all, holds none.
+ALLOWED: Counter[str] = Counter({
+    "README.md": 17, "tests": 75, "tuner": 4, "tuner/aws": 25, "tuner/cli": 7, "tuner/core": 16, "tuner/engine": 28,
+    "tuner/local": 17, "tuner/operations": 21, "tuner/sagemaker": 5, "tuner/simulator": 2, "tuner/spec": 4,
+    "tuner/store": 3,
+})  # fmt: skip
+_SUFFIXES = {".md", ".py", ".toml", ".yaml", ".yml"}
+# The first letter may be a capital; "is None" is Python. Words may be parted by a line break and a comment's sign.
+_EITHER = "|".join(f"[{each[0].upper()}{each[0]}]{each[1:]}" for each in sorted(PHRASES, reverse=True))
+_PHRASE = re.compile(rf"\b(?:{_EITHER})\b".replace(" ", r"[\s#>]+"))
+
+
+def room(file: Path) -> str:
+    first, *rest = file.relative_to(ROOT).parts
+    return f"{first}/{rest[0]}" if first == "tuner" and len(rest) > 1 else first
+
+
+def files() -> list[Path]:
+    """What is part of the project: no hidden folders (environments, caches), nor what was built."""
+    top = [path for path in ROOT.iterdir() if not path.name.startswith(".") and path.name not in ("build", "dist")]
+    found = [file for path in top for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sorted(file for file in found if file.suffix in _SUFFIXES and file != Path(__file__).resolve())
+
+
+def found() -> dict[str, list[str]]:
+    """By room, where each phrase stands and what to write instead."""
+    places: dict[str, list[str]] = {}
+    for file in files():
+        text = file.read_text(encoding="utf-8")
+        for match in _PHRASE.finditer(text):
+            phrase = " ".join(re.findall(r"\w+", match[0])).lower()
+            line = text.count("\n", 0, match.start()) + 1
+            place = f"{file.relative_to(ROOT)}:{line}: {phrase!r}; write: {PHRASES[phrase]}"
+            places.setdefault(room(file), []).append(place)
+    return places
+
+
+def test_no_new_riddles() -> None:
+    over = {place: lines for place, lines in found().items() if len(lines) > ALLOWED[place]}
+    assert not over, "\n".join(line for lines in over.values() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("Whoever asks", "whoever"),
+        ("there is none.", "is none"),
+        ("if it is\n    # none", "is none"),
+        ("read for\nwant of time", "for want of"),
+        ("beside it", "beside it"),
+    ],
+)
+def test_a_phrase_is_found_over_line_ends(text: str, phrase: str) -> None:
+    (there,) = _PHRASE.findall(text)
+    assert re.findall(r"\w+", there.lower()) == phrase.split()
+
+
+@pytest.mark.parametrize("text", ["x is None", "draw_alike()", "besides it", "renewed", "whosoever"])
+def test_what_only_looks_like_a_phrase_is_not_found(text: str) -> None:
+    assert not _PHRASE.search(text)
+
+
+if __name__ == "__main__":
+    print({place: len(lines) for place, lines in sorted(found().items())})
