@@ -1,14 +1,14 @@
 """The command line called in this process, in an empty directory."""
 
-import functools
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tuner.cli import main, rehearse
-from tuner.rehearse import runs, stage
+from tuner.rehearse.runs import RehearsalOptions
 
 
 @pytest.fixture
@@ -26,19 +26,17 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(autouse=True)
 def answers(monkeypatch):
     """Tell the script, in the run without interruptions, how many reports and saves of its were seen: it waits."""
-    look, told = stage.StagedJob._look, set()
+    told = set()
 
-    def look_and_tell(job, **options):
-        news = look(job, **options)
+    def answer_all(job):
         if job._own is not None:
             heard = sum(len(run.points) + run.loose_reports.total() for run in job._runs.values())
             for answer in {job.checkpoints / "runs" / f"heard-{heard}", *_saved(job)} - told:
                 with suppress(OSError):
                     answer.touch()
                     told.add(answer)
-        return news
 
-    monkeypatch.setattr(stage.StagedJob, "_look", look_and_tell)
+    monkeypatch.setattr(rehearse, "_DEFAULTS", RehearsalOptions(after_look=answer_all))
 
 
 def _saved(job):
@@ -61,10 +59,10 @@ def call(capsys):
 
 
 @pytest.fixture
-def grace(monkeypatch):
+def grace(monkeypatch, answers):
     """Set how long a script that is stopped may take: short where it ignores that, long where it does not."""
 
     def choose(seconds):
-        monkeypatch.setattr(rehearse, "Wish", functools.partial(runs.RehearsalOptions, grace_s=seconds))
+        monkeypatch.setattr(rehearse, "_DEFAULTS", replace(rehearse._DEFAULTS, grace_s=seconds))
 
     return choose

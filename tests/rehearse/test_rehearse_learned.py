@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,14 +28,13 @@ LOCAL = Study(
 )
 
 
-def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url, monkeypatch):
+def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url):
     store = Store.open(sqlite_url)
     store.create_study(LOCAL)
     cloud = store.create_study(replace(LOCAL, name="there", key="there-bcdfgh", backend="sagemaker"))
-    store.close()
     asked = []
 
-    def pool_totals(self, studies, **_):
+    def pool_totals(studies):
         asked.append(list(studies))
         hours = 3600.0
         return {
@@ -44,8 +44,8 @@ def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url, monkeypatc
             Pool("ml.m5.large", spot=True): PoolTotals(interruptions=9, up_s=9 * hours),
         }
 
-    monkeypatch.setattr(Store, "pool_totals", pool_totals)
-    rates = rehearse.learned_rates(sqlite_url)
+    rates = rehearse.rates_seen(Mock(studies=store.studies, pool_totals=pool_totals))
+    store.close()
     assert asked == [[cloud.id]]
     assert rates == {"ml.g5.xlarge": pytest.approx(0.5, rel=0.03)}  # shrunk a little towards what is usual
 

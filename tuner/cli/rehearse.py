@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -38,9 +38,10 @@ from tuner.spec.study_file import SpecError
 from tuner.spec.values import Where, duration
 from tuner.storage.bundle import BundleRefused
 from tuner.store.schema import SCHEMA, current
-from tuner.store.store import StoreError
+from tuner.store.store import Store, StoreError
 
 _STYLES = {Result.PASSED: "green", Result.WARNING: "yellow", Result.FAILED: "bold red", Result.UNCLEAR: "yellow"}
+_DEFAULTS = RehearsalOptions()  # what the command line has no option for; tests are faster
 _PLAIN_EVERY = timedelta(seconds=10)
 _REDRAW_EVERY = timedelta(seconds=0.1)
 _LEARNED_FROM_S = 10 * 3600.0  # fewer hours of running tell less than the assumption
@@ -73,7 +74,8 @@ def run(args: Arguments) -> int:
 
 
 def _options(args: Arguments) -> RehearsalOptions:
-    return RehearsalOptions(
+    return replace(
+        _DEFAULTS,
         overrides=tuple(args.set),
         inputs=_inputs(args.input),
         steps=args.steps,
@@ -95,12 +97,17 @@ def learned_rates(url: str | None) -> Mapping[str, float]:
             return {}
     except StoreError:
         return {}
-    met: dict[str, PoolTotals] = {}
     with reading(url) as store:
-        studies = [study.id for study in store.studies() if study.backend == "sagemaker"]
-        for pool, totals in store.pool_totals(studies).items():
-            if pool.spot:
-                met[pool.instance_type] = met.get(pool.instance_type, PoolTotals()) + totals
+        return rates_seen(store)
+
+
+def rates_seen(store: Store) -> Mapping[str, float]:
+    """The same of an open store."""
+    met: dict[str, PoolTotals] = {}
+    studies = [study.id for study in store.studies() if study.backend == "sagemaker"]
+    for pool, totals in store.pool_totals(studies).items():
+        if pool.spot:
+            met[pool.instance_type] = met.get(pool.instance_type, PoolTotals()) + totals
     known = {kind: totals for kind, totals in met.items() if totals.up_s >= _LEARNED_FROM_S}
     return {kind: PoolStats(totals=totals).interruptions_per_h for kind, totals in known.items()}
 

@@ -41,7 +41,7 @@ def rehearse(
     with _folder(options.keep) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as probe:
             isolated = find_isolation(Path(probe)).is_private
-        stage = Stage(folder, spec, bundle, clock, options.grace_s)
+        stage = Stage(folder, spec, bundle, clock, options.grace_s, options.after_look)
         try:
             evidence = Runs(stage, params, options, progress, isolated=isolated).make()
         finally:

@@ -82,8 +82,17 @@ class LiveRun:
 class Stage:
     """A local SageMaker for one rehearsal of one study."""
 
-    def __init__(self, folder: Path, spec: StudySpec, bundle: packaging.Bundle, clock: Clock, grace_s: float) -> None:
+    def __init__(  # noqa: PLR0917 - everything that a rehearsal has
+        self,
+        folder: Path,
+        spec: StudySpec,
+        bundle: packaging.Bundle,
+        clock: Clock,
+        grace_s: float,
+        after_look: Callable[["StagedJob"], None],
+    ) -> None:
         self.folder = folder
+        self.after_look = after_look
         self.clock = clock
         settings = {"start_delay_s": 0.0, "sync_interval_s": _SYNC_S, "grace_s": grace_s, "private_tmp": True}
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -206,6 +215,7 @@ class StagedJob:
             self._look_at_saves()
             if news:  # its disk is deleted at its end
                 self._outside = self._outside_files() or self._outside
+        self._stage.after_look(self)
         return bool(news)
 
     def _look_at_saves(self) -> None:
