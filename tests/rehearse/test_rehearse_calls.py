@@ -63,7 +63,7 @@ ON_AWS = """
         ),
         (("", ""), ("--input", "train=data"), "training.inputs names no such channel"),
         (("", ""), ("--input", "train"), "CHANNEL=DIR is expected"),
-        (("", ""), ("--leash", "soon"), "--leash"),
+        (("", ""), ("--max-duration", "soon"), "--max-duration"),
         (("", ""), ("--keep", "."), "not empty"),
         (("", ""), ("--steps", "0"), "--steps"),
         (

@@ -140,7 +140,7 @@ def test_without_steps_in_its_reports_no_resume_is_proven_and_none_is_waited_for
 
 
 def test_what_is_printed_of_each_batch_does_not_cut_a_long_first_epoch():
-    """Losses without a step say nothing of the objective, which comes with its first step after the leash."""
+    """Losses without a step say nothing of the objective, which comes with its first step after --max-duration."""
     objectives = (SimpleNamespace(metric="val_accuracy"),)
     stage = cast("Stage", SimpleNamespace(spec=SimpleNamespace(objectives=objectives)))
     runs = Runs(stage, {}, RehearsalOptions(max_duration_s=60.0), cast("RehearsalProgress", None), isolated=True)

@@ -203,7 +203,7 @@ def test_who_had_saved_once_only_could_not_fall_back():
     saves = replace(GOOD.saves, after_steps=(9, 18), in_place=frozenset({"state"}))
     seen = replace(GOOD, saves=saves, torn=(torn_file("state", run(1, 1, Ending.CUT)),))
     check = judged(seen)["torn file"]
-    assert (check.result, check.remedy.split(": ")[-1]) == ("could not tell", "--steps, --leash")
+    assert (check.result, check.remedy.split(": ")[-1]) == ("could not tell", "--steps, --max-duration")
 
 
 @pytest.mark.parametrize(

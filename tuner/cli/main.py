@@ -315,8 +315,16 @@ def _add_rehearse(verbs: _Verbs) -> None:
         json=True,
     )
     verb.add_argument("file", metavar="FILE", type=Path, help="the study file")
-    verb.add_argument("--steps", metavar="N", type=_positive, help="train up to this step (all that the leash allows)")
-    verb.add_argument("--leash", metavar="DURATION", default="1m", help="how long the first run may take (1m)")
+    verb.add_argument(
+        "--steps", metavar="N", type=_positive, help="train up to this step (as far as --max-duration allows)"
+    )
+    verb.add_argument(
+        "--max-duration",
+        "--leash",  # its name in 0.1.0
+        metavar="DURATION",
+        default="1m",
+        help="how long the first run may take (1m)",
+    )
     verb.add_argument("--interruptions", metavar="K", type=_positive, default=3, help="how many (3)")
     verb.add_argument("--seed", metavar="N", type=_count, default=0, help="of the moments of interruption (0)")
     verb.add_argument("--tolerance", metavar="R", type=_share, default=1e-6, help="relative error taken as none (1e-6)")

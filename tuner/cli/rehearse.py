@@ -79,7 +79,7 @@ def _options(args: Arguments) -> RehearsalOptions:
         overrides=tuple(args.set),
         inputs=_inputs(args.input),
         steps=args.steps,
-        max_duration_s=duration.read(args.leash, Where("--leash")),
+        max_duration_s=duration.read(args.max_duration, Where("--max-duration")),
         interruptions=args.interruptions,
         seed=args.seed,
         tolerance=args.tolerance,

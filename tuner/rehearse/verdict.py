@@ -81,7 +81,9 @@ def _runs(seen: Evidence) -> Check:
         remedy = "give training.metrics a step_regex that finds the step in the log"
         return _unclear("runs", text, f"{remedy}, or call tuner.training.report(step, name=value)")
     if run.ending is not Ending.COMPLETED:
-        return _unclear("runs", f"no {objectives} was reported so far", f"{how} sooner, or give it a longer --leash")
+        return _unclear(
+            "runs", f"no {objectives} was reported so far", f"{how} sooner, or give it a longer --max-duration"
+        )
     others = ", ".join(sorted(stepped | run.loose.keys()))
     return _failed("runs", f"no {objectives} was reported" + (f", only {others}" if others else ""), how)
 
@@ -96,7 +98,7 @@ def _saves(seen: Evidence) -> Check:
         text = f"nothing was saved in {counted(len(run.points), 'step')}, {seconds(ran_s)}"
         if run.ending is Ending.COMPLETED:
             return _failed("saves", f"{text}: an interruption costs everything", _suspecting(_SAVE, [run]))
-        return _unclear("saves", text, _suspecting(f"{_SAVE}, or look longer: --steps, --leash", [run]))
+        return _unclear("saves", text, _suspecting(f"{_SAVE}, or look longer: --steps, --max-duration", [run]))
     first = max(saves.after_steps[0], run.first_step or 0)
     if run.ending is Ending.COMPLETED and first == run.last_step and len(run.points) > 1:
         text = f"saves only at its end, after step {first}: an interruption before costs everything"
@@ -119,7 +121,7 @@ def _resumes(seen: Evidence) -> Check:
     runs, starts, again = seen.interrupted, [], 0
     taken = [run for run in runs if run.ending in _TAKEN]
     if not taken:
-        remedy = "let it run longer: more steps in the study file or by --set, --steps, --leash"
+        remedy = "let it run longer: more steps in the study file or by --set, --steps, --max-duration"
         return _unclear(RESUMES, "it could not be interrupted between its first save and its end", remedy)
     for index, run in enumerate(runs[1:], start=1):
         if run.first_step is None:
@@ -137,7 +139,7 @@ def _resumes(seen: Evidence) -> Check:
         return _ended_early(runs[-1], taken[-1])
     if not starts:
         text = f"nothing was in the store when it was interrupted, after step {steps_text(_last_steps(taken))}"
-        return _unclear(RESUMES, text, "save sooner, or let it run longer: --steps, --leash")
+        return _unclear(RESUMES, text, "save sooner, or let it run longer: --steps, --max-duration")
     origins = ", ".join(map(str, starts))
     text = f"{len(starts)} of {counted(len(taken), 'time')}, from step {origins}; {counted(again, 'step')} done again"
     return _passed(RESUMES, text)
@@ -267,7 +269,7 @@ def _torn(seen: Evidence, torn: TornSeen, curve: Check) -> Check:
     if seen.reference.first_step is not None and run.first_step <= seen.reference.first_step:
         if _can_tear(seen, torn) and not _had_an_older(seen, torn):
             text = f"{half} it starts over from zero, and no older checkpoint was there yet"
-            return _unclear(name, text, "let it save more often before it is interrupted: --steps, --leash")
+            return _unclear(name, text, "let it save more often before it is interrupted: --steps, --max-duration")
         return _not_survived(seen, torn, f"{half} it starts over from zero")
     if _goes_on_from_older(seen, run):
         return _passed(name, f"{half} it goes on from an older checkpoint, at step {run.first_step}")
