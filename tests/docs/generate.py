@@ -41,15 +41,13 @@ EXITS = {
 
 
 def item(text: str, bullet: str = "- ") -> str:
-    """An entry of a list, wrapped."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=bullet,
-        subsequent_indent=" " * len(bullet),
-        break_long_words=False,
-        break_on_hyphens=False,
+    """An entry of a list, wrapped; short code stays in one line."""
+    glued = re.sub(r"`[^`]{1,60}`", lambda found: found[0].replace(" ", "\0"), text)
+    indent = " " * len(bullet)
+    wrapped = textwrap.fill(
+        glued, WIDTH, initial_indent=bullet, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return wrapped.replace("\0", " ")
 
 
 # --- the study file
@@ -92,7 +90,7 @@ def shown(default: object) -> str:
 
 def values_of(key: keys.Key) -> str:
     values = key.kind.schema.get("enum", [])
-    unit = f"In {key.unit}." if key.unit and not key.unit.startswith("duration") else ""
+    unit = {"": "", "seconds": "A duration."}.get(key.unit.partition(",")[0], f"In {key.unit}.")
     return f"One of {', '.join(f'`{value}`' for value in values)}." if values else unit
 
 
@@ -178,6 +176,8 @@ def event_text(kind: EventKind) -> str:
     entry = events.EVENTS[kind]
     if isinstance(entry, events.NotReported):
         return f"{entry.because}."
+    if entry.sentence in (events._message, events._message_and_remedy):
+        return "the event brings its own message."
     details = Dots(to=None) if kind is EventKind.STOP_WANTED else Dots()
     event = Event(seq=1, kind=kind, happened_at=MOMENT, recorded_at=MOMENT, trial=7, attempt=2, details=details)
     return f"“{entry.sentence(event)}”"
