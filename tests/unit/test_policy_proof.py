@@ -201,3 +201,20 @@ def test_metrics_of_one_step_in_a_hundred(first, resumed_from):
     lost, second = prove(runs, records, told)
     assert (second.resumed_from_step, second.restarted_from_zero) == (resumed_from, resumed_from is None)
     assert lost.lost_work_s == {250: 15, 199: 30, None: 40}[resumed_from]
+
+
+@pytest.mark.parametrize(
+    ("took_s", "resumed_from"),
+    [
+        (4, 5),  # in less than half of the time between two reports: step 5 was evaluated once more
+        (5, 4),
+        (7, 4),  # step 5 was trained again, from an older checkpoint
+        (11, 4),
+    ],
+)
+def test_a_run_that_begins_with_the_saved_step_trained_it_again_if_that_took_half_an_interval(took_s, resumed_from):
+    runs = [run(1, 0, 100), run(2, 200)]
+    records = by_run(record("a", 1), record("b", 201, resume=5, saved=55, own=2))
+    reported = {step: at(10 * step) for step in range(1, 6)}
+    seen = {(1, "a"): Steps(1, 5, reported), (1, "b"): Steps(5, 6, {5: at(201 + took_s), 6: at(300)})}
+    assert prove(runs, records, seen)[1].resumed_from_step == resumed_from
