@@ -10,50 +10,24 @@ import boto3
 import pytest
 from aws_account import Account
 
+from tests import factories
 from tuner.aws.metrics import NAMESPACE, CloudMetrics
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobError, JobNotFound, JobStatus, Observation, ServiceUnavailable
-from tuner.core.records import Attempt, AttemptState, MetricPoint, ProgressReport, Trial, TrialState
+from tuner.core.records import Attempt, AttemptState, MetricPoint, ProgressReport, Trial
 from tuner.engine.live_trial import LiveTrial
 
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
 
 
 def trial(number: int) -> Trial:
-    return Trial(
-        number=number,
-        state=TrialState.RUNNING,
-        version=0,
-        params={},
-        distributions="{}",
-        attrs={},
-        prefix=f"s3://bucket/k/{number:05d}/",
-        bundle_uri="",
-        asked_seq=1,
-        created_at=START,
-    )
+    return factories.trial(number, prefix=f"s3://bucket/k/{number:05d}/", created_at=START)
 
 
 def attempt(of: int, number: int = 1, **changes: Any) -> Attempt:
-    given: dict[str, Any] = {
-        "trial": of,
-        "number": number,
-        "state": AttemptState.TRAINING,
-        "version": 0,
-        "job_name": f"k-{of:05d}-{number:03d}",
-        "arn": "arn",
-        "digest": "d",
-        "instance_type": "ml.m5.large",
-        "instance_count": 1,
-        "spot": True,
-        "rate_microusd_per_h": 1,
-        "max_run_s": 1,
-        "max_wait_s": 1,
-        "reserved_microusd": 1,
-        "created_at": START,
-        "submitted_at": START,
-    }
-    return Attempt(**given | changes)
+    return factories.attempt(
+        of, number, key="k", **{"arn": "arn", "created_at": START, "submitted_at": START, **changes}
+    )
 
 
 class Prefix:
@@ -85,15 +59,8 @@ class Cloud:
         found = self.final[name]
         if isinstance(found, JobError):
             raise found
-        return Observation(
-            name=name,
-            arn="arn",
-            status=JobStatus.COMPLETED,
-            secondary="Completed",
-            history=(),
-            created_at=START,
-            modified_at=START,
-            final_metrics=found,
+        return factories.observation(
+            name, status=JobStatus.COMPLETED, secondary="Completed", created_at=START, final_metrics=found
         )
 
     def put(self, job: str, minute: float, value: float, metric: str = "score") -> None:
@@ -353,7 +320,7 @@ def test_a_deleted_job_leaves_what_cloudwatch_kept(cloud: Cloud) -> None:
 def reported(step: int, value: float, name: str = "score") -> MetricPoint:
     """As a script reports by `tuner.training` that nobody else reads."""
     run = f"{time.time_ns():016x}abcd"
-    return MetricPoint(attempt=1, run=run, host="algo-1", step=step, at=START, name=name, value=value)
+    return factories.metric_point(step, value, run=run, at=START, name=name)
 
 
 def test_a_metric_that_lies_under_the_prefix_is_not_read_twice(cloud: Cloud) -> None:

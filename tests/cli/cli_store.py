@@ -5,19 +5,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tests import factories
 from tuner.core.records import (
     Attempt,
     AttemptEnd,
     AttemptState,
     Change,
-    Event,
-    Holder,
-    Intent,
-    Point,
     Run,
     RunEnd,
     Study,
-    StudyState,
     Trial,
     TrialState,
 )
@@ -27,6 +23,7 @@ from tuner.store.store import Store
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ESCAPE = "\x1b[31mred\x1b[0m [bold]x[/bold]"
 RATE = 1_408_000
+CODE = "s3://bucket/code/"
 _FILE = """\
 name: {name}
 objective: {{metric: val_accuracy, direction: {direction}}}
@@ -52,53 +49,33 @@ def spec_file(folder: Path, name: str = "digits", direction: str = "maximize") -
 
 def study(folder: Path, name: str = "digits", direction: str = "maximize", **changes: Any) -> Study:
     given: dict[str, Any] = {
-        "id": 0,
-        "name": name,
-        "key": f"k-{name}",
-        "owner": "ann",
-        "state": StudyState.RUNNING,
         "version": 1,
         "spec": to_json(load(spec_file(folder, name, direction))),
-        "backend": "local",
-        "bundle_uri": "s3://bucket/code/",
+        "bundle_uri": CODE,
         "local_dir": ".tuner",
-        "intent": Intent.RUN,
-        "intent_at": NOW,
         "created_at": NOW,
     }
-    return Study(**given | changes)
+    return factories.study(name, **given | changes)
 
 
 def trial(number: int, state: TrialState, name: str = "digits", **changes: Any) -> Trial:
     over = {"finished_at": later(100 * number + 100), "told_seq": 1} if state.terminal else {}
     given: dict[str, Any] = {
-        "number": number,
         "state": state,
         "version": 1,
         "params": {"lr": 0.01 * (number + 1)},
-        "distributions": "{}",
-        "attrs": {},
         "prefix": f"s3://bucket/{name}/{number:05d}/",
-        "bundle_uri": "s3://bucket/code/",
-        "asked_seq": 1,
+        "bundle_uri": CODE,
         "created_at": NOW,
         "attempts": 1,
     }
-    return Trial(**given | over | changes)
+    return factories.trial(number, **given | over | changes)
 
 
 def attempt(number_of_trial: int, name: str = "digits", **changes: Any) -> Attempt:
     given: dict[str, Any] = {
-        "trial": number_of_trial,
-        "number": 1,
-        "state": AttemptState.TRAINING,
         "version": 1,
-        "job_name": f"k-{name}-{number_of_trial:05d}-001",
         "arn": f"arn:aws:sagemaker:us-east-1:000000000000:training-job/k-{name}-{number_of_trial:05d}-001",
-        "digest": "d" * 64,
-        "instance_type": "ml.g5.xlarge",
-        "instance_count": 1,
-        "spot": True,
         "rate_microusd_per_h": RATE,
         "max_run_s": 600,
         "max_wait_s": 3600,
@@ -106,7 +83,7 @@ def attempt(number_of_trial: int, name: str = "digits", **changes: Any) -> Attem
         "created_at": NOW,
         "submitted_at": later(1),
     }
-    return Attempt(**given | changes)
+    return factories.attempt(number_of_trial, key=f"k-{name}", **given | changes)
 
 
 def ended(number: int, billable_s: int, name: str = "digits", **changes: Any) -> Attempt:
@@ -126,9 +103,6 @@ def ended(number: int, billable_s: int, name: str = "digits", **changes: Any) ->
 
 def run(number_of_trial: int, number: int = 1, **changes: Any) -> Run:
     given: dict[str, Any] = {
-        "trial": number_of_trial,
-        "attempt": 1,
-        "number": number,
         "started_at": later(100 * number),
         "ended_at": later(100 * number + 50),
         "end": RunEnd.ENDED,
@@ -137,7 +111,7 @@ def run(number_of_trial: int, number: int = 1, **changes: Any) -> Run:
         "last_step": 10,
         "lost_work_s": 0.0,
     }
-    return Run(**given | changes)
+    return factories.run(number_of_trial, 1, number, **given | changes)
 
 
 def seed(folder: Path, name: str = "digits", direction: str = "maximize", **changes: Any) -> Store:
@@ -145,9 +119,7 @@ def seed(folder: Path, name: str = "digits", direction: str = "maximize", **chan
     message that would colour a terminal, one in flight, one waiting."""
     store = Store.open(f"sqlite:///{folder / 'tuner.db'}")
     made = store.create_study(study(folder, name, direction, **changes))
-    lease = store.acquire(
-        made.id, Holder(host="here", boot_id="b", pid=4711, started="1"), now=NOW, period_s=60, gone=lambda _: False
-    )
+    lease = store.acquire(made.id, factories.holder(4711), now=NOW, period_s=60, gone=lambda _: False)
     lease = store.renew(lease, now=later(5), period_s=60)
     store.commit(lease, _change(made, name), now=NOW)
     return store
@@ -179,12 +151,12 @@ def _change(made: Study, name: str) -> Change:
             run(2, last_step=3),
         ),
         points=tuple(
-            Point(trial=0, step=step, name="val_accuracy", value=value, attempt=1, run_id="r", at=later(step))
+            factories.point(0, step, value, name="val_accuracy", at=later(step))
             for step, value in ((1, 0.5), (2, float("nan")), (10, 0.91))
         ),
         events=(
-            Event(seq=1, kind="trial.propose", recorded_at=NOW, happened_at=NOW, trial=0, after="proposed"),
-            Event(
+            factories.event(1, "trial.propose", recorded_at=NOW, happened_at=NOW, trial=0, after="proposed"),
+            factories.event(
                 seq=2,
                 kind="attempt.interrupt",
                 recorded_at=later(50),
@@ -194,7 +166,7 @@ def _change(made: Study, name: str) -> Change:
                 before="training",
                 after="interrupted",
             ),
-            Event(
+            factories.event(
                 seq=3,
                 kind="refused",
                 recorded_at=later(51),
@@ -203,7 +175,7 @@ def _change(made: Study, name: str) -> Change:
                 attempt=1,
                 details={"message": ESCAPE},
             ),
-            Event(
+            factories.event(
                 seq=4,
                 kind="trial.thawed",
                 recorded_at=later(52),

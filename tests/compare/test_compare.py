@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import factories
 from tuner.core.errors import UserError
-from tuner.core.records import Intent, Study, StudyState, TrialState
+from tuner.core.records import Study, TrialState
 from tuner.reports.compare import Comparison, Cost, compare, document, figure, frontier, incumbent, to_csv, write_png
 from tuner.spec.study_file import Objective, load, to_json
 from tuner.store.store import Store
@@ -141,21 +142,7 @@ def study(folder: Path, name: str, objective: str) -> Study:
         f"name: {name}\nobjective: {objective}\nspace: {{lr: {{type: float, low: 0, high: 1}}}}\ntrials: 2\n"
         "training: {entry_point: train.py, instance_types: [ml.g5.xlarge]}\n"
     )
-    return Study(
-        id=0,
-        name=name,
-        key=f"k-{name}",
-        owner="ann",
-        state=StudyState.RUNNING,
-        version=0,
-        spec=to_json(load(file)),
-        backend="local",
-        bundle_uri="s3://bucket/code/",
-        local_dir=None,
-        intent=Intent.RUN,
-        intent_at=NOW,
-        created_at=NOW,
-    )
+    return factories.study(name, spec=to_json(load(file)), created_at=NOW)
 
 
 MAX, MIN = "{metric: acc, direction: maximize}", "{metric: loss, direction: minimize}"

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.factories import job_request
 from tuner.core.jobs import (
     DIGEST_VARIABLE,
     CapacityUnavailable,
@@ -67,22 +68,16 @@ class World(ABC):
         """Training and billable seconds by the world's own books, not by `describe`."""
 
     def request(self, name: str, work: str = SHORT) -> JobRequest:
-        return JobRequest(
-            name=name,
+        return job_request(
+            name,
             hyperparameters={"lr": "0.1"},
             environment={DIGEST_VARIABLE: f"digest-of-{name}", "TUNER_ATTEMPT": "1"},
             entrypoint=self.entrypoint(work),
             image_uri="000000000000.dkr.ecr.us-east-1.amazonaws.com/training:1",
-            channels=(),
             checkpoint_uri=f"s3://bucket/{STUDY}/checkpoints/{name}/",
             output_uri=f"s3://bucket/{STUDY}/outputs/",
-            instance_type="ml.m5.large",
-            instance_count=1,
-            volume_gb=1,
-            spot=True,
             max_run_s=300,
             max_wait_s=600,
-            role_arn="arn:aws:iam::000000000000:role/training",
             tags={"tuner:study": STUDY},
         )
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.aws.aws_account import ACCOUNT, IMAGE, REGION, ROLE, study_file
 from tests.below import contents
+from tests.factories import observation
 from tests.rates.test_events import entry, left, put
 from tuner.aws import events_setup, first_dollar, hints, prepare, probe_findings, probe_watch
 from tuner.aws.iam_policy import PolicyScope, caller_rights
@@ -29,7 +30,6 @@ from tuner.core.jobs import (
     JobError,
     JobNotFound,
     JobStatus,
-    Observation,
     RequestRejected,
     ServiceUnavailable,
     Throttled,
@@ -200,9 +200,8 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
     rows = [("Starting", 0, 60), ("Training", 60, 100), ("Interrupted", 100, 130), ("Starting", 130, 160)]
     rows += [("Training", 160, 200), ("Stopping", 200, 210)]
     seen = probe_watch.Seen(
-        last=Observation(
-            name=asked.name,
-            arn="arn",
+        last=observation(
+            asked.name,
             status=JobStatus.STOPPED,
             secondary="Stopped",
             history=tuple(
@@ -351,10 +350,7 @@ def test_a_job_whose_checkpoints_never_arrive_is_no_proof(cloud, tmp_path, store
     ],
 )
 def test_each_kind_of_failure_is_one_line_with_what_to_do(cloud, tmp_path, failure, said):
-    last = Observation(
-        name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
-        modified_at=at(1), failure=failure,
-    )  # fmt: skip
+    last = observation(status=JobStatus.FAILED, secondary="Failed", failure=failure)
     fault = probe_findings.fault_of(planned(cloud, tmp_path), probe_watch.Seen(last=last), saved=False)
     assert said in fault
     assert "\n" not in fault
@@ -363,10 +359,7 @@ def test_each_kind_of_failure_is_one_line_with_what_to_do(cloud, tmp_path, failu
 def test_the_log_is_looked_for_with_the_study_s_own_profile(cloud, tmp_path):
     asked = planned(cloud, tmp_path)
     asked = replace(asked, spec=replace(asked.spec, sagemaker=replace(asked.spec.sagemaker, profile="my lab")))
-    last = Observation(
-        name="x", arn="arn", status=JobStatus.FAILED, secondary="Failed", history=(), created_at=at(0),
-        modified_at=at(1), failure="ClientError: no",
-    )  # fmt: skip
+    last = observation(status=JobStatus.FAILED, secondary="Failed", failure="ClientError: no")
     fault = probe_findings.fault_of(asked, probe_watch.Seen(last=last), saved=False)
     assert fault.endswith(f"--region {REGION} --profile 'my lab')")
 

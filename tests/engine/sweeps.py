@@ -8,9 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from tests import factories
+from tests.factories import holder
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import JobRequest
-from tuner.core.records import Holder, Intent, Study, StudyState
+from tuner.core.records import Study, StudyState
 from tuner.engine.engine import LEASE_S, Engine, NoListener, Services
 from tuner.operations.backend import make_proposer
 from tuner.simulator.cloud import SimulatedCloud
@@ -37,10 +39,6 @@ STUDY = {
     },
     "settings": {"poll": "30s"},
 }
-
-
-def holder(number: int = 1) -> Holder:
-    return Holder(host="here", boot_id="boot", pid=number, started=str(number))
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -94,19 +92,12 @@ class Sweep:
 
     def _new_study(self) -> Study:
         rng = random.Random(self.seed)
-        return Study(
-            id=0,
-            name=self.spec.name,
+        return factories.study(
+            self.spec.name,
             key=f"{self.spec.name}-{rng.getrandbits(24):06x}",
             owner="test",
-            state=StudyState.RUNNING,
-            version=0,
             spec=to_json(self.spec),
-            backend="local",
             bundle_uri="s3://tuner-local/bundles/b/",
-            local_dir=None,
-            intent=Intent.RUN,
-            intent_at=START,
             created_at=START,
         )
 

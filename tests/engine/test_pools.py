@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import factories
 from tuner.core.policy import placement
 from tuner.core.policy.placement import CapacitySnapshot, Limit, PoolStats, kind_of
 from tuner.core.policy.settings import Policy
@@ -17,46 +18,16 @@ TYPES = ("ml.a.large", "ml.b.large", "ml.c.large")
 A, B, C = (Pool(name, spot=True) for name in TYPES)
 
 
-def policy(*, types=TYPES, spot=True, on_demand_after=None, zones=(None,), instance_count=1) -> Policy:
-    return Policy(
-        trials=10,
-        parallel=4,
-        max_run_s=3600,
-        max_wait_s=7200,
-        max_faults=2,
-        poll_s=30.0,
-        stop_within_s=300.0,
-        stop_grace_s=120.0,
-        upload_allowance_s=300.0,
-        spot=spot,
-        instance_types=types,
-        instance_count=instance_count,
-        rates_microusd_per_h=tuple(1_000_000 * (i + 1) for i in range(len(types))),
-        on_demand_after=on_demand_after,
-        zones=zones,
-    )
+def policy(*, types=TYPES, **changes) -> Policy:
+    return factories.policy(**{"parallel": 4, "instance_types": types, **changes})
 
 
 def attempt(number: int, pool: Pool, **changes) -> Attempt:
-    values = {
-        "trial": 0,
-        "number": number,
-        "state": AttemptState.ENDED if "end" in changes else AttemptState.WAITING,
-        "version": 0,
-        "job_name": f"k-00000-{number:03d}",
-        "digest": "d",
-        "instance_type": pool.instance_type,
-        "instance_count": 1,
-        "spot": pool.spot,
-        "rate_microusd_per_h": 1_000_000,
-        "max_run_s": 3600,
-        "max_wait_s": 7200 if pool.spot else None,
-        "reserved_microusd": 1,
-        "created_at": NOW,
-        "submitted_at": NOW,
-        "zone": pool.zone,
-    }
-    return Attempt(**values | changes)
+    """In this pool: ended if it has an end, else waiting."""
+    in_pool = {"instance_type": pool.instance_type, "spot": pool.spot, "zone": pool.zone}
+    state = AttemptState.ENDED if "end" in changes else AttemptState.WAITING
+    given = {"state": state, "rate_microusd_per_h": 1_000_000, "created_at": NOW, "submitted_at": NOW}
+    return factories.attempt(0, number, **{**given, **in_pool, **changes})
 
 
 def snapshot(**changes) -> CapacitySnapshot:

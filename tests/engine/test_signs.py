@@ -7,8 +7,9 @@ import pytest
 from checkers import broken, succeeded
 from simulated import script_of
 
+from tests import factories
 from tuner.core.policy.proof import runs_without_progress, torn_step
-from tuner.core.records import Run, RunEnd, RunRecord, TrialState
+from tuner.core.records import RunEnd, TrialState
 from tuner.reports.events import narrate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,14 +19,9 @@ ONE = {"trials": 1, "training": {"max_run": "9h", "max_wait": "24h"}}
 
 def run(number, end, attempt=1):
     """The n-th run lasts from n * 100 s to n * 100 + 50 s."""
-    return Run(
-        trial=0,
-        attempt=attempt,
-        number=number,
-        started_at=NOW + timedelta(seconds=100 * number),
-        ended_at=NOW + timedelta(seconds=100 * number + 50) if end else None,
-        end=end,
-    )
+    started_at = NOW + timedelta(seconds=100 * number)
+    ended_at = started_at + timedelta(seconds=50) if end else None
+    return factories.run(0, attempt, number, started_at=started_at, ended_at=ended_at, end=end)
 
 
 @pytest.mark.parametrize(
@@ -72,16 +68,7 @@ def test_a_newer_file_is_no_progress_where_runs_start_over(proofs, expected):
 
 @pytest.mark.parametrize(("newest", "resumed", "torn"), [(None, None, None), (4, 4, None), (5, 4, 5), (3, None, 3)])
 def test_a_checkpoint_was_passed_over_exactly_if_a_newer_one_lay_there(newest, resumed, torn):
-    record = RunRecord(
-        attempt=1,
-        run="a",
-        host="algo-1",
-        started_at=NOW,
-        resume_step=resumed,
-        resume_saved_at=None,
-        own_files=1,
-        newest_step=newest,
-    )
+    record = factories.run_record(resume_step=resumed, own_files=1, newest_step=newest)
     assert torn_step(record) == torn
 
 

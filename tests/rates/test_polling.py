@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.rates.records import attempt, summary
+from tests import factories
 from tuner.core.hints import Hint
 from tuner.engine.polling import STALE_POLLS, PollQueue, stale_s
 
@@ -15,6 +15,15 @@ POLL_S = 30.0
 
 def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
+
+
+def attempt(name: str, at: datetime):
+    """A job that trains since then."""
+    return factories.attempt(job_name=name, arn=f"arn:{name}", created_at=at, submitted_at=at)
+
+
+def summary(name: str, modified_at: datetime):
+    return factories.job_summary(name, modified_at=modified_at)
 
 
 def live(*names: str):

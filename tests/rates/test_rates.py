@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from tests.benchmarks.measures import measured
-from tests.rates.records import request
+from tests.factories import job_request
 from tuner.aws.rates import RATES, RATES_FACT, RateLimited, RetryingJobService, SharedCalls, rates_within, scope
 from tuner.core.calls import Call, OutOfCalls
 from tuner.core.clock import VirtualClock
@@ -236,10 +236,10 @@ def test_each_operation_is_counted_before_it_is_made(calls: SharedCalls, clock: 
     jobs = RateLimited(cloud, calls)
     for number in range(12):
         if number < 10:
-            jobs.create(request(f"s-{number}"))
+            jobs.create(job_request(f"s-{number}"))
         else:
             with pytest.raises(OutOfCalls):
-                jobs.create(request(f"s-{number}"))
+                jobs.create(job_request(f"s-{number}"))
     for _ in range(10):
         jobs.describe("s-1")
         jobs.stop("s-1")
@@ -258,7 +258,7 @@ def test_who_has_no_next_tick_waits_for_its_turn(calls: SharedCalls, clock: Virt
     cloud = SimulatedCloud(clock, 1)
     jobs = RetryingJobService(RateLimited(cloud, calls), clock)
     for number in range(15):
-        jobs.create(request(f"s-{number}"))
+        jobs.create(job_request(f"s-{number}"))
     assert 5 <= (clock.now() - NOW).total_seconds() <= 10
     cloud.fail_next("describe", Throttled("Rate exceeded"))
     assert jobs.describe("s-1").name == "s-1"
@@ -280,7 +280,7 @@ def test_it_does_not_wait_for_ever(clock: VirtualClock) -> None:
 def test_what_stayed_without_an_answer_is_asked_again_but_no_job_is_made_twice(clock: VirtualClock) -> None:
     cloud = SimulatedCloud(clock, 1)
     jobs = RetryingJobService(cloud, clock)
-    jobs.create(request("s-1"))
+    jobs.create(job_request("s-1"))
     for call, ask in (
         ("describe", lambda: jobs.describe("s-1")),
         ("stop", lambda: jobs.stop("s-1")),
@@ -295,7 +295,7 @@ def test_what_stayed_without_an_answer_is_asked_again_but_no_job_is_made_twice(c
             ask()
     cloud.fail_next("create", ServiceUnavailable("no answer"))
     with pytest.raises(ServiceUnavailable):
-        jobs.create(request("s-2"))
+        jobs.create(job_request("s-2"))
     with pytest.raises(JobNotFound):
         jobs.describe("s-2")
 

@@ -6,26 +6,13 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests import factories
 from tuner.cli import rehearse
-from tuner.core.records import Intent, Pool, PoolTotals, Study, StudyState
+from tuner.core.records import Pool, PoolTotals, StudyState
 from tuner.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LOCAL = Study(
-    id=0,
-    name="here",
-    key="here-bcdfgh",
-    owner="ann",
-    state=StudyState.FINISHED,
-    version=0,
-    spec="{}",
-    backend="local",
-    bundle_uri="s3://b/code/",
-    local_dir=None,
-    intent=Intent.RUN,
-    intent_at=NOW,
-    created_at=NOW,
-)
+LOCAL = factories.study("here", key="here-bcdfgh", state=StudyState.FINISHED, created_at=NOW)
 
 
 def test_rates_come_from_studies_on_aws_with_hours_enough(sqlite_url):

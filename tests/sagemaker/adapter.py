@@ -6,17 +6,17 @@ from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
+from tests.factories import job_request
 from tuner.core.jobs import (
     Channel,
-    JobRequest,
     MetricDefinition,
 )
 from tuner.sagemaker.service import SageMakerJobs
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ARN = "arn:aws:sagemaker:us-east-1:000000000000:training-job/digits-00001-001"
-SPOT = JobRequest(
-    name="digits-00001-001",
+SPOT = job_request(
+    "digits-00001-001",
     hyperparameters={"lr": "0.1", "hidden": "64"},
     environment={"TUNER_DIGEST": "d1", "TUNER_TRIAL": "1", "WANDB_API_KEY": "hunter2hunter2"},
     entrypoint=("python3", "/opt/ml/input/data/code/tuner/bootstrap.py"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import factories
 from tuner.core.jobs import Channel, JobRequest
-from tuner.core.records import Attempt, AttemptState, Intent, Study, StudyState, Trial, TrialState
+from tuner.core.records import AttemptState
 from tuner.sagemaker.request import request_of, request_parameters
 from tuner.spec.study_file import StudySpec, from_json, load, to_json
 from tuner.spec.workload import ENTRYPOINT, job_request, request_violations, specimen
@@ -43,48 +44,21 @@ def spec_with(folder: Path, **changes: dict[str, object]) -> StudySpec:
 
 
 def request(spec: StudySpec, *, zone: str | None = None) -> JobRequest:
-    study = Study(
-        id=1,
-        name="digits",
-        key="digits-bcdfgh",
-        owner="me",
-        state=StudyState.RUNNING,
-        version=0,
-        spec="",
-        backend="sagemaker",
-        bundle_uri="s3://bucket/tuner/bundles/x/",
-        local_dir=None,
-        intent=Intent.RUN,
-        intent_at=NOW,
-        created_at=NOW,
+    study = factories.study(
+        key="digits-bcdfgh", backend="sagemaker", bundle_uri="s3://bucket/tuner/bundles/x/", created_at=NOW
     )
-    trial = Trial(
-        number=1,
-        state=TrialState.RUNNING,
-        version=0,
+    trial = factories.trial(
+        1,
         params={"lr": 0.1, "n": 3, "kind": "a"},
-        distributions="",
-        attrs={},
         prefix="s3://bucket/tuner/digits-bcdfgh/00001/",
         bundle_uri=study.bundle_uri,
-        asked_seq=1,
-        created_at=NOW,
     )
-    attempt = Attempt(
-        trial=1,
-        number=1,
+    attempt = factories.attempt(
+        1,
+        key=study.key,
         state=AttemptState.SUBMITTING,
-        version=0,
-        job_name="digits-bcdfgh-00001-001",
-        digest="d",
         instance_type="ml.m5.xlarge",
         instance_count=spec.training.instance_count,
-        spot=True,
-        rate_microusd_per_h=1,
-        max_run_s=60,
-        max_wait_s=120,
-        reserved_microusd=1,
-        created_at=NOW,
         zone=zone,
     )
     return job_request(spec, study, trial, attempt)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from tests.factories import job_request
 from tests.simulation.world import answer_lost
 from tuner.core.jobs import (
     DIGEST_VARIABLE,
@@ -253,23 +254,14 @@ def _foreign(soak: "Soak", rng: random.Random) -> None:
 
 
 def _foreign_request(name: str) -> JobRequest:
-    return JobRequest(
-        name=name,
-        hyperparameters={},
+    return job_request(
+        name,
         environment={DIGEST_VARIABLE: "somebody else's"},
-        entrypoint=(),
-        image_uri="i",
-        channels=(),
         checkpoint_uri="s3://elsewhere/",
         output_uri="s3://elsewhere/",
         instance_type="ml.m5.xlarge",
-        instance_count=1,
-        volume_gb=1,
         spot=False,
         max_run_s=60,
-        max_wait_s=None,
-        role_arn="r",
-        tags={},
     )
 
 

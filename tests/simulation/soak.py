@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from tests import factories
 from tests.engine.sweeps import START, STUDY, Died, merged
 from tests.simulation import endings, faults
 from tests.simulation.broken import Broken
@@ -178,19 +179,12 @@ class Soak:
     def _new_study(self) -> Study:
         base = STUDY if self.scenario.space is None else {**STUDY, "space": self.scenario.space}
         spec = parse(merged(base, self.scenario.study), Path("/"), None)
-        return Study(
-            id=0,
-            name=spec.name,
+        return factories.study(
+            spec.name,
             key=f"{spec.name}-{self.rng.getrandbits(24):06x}",
             owner="test",
-            state=StudyState.RUNNING,
-            version=0,
             spec=to_json(spec),
-            backend="local",
             bundle_uri="s3://tuner-local/bundles/b/",
-            local_dir=None,
-            intent=Intent.RUN,
-            intent_at=START,
             created_at=START,
         )
 
@@ -318,7 +312,7 @@ class Soak:
         process = Process(self.processes, host, soak=self)
         gate = Gate(self, process)
         clock = SkewedClock(self.clock, lambda: self.skew)
-        holder = Holder(host=host, boot_id="boot", pid=self.processes, started=str(self.processes))
+        holder = factories.holder(self.processes, host=host)
         batch = self.rng.choice((None, None, 1, 3))
         if self.scenario.cycles:  # a later process with a larger one would read what those before it did not
             batch = 2
@@ -491,7 +485,7 @@ class Soak:
         now = self.clock.now() + self.skew
         lease = self.store.acquire(
             study.id,
-            Holder(host="here", boot_id="boot", pid=0, started="0"),
+            factories.holder(0),
             now=now,
             period_s=LEASE_S,
             gone=lambda _holder: True,

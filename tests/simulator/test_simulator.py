@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.factories import job_request
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import (
     CapacityUnavailable,
@@ -35,23 +36,13 @@ from tuner.simulator.parts import (
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PREFIX = "s3://b/t1/"
-REQUEST = JobRequest(
-    name="s-1-1",
+REQUEST = job_request(
+    "s-1-1",
     hyperparameters={"lr": "0.1"},
     environment={"TUNER_ATTEMPT": "1"},
     entrypoint=("bootstrap",),
-    image_uri="image",
-    channels=(),
     checkpoint_uri=PREFIX,
     output_uri="s3://b/o/",
-    instance_type="ml.m5.large",
-    instance_count=1,
-    volume_gb=1,
-    spot=True,
-    max_run_s=3600,
-    max_wait_s=7200,
-    role_arn="role",
-    tags={},
 )
 # Ten steps of ten seconds; up after 20 to 60 s.
 SCRIPT = Script(epochs=10, step_s=10.0, start_s=40.0, download_s=5.0, upload_s=5.0)

@@ -6,7 +6,6 @@ setting meant to that version, and whether it was for new trials alone. None of 
 """
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from test_spec_properties import BASE, documents
 
-from tuner.core.records import BEGUN_WITH, Trial, TrialState
+from tests import factories
+from tuner.core.records import BEGUN_WITH, Trial
 from tuner.spec import workload
 from tuner.spec.changes import SpecChange, declared
 from tuner.spec.document import to_document
@@ -34,18 +34,7 @@ def in_first_format(spec: StudySpec) -> str:
 
 
 def trial_of(params: dict[str, Any], attrs: dict[str, Any]) -> Trial:
-    return Trial(
-        number=3,
-        state=TrialState.PROPOSED,
-        version=0,
-        params=params,
-        distributions="",
-        attrs=attrs,
-        prefix="s3://b/p/00003/",
-        bundle_uri="s3://b/bundles/x/",
-        asked_seq=0,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    return factories.trial(3, params=params, attrs=attrs, prefix="s3://b/p/00003/", bundle_uri="s3://b/bundles/x/")
 
 
 @pytest.mark.parametrize("number", range(len(STORED)))

@@ -1,4 +1,4 @@
-"""One builder per record, with defaults that make a legal row; and a store with one study under a lease."""
+"""Records of the study of these tests, and a store with that study under a lease."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -6,27 +6,26 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tests import factories
+from tests.factories import holder
 from tuner.core.records import (
     Attempt,
     AttemptEnd,
     AttemptState,
     Change,
     Event,
-    Holder,
-    Intent,
     Lease,
     Point,
     Run,
     Study,
-    StudyState,
     Trial,
     TrialState,
 )
 from tuner.store.store import Store
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
-ME = Holder(host="here", boot_id="b1", pid=11, started="100")
-OTHER = Holder(host="there", boot_id="b2", pid=22, started="200")
+ME = holder(11, boot_id="b1")
+OTHER = holder(22, host="there", boot_id="b2")
 
 
 def later(seconds: float) -> datetime:
@@ -34,38 +33,18 @@ def later(seconds: float) -> datetime:
 
 
 def study(name: str = "digits", **changes: Any) -> Study:
-    given: dict[str, Any] = {
-        "id": 0,
-        "name": name,
-        "key": f"k-{name}",
-        "owner": "ann",
-        "state": StudyState.RUNNING,
-        "version": 1,
-        "spec": "{}",
-        "backend": "local",
-        "bundle_uri": "s3://b/code/",
-        "local_dir": None,
-        "intent": Intent.RUN,
-        "intent_at": NOW,
-        "created_at": NOW,
-    }
-    return Study(**given | changes)
+    return factories.study(name, **{"version": 1, "created_at": NOW, **changes})
 
 
 def trial(number: int = 0, **changes: Any) -> Trial:
-    given: dict[str, Any] = {
-        "number": number,
-        "state": TrialState.RUNNING,
+    """With values of every kind among its parameters and attributes."""
+    given = {
         "version": 1,
         "params": {"lr": 0.1, "layers": 3, "act": "relu", "flag": True, "none": None},
-        "distributions": "{}",
         "attrs": {"deep": [1, {"a": 2.5}]},
-        "prefix": f"s3://b/digits/{number:05d}/",
-        "bundle_uri": "s3://b/code/",
-        "asked_seq": 1,
         "created_at": NOW,
     }
-    return Trial(**given | changes)
+    return factories.trial(number, **given | changes)
 
 
 def succeeded(number: int = 0, *values: float, **changes: Any) -> Trial:
@@ -74,23 +53,7 @@ def succeeded(number: int = 0, *values: float, **changes: Any) -> Trial:
 
 
 def attempt(trial: int = 0, number: int = 1, **changes: Any) -> Attempt:
-    given: dict[str, Any] = {
-        "trial": trial,
-        "number": number,
-        "state": AttemptState.TRAINING,
-        "version": 1,
-        "job_name": f"k-digits-{trial:05d}-{number:03d}",
-        "digest": "d" * 64,
-        "instance_type": "ml.g5.xlarge",
-        "instance_count": 1,
-        "spot": True,
-        "rate_microusd_per_h": 1_408_000,
-        "max_run_s": 3600,
-        "max_wait_s": 7200,
-        "reserved_microusd": 2_000_000,
-        "created_at": NOW,
-    }
-    return Attempt(**given | changes)
+    return factories.attempt(trial, number, **{"version": 1, "created_at": NOW, **changes})
 
 
 def ended(trial: int = 0, number: int = 1, **changes: Any) -> Attempt:
@@ -108,18 +71,15 @@ def ended(trial: int = 0, number: int = 1, **changes: Any) -> Attempt:
 
 
 def run(trial: int = 0, attempt: int = 1, number: int = 1, **changes: Any) -> Run:
-    given: dict[str, Any] = {"trial": trial, "attempt": attempt, "number": number, "started_at": NOW}
-    return Run(**given | changes)
+    return factories.run(trial, attempt, number, **{"started_at": NOW, **changes})
 
 
 def point(trial: int = 0, step: int = 1, value: float = 0.5, **changes: Any) -> Point:
-    given: dict[str, Any] = {"name": "accuracy", "attempt": 1, "run_id": "r1", "at": NOW}
-    return Point(trial=trial, step=step, value=value, **given | changes)
+    return factories.point(trial, step, value, **{"at": NOW, **changes})
 
 
 def event(seq: int, kind: str = "note", **changes: Any) -> Event:
-    given: dict[str, Any] = {"recorded_at": NOW, "happened_at": NOW}
-    return Event(seq=seq, kind=kind, **given | changes)
+    return factories.event(seq, kind, **{"recorded_at": NOW, "happened_at": NOW, **changes})
 
 
 @dataclass

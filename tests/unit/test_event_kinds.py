@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import factories
 from tuner.core.events import EventKind, known_kind
 from tuner.core.records import Event, Json, StopReason
 from tuner.core.states import AttemptEvent, TrialEvent
@@ -20,7 +21,7 @@ TRANSITIONS = {f"trial.{event}" for event in TrialEvent} | {f"attempt.{event}" f
 def event(kind: str, seq: int = 1, trial: int | None = 3, **details: Json) -> Event:
     at = NOW + timedelta(seconds=seq)
     attempt = None if trial is None else 1
-    return Event(seq=seq, kind=kind, recorded_at=at, happened_at=at, trial=trial, attempt=attempt, details=details)
+    return factories.event(seq, kind, recorded_at=at, happened_at=at, trial=trial, attempt=attempt, details=details)
 
 
 def made_by(source: str) -> set[str]:

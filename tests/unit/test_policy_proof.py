@@ -1,40 +1,22 @@
 """Proof of resume, on cases: what is claimed, and what is not."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
+from tests import factories
+from tests.factories import at
 from tuner.core.policy.proof import Steps, prove, went_back
-from tuner.core.records import Run, RunEnd, RunRecord
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def at(seconds):
-    return NOW + timedelta(seconds=seconds)
+from tuner.core.records import RunEnd
 
 
 def run(number, started, ended=None, attempt=1):
-    end = None if ended is None else RunEnd.INTERRUPTED
-    return Run(
-        trial=0,
-        attempt=attempt,
-        number=number,
-        started_at=at(started),
-        ended_at=None if ended is None else at(ended),
-        end=end,
-    )
+    ending = {} if ended is None else {"ended_at": at(ended), "end": RunEnd.INTERRUPTED}
+    return factories.run(0, attempt, number, started_at=at(started), **ending)
 
 
 def record(name, started, *, resume=None, saved=None, own=0, attempt=1):
-    return RunRecord(
-        attempt=attempt,
-        run=name,
-        host="algo-1",
-        started_at=at(started),
-        resume_step=resume,
-        resume_saved_at=None if saved is None else at(saved),
-        own_files=own,
+    saved_at = None if saved is None else at(saved)
+    return factories.run_record(
+        name, attempt=attempt, started_at=at(started), resume_step=resume, resume_saved_at=saved_at, own_files=own
     )
 
 

@@ -2,14 +2,14 @@
 
 import threading
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.core.records import MetricPoint, ProgressReport
+from tests import factories
+from tuner.core.records import ProgressReport
 from tuner.storage.progress import ReadAhead
 
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -40,8 +40,7 @@ class Lines:
 
 
 def report(*numbers: int) -> ProgressReport:
-    point = MetricPoint(attempt=1, run="r", host="algo-1", step=0, at=EPOCH, name="loss", value=0.0)
-    return ProgressReport(points=tuple(replace(point, step=number) for number in numbers))
+    return ProgressReport(points=tuple(factories.metric_point(number) for number in numbers))
 
 
 def steps(found: ProgressReport) -> list[int | None]:
