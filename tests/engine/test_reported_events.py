@@ -55,6 +55,7 @@ def test_a_refused_request_is_reported_live_and_by_show_and_status(make_sweep):
     }
     ask(sweep, "set", {"budget.usd": "19"})
     engine.tick()
+    study = sweep.store.study_by_id(study.id)
     status = views.status_view(sweep.store, study, sweep.clock.now())
     assert (status["warnings"], status["last_refused_request"]) == ([], None)
 

@@ -11,7 +11,7 @@ from tests import factories
 from tuner.core.events import EventKind, known_kind
 from tuner.core.records import Event, Json, StopReason
 from tuner.core.states import AttemptEvent, TrialEvent
-from tuner.reports.events import EVENTS, NotReported, Reported, narrate, pending_refusals, sentence
+from tuner.reports.events import EVENTS, NotReported, Reported, narrate, sentence
 
 SOURCE = Path(__file__).parents[2] / "tuner"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -152,17 +152,6 @@ def test_what_a_sentence_says(kind, details, expected):
     said = sentence(event(kind, **details))
     assert said is not None
     assert said[1] == expected
-
-
-def test_a_refused_request_is_pending_until_one_of_its_verb_is_applied():
-    """Events come latest first, as the store gives them."""
-    story = [
-        event("request", 4, None, verb="stop"),
-        event("request.refused", 3, None, verb="set"),
-        event("request.refused", 2, None, verb="stop"),
-        event("request", 1, None, verb="set"),
-    ]
-    assert [each.seq for each in pending_refusals(story)] == [3]
 
 
 def test_sentences_are_sentences():

@@ -26,6 +26,8 @@ BEGUN_WITH = "tuner:begun_with"
 SET_LIVE = "tuner:set_live"
 # Attribute of a study: why nothing new is begun until somebody has mended something and resumed.
 HALTED = "tuner:halted"
+# Attribute of a study: by verb, the event of a refused request that no later request of the verb replaced.
+REFUSED_REQUESTS = "tuner:refused_requests"
 
 
 class StudyState(StrEnum):

@@ -13,14 +13,14 @@ from typing import cast
 
 from tuner.core.events import EventKind
 from tuner.core.prices import PriceUnknown, usd
-from tuner.core.records import SET_LIVE, Intent, Json, Request, Study, StudyState
+from tuner.core.records import REFUSED_REQUESTS, SET_LIVE, Intent, Json, Request, Study, StudyState
 from tuner.engine.unit_of_work import UnitOfWork
 from tuner.spec import workload
 from tuner.spec.study_file import SpecError, apply_set, live_settings, spec_of, to_json
 
 
 def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Study:
-    """Apply one request, as one event; returns the study after it, unchanged where the request does not fit.
+    """Apply one request, as one event; returns the study after it. A request that does not fit changes no setting.
 
     `bound_microusd` is what is spent and reserved: a budget below it could not be kept any more.
     """
@@ -28,17 +28,26 @@ def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Stu
     try:
         changed = _changed(unit, request, bound_microusd)
     except (SpecError, PriceUnknown) as error:
-        unit.event(
+        seq = unit.event(
             EventKind.REQUEST_REFUSED,
             verb=request.verb,
             values=dict(request.values),
             who=request.who,
             message=str(error),
         )
+        unit.set_study(_with_refusal(unit.study, request.verb, seq))
         return unit.study
     unit.event(EventKind.REQUEST, verb=request.verb, values=dict(request.values), who=request.who)
-    unit.set_study(changed)
-    return changed
+    unit.set_study(_with_refusal(changed, request.verb, None))
+    return unit.study
+
+
+def _with_refusal(study: Study, verb: str, seq: int | None) -> Study:
+    """The study with the event that refused the last request of `verb`; None: that one was applied."""
+    known = cast("dict[str, Json]", study.attrs.get(REFUSED_REQUESTS, {}))
+    refusals = {key: value for key, value in known.items() if key != verb} | ({} if seq is None else {verb: seq})
+    attrs = {key: value for key, value in study.attrs.items() if key != REFUSED_REQUESTS}
+    return replace(study, attrs={**attrs, REFUSED_REQUESTS: refusals} if refusals else attrs)
 
 
 def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:

@@ -8,7 +8,7 @@ Rules: each kind of event has a sentence, or a reason why it has none. Events th
 store, where any of them may be missing. An event of a kind that a newer version wrote is reported by its name.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -60,16 +60,6 @@ def sentence(event: Event) -> tuple[Level, str | Message] | None:
     """The level and the sentence of one event; None for a kind that is not reported."""
     entry = _entry(event)
     return None if isinstance(entry, NotReported) else (entry.level, entry.sentence(event))
-
-
-def pending_refusals(events: Iterable[Event]) -> Iterator[Event]:
-    """The refused requests that no later request of the same verb replaced; `events` come latest first."""
-    applied: set[str] = set()
-    for event in events:
-        verb = str(_of(event, "verb"))
-        if event.kind == EventKind.REQUEST_REFUSED and verb not in applied:
-            yield event
-        applied.add(verb)
 
 
 def _entry(event: Event) -> Reported | NotReported:

@@ -13,14 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tuner.core.commands import Options, from_stored, render
 from tuner.core.errors import Exit, UserError
-from tuner.core.events import EventKind
 from tuner.core.policy.proof import went_back
 from tuner.core.records import (
     HALTED,
+    REFUSED_REQUESTS,
     Attempt,
     Event,
     Holder,
@@ -35,7 +35,7 @@ from tuner.core.records import (
     TrialState,
 )
 from tuner.engine.quotas import kept_limits
-from tuner.reports.events import pending_refusals, sentence
+from tuner.reports.events import sentence
 from tuner.spec.study_file import StudySpec, spec_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def status_view(
     spec, summary = spec_of(study), store.summary(study.id)
     counts = {state.value: summary.trials.get(state, 0) for state in TrialState}
     spend, on_demand = usd(summary.spend_microusd), usd(summary.on_demand_microusd)
-    refused = _refused_requests(store, study, options)
+    refused = [_request_view(event, options) for event in _refusals(store, study)]
     return {
         "study": study.name,
         "owner": study.owner,
@@ -113,9 +113,10 @@ def status_view(
     }
 
 
-def _refused_requests(store: "Store", study: Study, options: Options) -> list[View]:
-    """Requests that were refused, oldest first, unless a later request of the same verb replaced them."""
-    return [_request_view(event, options) for event in pending_refusals(store.request_events(study.id))][::-1]
+def _refusals(store: "Store", study: Study) -> list[Event]:
+    """The events of refused requests, oldest first, that no later request of the same verb replaced."""
+    numbers = cast("dict[str, int]", study.attrs.get(REFUSED_REQUESTS, {})).values()
+    return [event for seq in sorted(numbers) for event in store.events(study.id, after_seq=seq - 1, limit=1)]
 
 
 def _request_view(event: Event, options: Options) -> View:
@@ -193,10 +194,8 @@ def _events_of(store: "Store", study: Study, trial: Trial) -> list[Event]:
     own = store.events(study.id, trial=trial.number)
     refused = [
         event
-        for event in store.request_events(study.id)
-        if event.kind == EventKind.REQUEST_REFUSED
-        and event.seq > trial.asked_seq
-        and (trial.told_seq is None or event.seq < trial.told_seq)
+        for event in _refusals(store, study)
+        if event.seq > trial.asked_seq and (trial.told_seq is None or event.seq < trial.told_seq)
     ]
     return sorted([*own, *refused], key=lambda event: event.seq)
 

@@ -20,7 +20,6 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from tuner.core.events import EventKind
 from tuner.core.log import logger_of
 from tuner.core.records import (
     Attempt,
@@ -352,13 +351,6 @@ class Store:
         """Events in order; the first `limit` after `after_seq`."""
         where = [_E.study_id == study_id, _E.seq > after_seq] + ([] if trial is None else [_E.trial == trial])
         return [rows.load(Event, row) for row in self._read(rows.SELECT_EVENT.where(*where).limit(limit))]
-
-    def request_events(self, study_id: int, limit: int = 20) -> list[Event]:
-        """The latest events about requests that were applied or refused, latest first."""
-        asked = sa.exists().where(_Q.study_id == study_id)  # a study without requests is not searched
-        where = (_E.study_id == study_id, _E.kind.in_((EventKind.REQUEST, EventKind.REQUEST_REFUSED)), asked)
-        statement = rows.SELECT_EVENT.where(*where).order_by(None).order_by(_E.seq.desc()).limit(limit)
-        return [rows.load(Event, row) for row in self._read(statement)]
 
     def last_seq(self, study_id: int) -> int:
         """The last event's number; 0 without events."""
