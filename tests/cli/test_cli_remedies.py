@@ -149,6 +149,7 @@ def test_a_study_from_its_first_hint_to_its_results(desk: Desk) -> None:
     assert desk.follow(desk.run("set", "small", "trials=2"), "resume", "small").code == 0
 
 
+@pytest.mark.slow
 def test_changes_are_accepted_by_what_says_so(finished: Desk) -> None:
     (finished.folder / "train.py").write_text(SCRIPT + "# edited\n")
     edited = finished.run("resume", "small")
@@ -159,6 +160,7 @@ def test_changes_are_accepted_by_what_says_so(finished: Desk) -> None:
     assert finished.follow(refused, "resume", "small", "--accept-changes").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("intent", "words"),
     [
@@ -176,6 +178,7 @@ def test_a_study_without_an_engine_goes_on(finished: Desk, intent: Intent, words
     assert finished.follow(checked, *words).code == 0
 
 
+@pytest.mark.slow
 def test_a_cancellation_is_brought_to_its_end(finished: Desk) -> None:
     finished.left(state=StudyState.RUNNING, intent=Intent.CANCEL)
     refused = finished.run("stop", "small")
@@ -183,6 +186,7 @@ def test_a_cancellation_is_brought_to_its_end(finished: Desk) -> None:
     assert finished.follow(refused, "cancel", "small").code == 0
 
 
+@pytest.mark.slow
 def test_a_halted_study_retries_what_failed(finished: Desk) -> None:
     halted = stored("three jobs were refused. Mend it", Command("resume", "small", "--retry-failed"))
     finished.left(state=StudyState.STOPPED, intent=Intent.DRAIN, attrs={HALTED: halted})
@@ -191,6 +195,7 @@ def test_a_halted_study_retries_what_failed(finished: Desk) -> None:
     assert finished.follow(finished.run("status", "small", "--json"), "resume", "small", "--retry-failed").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "key", "value"),
     [(StudyState.OUT_OF_BUDGET, "budget.usd", "90"), (StudyState.PAST_DEADLINE, "budget.deadline", "3d")],
@@ -207,6 +212,7 @@ def test_a_limit_is_raised_and_the_study_goes_on(finished: Desk, state: StudySta
     assert finished.follow(resting, "cancel", "small").code == 0
 
 
+@pytest.mark.slow
 def test_an_orphan_is_ended(finished: Desk) -> None:
     store = finished.store()
     study, attempts, trials = (found := store.study("small")), store.attempts(found.id), store.trials(found.id)
@@ -221,6 +227,7 @@ def test_an_orphan_is_ended(finished: Desk) -> None:
     assert f"stopping {study.key}-00077-001" in ended.err
 
 
+@pytest.mark.slow
 def test_a_state_directory_that_was_moved_is_named(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     (finished.folder / ".tuner").rename(finished.folder / "elsewhere")
     refused = finished.run("resume", "small")
@@ -238,11 +245,13 @@ def test_the_ways_to_hear_of_changed_jobs_are_taken(desk: Desk) -> None:
         assert desk.follow(how, "doctor", "--events", what).code == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_cleaned_up_again(finished: Desk) -> None:
     """As is said where its checkpoints could not be deleted when it came to rest."""
     assert finished.run("gc", "small").code == 0
 
 
+@pytest.mark.slow
 def test_what_a_script_says_as_it_fails_comes_out_unchanged(desk: Desk) -> None:
     said = "it is full; tuner resume foo --store bar, or `tuner gc foo`"
     (desk.folder / "train.py").write_text(f"raise SystemExit({said!r})\n")
