@@ -23,6 +23,7 @@ from tuner.core.jobs import (
     ServiceUnavailable,
 )
 from tuner.core.records import AttemptEnd, AttemptState, Holder, StudyState, TrialState
+from tuner.operations.backend import Backends, LocalBackend
 from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.reports.events import narrate
 from tuner.reports.views import status_view
@@ -45,12 +46,19 @@ def events(sweep, kind: str):
     return [event for event in sweep.store.events(sweep.study.id) if event.kind == kind]
 
 
+class BesideFile(Backends):
+    """Every study is local, and its state directory is where its study file is."""
+
+    def make(self, spec, _local_dir):
+        return LocalBackend(spec.file.parent, spec.region, spec.name)
+
+
 def resume(sweep) -> None:
     """What `tuner resume` settles before its engine goes on."""
     holder = Holder(host="here", boot_id="b", pid=7, started="7")
     lease = sweep.store.acquire(sweep.study.id, holder, now=sweep.clock.now(), period_s=60.0, gone=lambda _: True)
     study = sweep.store.study_by_id(sweep.study.id)
-    Reconciler(sweep.store, lease, Mock(), sweep.clock).take_up(study, Resumption("me"))
+    Reconciler(sweep.store, lease, Mock(), sweep.clock, BesideFile()).take_up(study, Resumption("me"))
 
 
 # --- what was asked for

@@ -437,7 +437,9 @@ def test_who_waits_for_a_stop_that_is_taken_back_is_told_so(user, monkeypatch):
         waited.append(until)
         new = Holder(host="new", boot_id="b", pid=2, started="2")
         lease = store.acquire(someone.study.id, new, now=clock.now(), period_s=LEASE_S, gone=lambda _: True)
-        Reconciler(store, lease, Screen(Signals()), clock).take_up(someone.study, Resumption("another"))
+        Reconciler(store, lease, Screen(Signals()), clock, someone.backends).take_up(
+            someone.study, Resumption("another")
+        )
 
     monkeypatch.setattr(clock, "wait", somebody_else)
     with pytest.raises(UserError, match="the stop of study sweep was taken back: somebody resumed it"):
