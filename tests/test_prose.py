@@ -30,7 +30,7 @@ PHRASES = {
 # What is not named, documentation above all, holds none.
 ALLOWED: Counter[str] = Counter({
     "README.md": 17, "tests": 75, "tuner": 4, "tuner/aws": 25, "tuner/cli": 7, "tuner/core": 16, "tuner/engine": 28,
-    "tuner/local": 17, "tuner/operations": 21, "tuner/sagemaker": 5, "tuner/simulator": 2, "tuner/spec": 4,
+    "tuner/local": 17, "tuner/operations": 21, "tuner/sagemaker": 5, "tuner/simulator": 2,
     "tuner/store": 3,
 })  # fmt: skip
 _SUFFIXES = {".md", ".py", ".toml", ".yaml", ".yml"}

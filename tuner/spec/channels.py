@@ -1,6 +1,6 @@
-"""The channels of a study file, `training.inputs`: each by its name, as an address or as a mapping.
+"""The channels of a study file, `training.inputs`: each has a name, and is an address or a mapping.
 
-The values are SageMaker's own. What is not set is left to SageMaker.
+The values are SageMaker's own words. SageMaker decides about keys that are not set.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ def _uri(value: Json, where: Where) -> str:
 
 
 def _check_input(section: Section, values: dict[str, Any]) -> None:
-    """What SageMaker refuses: some things come through a pipe only."""
+    """Refuse what SageMaker refuses: some formats work with `mode: Pipe` only."""
     is_augmented = values["data_type"] == "AugmentedManifestFile"
     for key, is_piped in (
         ("compression", values["compression"] == "Gzip"),

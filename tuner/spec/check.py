@@ -1,7 +1,7 @@
-"""Rules that span sections of a study file, or that ask the world: prices, files, limits of a whole job.
+"""Rules that span sections of a study file, or that look outside it: prices, files, limits of a whole job.
 
-They are asked when a user launches or changes a study, and not when a stored spec is read back: a price table may have
-changed and a source directory may have gone since, and a study that runs must still be resumable.
+They are checked when a user launches or changes a study, and not when a stored spec is read back. By then a price
+table may have changed and a source directory may be gone, and a running study must still be resumable.
 """
 
 import os
@@ -17,18 +17,18 @@ from tuner.spec.space import check_value, encoded, toolkit_argument
 from tuner.spec.training import ALGORITHM_WAIT_S
 from tuner.spec.values import SpecError, duration_text, shown
 
-# SageMaker's limit of a job is 100 for each; the rest of the environment's is ours, see `workload`.
+# SageMaker allows 100 of each in a job. The tuner itself uses the rest of the environment, see `workload`.
 _MAX_HYPERPARAMETERS = 100
 _MAX_ENVIRONMENT = 95
 _MAX_VALUE = 512
 _SHOWN = 3
 _CODE_FOLDER = "/opt/ml/input/data/code"
-# A minute, the time in which it settles, and the one between two looks, twice.
+# Twice the sum of a minute, the time until its average is final, and the time between two polls.
 _CLOUDWATCH_LATE_S = 600
 
 
 def check(spec: StudySpec) -> tuple[str, ...]:
-    """Raise `SpecError` for the first rule that is broken; otherwise say what is allowed but odd."""
+    """Raise `SpecError` for the first rule that is broken; otherwise return warnings about what is allowed but odd."""
     for rule in (
         _hyperparameters,
         _environment,
@@ -64,7 +64,7 @@ def check_files(spec: StudySpec) -> None:
 
 
 def refuse_missing_secrets(spec: StudySpec, environment: Mapping[str, str]) -> None:
-    """Raise `SpecError` unless this environment has every secret that jobs are given; no message holds a value."""
+    """Raise `SpecError` unless this environment has every secret that jobs need. No message holds a value."""
     for name, variable in spec.training.secrets.items():
         value = environment.get(variable)
         if not value:
@@ -124,15 +124,15 @@ def _objectives(spec: StudySpec) -> None:
 
 
 def _own_image(spec: StudySpec) -> None:
-    """Without the bootstrap nobody but SageMaker reads the log: its regexes are all that finds a value there."""
+    """Without the bootstrap, only SageMaker reads the log, and it finds values by the regexes alone."""
     if not _starts_itself(spec):
         return
     known = [metric.name for metric in spec.training.metrics]
     for objective in spec.objectives:
         if objective.metric not in (*known, COST_METRIC):
             raise SpecError(
-                f"objective.metric: {objective.metric} is not in training.metrics, by which alone it is found in the "
-                f"log with entrypoint: image; add {{name: {objective.metric}, regex: '{objective.metric}=(…)'}} there"
+                f"objective.metric: {objective.metric} is not in training.metrics, which entrypoint: image needs "
+                f"to find it in the log; add {{name: {objective.metric}, regex: '{objective.metric}=(…)'}} there"
             )
 
 
@@ -193,14 +193,14 @@ def _budget(spec: StudySpec) -> None:
         rates = [card.rate(instance_type, spec.region) for instance_type in spec.training.instance_types]
     except PriceUnknown as error:
         if spec.backend == "sagemaker":
-            return  # the Price List API may know it: `launch` asks, and refuses where it does not
+            return  # `launch` asks the Price List API, and refuses a type that it does not know
         raise SpecError(f"budget: {error}") from None
     if spec.budget.usd is not None:
         _check_affordable(spec, spec.budget.usd, rates[0])
 
 
 def _check_affordable(spec: StudySpec, budget_usd: Decimal, rate: Rate) -> None:
-    """The first attempt has to fit, or nothing would ever be submitted."""
+    """The first attempt must fit into the budget; otherwise nothing would ever be submitted."""
     count, settings = spec.training.instance_count, spec.settings
     needed = cost_microusd(spec.reservation_s, count, rate.microusd_per_hour)
     if needed > budget_usd * MICROUSD:
@@ -235,7 +235,7 @@ def _warnings(spec: StudySpec) -> Iterator[str]:
 
 
 def _toolkit_warnings(spec: StudySpec) -> Iterator[str]:
-    """What SageMaker's toolkit does to hyperparameters, should the image start the script by it."""
+    """Warn about hyperparameters that SageMaker's toolkit changes, if the image starts the script with it."""
     if not _starts_itself(spec):
         return
     fixed = spec.training.hyperparameters
@@ -260,7 +260,7 @@ def _toolkit_warnings(spec: StudySpec) -> Iterator[str]:
 
 
 def _algorithm_warnings(max_run_s: int, max_wait_s: int) -> Iterator[str]:
-    """Some algorithms checkpoint, and only the service knows which."""
+    """Some algorithms save checkpoints, and only the service knows which ones."""
     if max_run_s > ALGORITHM_WAIT_S:
         yield (
             f"training.max_run: {duration_text(max_run_s)}, but SageMaker takes at most 1h, waiting included, from "
@@ -271,7 +271,7 @@ def _algorithm_warnings(max_run_s: int, max_wait_s: int) -> Iterator[str]:
 
 
 def _cloudwatch_warnings(spec: StudySpec) -> Iterator[str]:
-    """What a study loses whose metrics come as averages of minutes, some minutes late."""
+    """Warn about what does not work when metrics are averages of minutes that arrive some minutes late."""
     training = spec.training
     if training.algorithm is None and not _starts_itself(spec):
         return
@@ -286,14 +286,14 @@ def _cloudwatch_warnings(spec: StudySpec) -> Iterator[str]:
 
 
 def _trial_budget_warnings(spec: StudySpec) -> Iterator[str]:
-    """A trial that may run longer than it may cost is stopped in mid-run, and what it cost is lost."""
+    """Warn if the limit of cost stops a trial before its limit of time: its cost is then lost."""
     allowed_usd, count = spec.budget.per_trial_usd, spec.training.instance_count
     if allowed_usd is None:
         return
     card = RateCard(spec.prices)
     try:
         rate = max(card.rate(kind, spec.region).microusd_per_hour for kind in spec.training.instance_types)
-    except PriceUnknown:  # said by the rule of the budget, or later by `launch`
+    except PriceUnknown:  # the rule of the budget reports it, or `launch` later
         return
     needed = cost_microusd(spec.reservation_s, count, rate)
     if needed <= allowed_usd * MICROUSD:
@@ -323,11 +323,11 @@ def _price_warnings(spec: StudySpec) -> Iterator[str]:
 
 
 def _step_warnings(spec: StudySpec) -> Iterator[str]:
-    """Whether a script resumed is told by steps alone; `report()` brings its own, which nobody can know from here."""
+    """Only steps prove that a script resumed. Scripts that call `report()` give steps, which is not known here."""
     training = spec.training
     spot = spec.capacity.policy != "on-demand" and (spec.backend == "sagemaker" or spec.local is not None)
     if not spot or training.algorithm is not None or training.entrypoint != "bootstrap":
-        return  # never interrupted, or nothing of ours listens to what is printed
+        return  # it is never interrupted, or the bootstrap does not read its output
     objectives = {objective.metric for objective in spec.objectives}
     for i, metric in enumerate(training.metrics):
         if metric.name in objectives and metric.step_regex is None:

@@ -1,7 +1,7 @@
 """A `StudySpec` back to a plain document, in the words of the study file, with every default filled in.
 
-This is the one form in which a spec is stored, changed, compared and shown. `sections` declares the keys that both
-directions go by.
+A spec is stored, changed, compared and shown in this form. Reading and writing both follow the keys that `sections`
+declares.
 """
 
 import json
@@ -20,7 +20,7 @@ def to_document(spec: StudySpec, form: Form = "file") -> dict[str, Json]:
 
 
 def flatten(value: Json, key: str = "") -> Iterator[tuple[str, Json]]:
-    """The settings of a document by dotted key, in the order of the file. Lists are settings as a whole."""
+    """The settings of a document by dotted key, in the order of the file. A list is one setting."""
     if not isinstance(value, dict) or not value:
         yield key, None if value == {} else value
         return

@@ -1,10 +1,10 @@
 """A key of the study file: everything that the program knows of it, declared once.
 
-From the declarations come reading (`record`), writing, the JSON schema (`schema`), the reference page (`reference`),
-the keys that `tuner set` takes, and what a change of a key means when a study is resumed (`changes`).
+From the declarations come reading (`record`), writing, the JSON schema (`schema`), the reference page in `docs/`, the
+keys that `tuner set` takes, and what a change of a key means when a study is resumed (`changes`).
 
-Rules: a mapping refuses unknown keys first, with the nearest known one, since a misspelt key would otherwise show as a
-missing one. A value of null means the same as an absent key. A default is written as the file would write it.
+Rules: a mapping first refuses unknown keys and names the nearest known one, because a misspelt key would otherwise be
+reported as a missing one. A value of null means the same as an absent key. A default is written as in the file.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,11 +25,11 @@ ChangeKind: TypeAlias = Literal["harmless", "needs_accept", "never"]
 class Key:
     """One key of a mapping. A key with an `example` is required.
 
-    `field` is the record's name for it, where that differs. `unit` is that of the number that is kept. `unset` says in
-    words what holds where neither the file nor `default` gives a value. `shapes`: the value is part of a trial's
-    result, so trials that exist keep it. `settable`: `tuner set` takes it.
+    `field` is its name in the record, if that differs. `unit` is the unit of the stored number. `unset` says in words
+    what applies if neither the file nor `default` gives a value. `shapes`: the value influences a trial's result, so
+    existing trials keep it. `settable`: `tuner set` takes it.
 
-    A key without `change` means what the key around it means, and `shapes` holds for all keys inside.
+    A key without `change` has that of the key around it, and `shapes` applies to all keys inside.
     """
 
     name: str
@@ -96,8 +96,8 @@ def record(
 ) -> Kind[R]:
     """A mapping of these keys as a record.
 
-    `check` sees the mapping before it is read, `settle` the values before the record is made; both may refuse them.
-    `rules` is what the schema says of several keys together. Without `nulls` what is not set is not written.
+    `check` gets the mapping before it is read, `settle` gets the values before the record is made, and both may refuse.
+    `rules` are the conditions of the schema on several keys. Without `nulls`, keys that are not set are not written.
     """
     names = tuple(key.name for key in keys)
 
@@ -117,7 +117,7 @@ def record(
 
 
 def wrapped(key: Key) -> Kind[Any]:
-    """A mapping of one key, which stands for its value."""
+    """A mapping with one key; only the value of that key is kept."""
 
     def read(value: Json, where: Where) -> object:
         return Section.open(value, where, (key.name,)).read(key)
@@ -146,7 +146,7 @@ def key_schema(key: Key) -> Schema:
 
 
 def nullable(schema: Schema) -> Schema:
-    """The schema, and null: in every mapping it means the same as an absent key."""
+    """The schema or null, which means the same as an absent key in every mapping."""
     if "enum" in schema:
         return {**schema, "enum": [*schema["enum"], None]}
     if "type" in schema:
@@ -156,9 +156,9 @@ def nullable(schema: Schema) -> Schema:
 
 
 def flat(keys: tuple[Key, ...], before: str = "", around: Key | None = None) -> Iterator[tuple[str, Key]]:
-    """Each key with its dotted name, in the order of the file, with what it takes over from the key around it.
+    """Each key with its dotted name, in the order of the file, completed by what it inherits from the key around it.
 
-    In a name `*` stands for a name of the user's, and `[]` for a place in a list.
+    In a name, `*` stands for a name that the user chose, and `[]` for a place in a list.
     """
     for key in keys:
         change = key.change or (around and around.change) or "needs_accept"

@@ -1,8 +1,8 @@
 """What a study file says, as records.
 
-They mirror the file section by section, so that a reader who knows one knows the other. Everything is in its final
-form: durations are seconds, amounts are exact decimals, paths are absolute, defaults are filled in. Nothing here
-checks anything: records come from `tuner.spec.load` or `tuner.spec.from_json`, which did.
+They mirror the file section by section: who knows one knows the other. Everything is in its final form: durations are
+seconds, amounts are exact decimals, paths are absolute, defaults are filled in. Nothing is checked here, because
+records come from `study_file.load` or `study_file.from_json`, which check.
 """
 
 import math
@@ -18,9 +18,9 @@ Scalar: TypeAlias = str | int | float | bool | None
 Direction = Literal["maximize", "minimize"]
 Backend = Literal["local", "sagemaker"]
 
-# What the metric of an objective may be besides what the script reports.
+# The metric of an objective that no script reports: what the trial has cost.
 COST_METRIC = "cost_usd"
-# Prices are looked up here when the file names no region, as for most local studies.
+# Prices are looked up here if the file names no region, as in most local studies.
 DEFAULT_REGION = "us-east-1"
 MICROUSD = 1_000_000
 
@@ -95,7 +95,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A channel, in SageMaker's own words; of what is None, its defaults hold."""
+    """A channel, in SageMaker's own words. None leaves a setting to SageMaker's default."""
 
     channel: str
     uri: str
@@ -117,7 +117,7 @@ class Framework:
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """A script error that is worth another attempt: by exit code, or by a match in its last lines. One of the two."""
+    """A script error that is worth another attempt: by its exit code or by a match in its last lines."""
 
     exit_code: int | None
     log: str | None
@@ -127,7 +127,7 @@ class RetryRule:
 class Training:
     """What runs. `entry_point` is relative to the absolute `source_dir`; both are None with an `algorithm`.
 
-    `secrets` maps the name in the job's environment to the name in the launcher's: values are never here.
+    `secrets` maps the name in the job's environment to the name in the launcher's environment. Values are never here.
     """
 
     entry_point: str | None
@@ -186,7 +186,7 @@ class Checkpoints:
 class LocalMarket:
     """When a local study loses its whole pool, in seconds since its launch.
 
-    `at`: at these moments; `every`: at random gaps with this mean, drawn from `seed`; each time for `down_s`.
+    `at`: at these moments. `every`: at random gaps with this mean, drawn from `seed`. Both times for `down_s`.
     `trace`: as the recorded trace says, `speed` times faster.
     """
 
@@ -201,7 +201,7 @@ class LocalMarket:
 
 @dataclass(frozen=True, slots=True)
 class Vpc:
-    """The network of jobs: both or neither, or groups alone where zones name the subnets."""
+    """The network of jobs. Both are set or neither; if `zones` names the subnets, groups alone are set."""
 
     security_groups: tuple[str, ...] = ()
     subnets: tuple[str, ...] = ()
@@ -237,8 +237,8 @@ class Settings:
 class StudySpec:
     """A whole study file.
 
-    `warnings` belong to this reading of it: they are neither stored nor compared. `overrides` are the assignments
-    that were given beside the file: stored, so that the file can be read again in the same way.
+    `warnings` belong to one reading of the file: they are neither stored nor compared. `overrides` are the assignments
+    of `--set`. They are stored, so that the file can be read again in the same way.
     """
 
     name: str
@@ -264,7 +264,7 @@ class StudySpec:
 
     @property
     def judges_steps(self) -> bool:
-        """Whether anybody looks at single steps of a trial: only then does the sampler's view hold them."""
+        """Whether a pruner looks at single steps of a trial: only then does the sampler's view hold them."""
         return len(self.objectives) == 1 and self.search.pruner is not None
 
     @property
@@ -274,13 +274,13 @@ class StudySpec:
 
     @property
     def account(self) -> str | None:
-        """The AWS account that a completed study runs in: its role's, since a job takes no other account's."""
+        """The AWS account that a completed study runs in: that of its role, because a job takes no role of another."""
         parts = (self.sagemaker.role or "").split(":")
         return parts[4] if parts[0] == "arn" and len(parts) > 5 else None  # noqa: PLR2004 - arn:aws:iam::ACCOUNT:role/x
 
     @property
     def reservation_s(self) -> int:
-        """What a first attempt reserves, per instance: its whole allowance in seconds (the budget rule)."""
+        """The seconds that a first attempt reserves on each instance, by the rule of the budget."""
         timings = self.settings
         extra_s = timings.poll_interval_s + timings.stop_within_s + timings.stop_grace_s + timings.upload_allowance_s
         return math.ceil(self.training.max_run_s + extra_s)

@@ -1,12 +1,12 @@
-"""The JSON schema of the study file: what editors and other programs check and complete a study file by.
+"""The JSON schema of the study file, by which editors and other programs check and complete study files.
 
-It comes from the declared keys. `study.schema.json` beside this module is the same text as a file, which the example
-studies name in their first line; after a change of a key it is written again:
+It is made from the declared keys. The file `study.schema.json` in this folder holds the same text, and the example
+studies name it in their first line. After a change of a key, write it again:
 
     python -m tuner schema > tuner/spec/study.schema.json
 
-Rules: what `load` accepts, the schema accepts. It cannot say everything: files, prices and most rules between keys are
-for `load` alone.
+Rules: the schema accepts everything that `load` accepts. It cannot refuse everything that `load` refuses: files, prices
+and most rules between keys are beyond it.
 """
 
 import json
@@ -16,7 +16,7 @@ from tuner.spec.values import Schema
 
 
 def study_schema() -> Schema:
-    """In draft 7, the newest that all editors read."""
+    """The schema in draft 7, the newest draft that all common editors read."""
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Study file of tuner",

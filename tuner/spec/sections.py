@@ -1,7 +1,7 @@
 """The sections of a study file, in its order, and the file as a whole: `STUDY`.
 
-What is checked here concerns one section alone; rules between sections and the world outside are `check`'s. So a spec
-that was accepted once can always be read back from the store, wherever its files have gone since.
+Rules: a check here concerns one section alone. Rules between sections, and rules about files and prices, are in
+`check`. Therefore a spec that was accepted once can always be read back from the store, even if its files are gone.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ from tuner.spec.values import (
     whole,
 )
 
-# What SageMaker takes (CreateTrainingJob), less what we add ourselves.
+# The limits of CreateTrainingJob, less what the tuner adds itself.
 _MAX_TAGS = 40
 # Job names have five digits for the trial.
 _MAX_TRIALS = 99_999
@@ -330,7 +330,7 @@ _SAGEMAKER = record(
         ),
         Key(
             name="request",
-            kind=entries(anything),
+            kind=replace(entries(anything), many=""),
             about=(
                 "Other members of CreateTrainingJob, merged into each request, as in "
                 "`{EnableInterContainerTrafficEncryption: true}`. What the tuner sets itself, and what SageMaker does "
@@ -480,7 +480,7 @@ _SETTINGS = record(
 
 
 def _settle(_: Section, values: dict[str, Any]) -> None:
-    """What follows from the backend where the file does not say it."""
+    """Fill in what depends on the backend and is not in the file."""
     backend = values["backend"]
     checkpoints, settings = values["checkpoints"], values["settings"]
     if checkpoints.root is None and backend == "local":

@@ -1,7 +1,7 @@
 """The search space of a study file: parameters with their ranges, or the name of a define-by-run function.
 
-A range that a sampler would quietly bend (a step that misses the upper end, a logarithm of zero) is refused here, with
-the range to write instead.
+A sampler would quietly bend some ranges (a step that misses the upper end, a logarithm of zero). They are refused
+here, and the message says which range to write instead.
 """
 
 import json
@@ -48,7 +48,7 @@ def encoded(value: Json) -> str:
 
 
 def toolkit_argument(text: str) -> str:
-    """A hyperparameter as a script receives it that SageMaker's toolkit starts: read as JSON, and written in Python."""
+    """A hyperparameter as SageMaker's toolkit passes it to a script: the toolkit reads JSON and writes Python."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -59,12 +59,12 @@ def toolkit_argument(text: str) -> str:
 
 
 def check_value(value: Json, where: Where | str) -> None:
-    """Refuse what CreateTrainingJob would: its values are texts of one line."""
+    """Refuse what CreateTrainingJob would refuse: its values are texts of one line."""
     text = encoded(value)
     if len(text) > MAX_VALUE_CHARACTERS:
         raise SpecError(f"{where}: has more than {MAX_VALUE_CHARACTERS} characters; put it into a file")
     if _LINE_BREAK.search(text):
-        raise SpecError(f"{where}: has a line break, which no job takes; put it into a file")
+        raise SpecError(f"{where}: has a line break, which no job accepts; put it into a file")
 
 
 def _choice(value: Json, where: Where) -> Scalar:
@@ -75,7 +75,7 @@ def _choice(value: Json, where: Where) -> Scalar:
 
 
 def _different(choices: tuple[Scalar, ...], where: Where) -> None:
-    # as the sampler tells them apart (1 and true are equal), and as the script does (1 and "1" arrive alike)
+    # the sampler cannot tell 1 and true apart, and the script cannot tell 1 and "1" apart
     distinct(choices, where)
     distinct([encoded(choice) for choice in choices], where)
 
@@ -107,7 +107,7 @@ def _check_range(section: Section, low: float, high: float, step: float | None, 
         return
     if log:
         raise SpecError(f"{section.at('step')}: cannot stand beside log: true; remove one of them")
-    # by what is written, as the sampler counts: 0.3 is three steps of 0.1
+    # in exact decimals, as the sampler counts: 0.3 is three steps of 0.1
     span, stride = Fraction(repr(high)) - Fraction(repr(low)), Fraction(repr(step))
     if span / stride > _MAX_INT:
         raise SpecError(f"{section.at('step')}: {shown(step)} is too small for this range; write a larger one")

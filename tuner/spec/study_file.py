@@ -1,10 +1,11 @@
 """The study file: read, checked, stored, compared, changed.
 
-This is the only module of the `spec_*` family that others import. A study file is checked completely before anything
-else happens, and every refusal is a `SpecError` of one line that names the file, the key, what is wrong and what to do.
+Other rooms import this module. A study file is checked completely before anything else happens, and every refusal is a
+`SpecError` of one line that names the file, the key, what is wrong and what to do.
 
-Rules: a spec that was accepted is stored as JSON and can always be read back, whatever became of the files and prices
-that it names; secrets are references, never values; settings that are parsed but not built are refused in one place.
+Rules: a spec that was accepted is stored as JSON and can always be read back, even if the files and prices that it
+names have changed. Secrets are references, never values. Settings that are understood but not built are refused in one
+place.
 """
 
 import json
@@ -103,14 +104,14 @@ _FORMAT = 2
 
 # What `tuner set` may change while a study runs: totals, which the engine recomputes anyway.
 LIVE_KEYS = tuple(name for name, key in flat(KEYS) if key.settable)
-# How many parsed specs are kept: those of a store's recent studies.
+# How many parsed specs are kept in memory: enough for the studies of one command.
 _SPECS_KEPT = 64
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """The study file at `path`, with `dotted.key=value` overrides, checked against everything but the cloud.
 
-    Its `warnings` say what is allowed but odd. Raises `SpecError`.
+    Its `warnings` are about what is allowed but odd. Raises `SpecError`.
     """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() leaves `..` in it
     try:
@@ -126,7 +127,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def _refuse_two_images(spec: StudySpec) -> None:
-    """No rule of `parse`: what `completed` stores holds both, the image beside what it was found by."""
+    """Not checked when a stored spec is read: it holds the framework and the image that was found for it."""
     if spec.training.framework is not None and spec.training.image_uri is not None:
         raise SpecError("training.framework: cannot stand beside image_uri; remove one of them")
 
@@ -136,7 +137,10 @@ def _printable(path: Path) -> str:
 
 
 def completed(spec: StudySpec, *, region: str, role: str | None, root: str, image_uri: str | None) -> StudySpec:
-    """The spec with what was looked up for it, checked again: prices depend on the region. Raises `SpecError`."""
+    """The spec with what was looked up for it, checked again because prices depend on the region.
+
+    Raises `SpecError`.
+    """
     whole = replace(
         spec,
         sagemaker=replace(spec.sagemaker, region=region, role=role),
@@ -147,7 +151,7 @@ def completed(spec: StudySpec, *, region: str, role: str | None, root: str, imag
 
 
 def to_json(spec: StudySpec) -> str:
-    """The spec as it is stored: complete, with absolute paths. The order of the space is part of it."""
+    """The spec as it is stored: complete, with absolute paths. The order of the parameters is kept."""
     stored = {
         "format": _FORMAT,
         "file": None if spec.file is None else str(spec.file),
@@ -158,13 +162,13 @@ def to_json(spec: StudySpec) -> str:
 
 
 def spec_of(study: Study) -> StudySpec:
-    """The spec of a recorded study. It is parsed once: every caller is given the same object, which nobody changes."""
+    """The spec of a recorded study. Its text is parsed once, so all callers share one object."""
     return from_json(study.spec)
 
 
 @lru_cache(maxsize=_SPECS_KEPT)
 def from_json(text: str) -> StudySpec:
-    """The spec that `to_json` stored. Neither files nor prices are looked at."""
+    """The spec that `to_json` stored, of this version or an earlier one. Files and prices are not checked."""
     stored = json.loads(text)
     form = _FORMATS.get(stored["format"])
     if form is None:
@@ -191,21 +195,21 @@ def apply_set(spec: StudySpec, assignments: Sequence[str]) -> StudySpec:
 
 
 def live_settings(spec: StudySpec) -> dict[str, Json]:
-    """What `apply_set` may change, as it is now; `budget.usd=null` is what takes a limit away."""
+    """The current values of what `apply_set` may change; None stands for no limit."""
     settings = dict(flatten(to_document(spec)))
     return {key: settings.get(key) for key in LIVE_KEYS}
 
 
 def as_begun(spec: StudySpec, former: str) -> StudySpec:
-    """The spec for a trial that was begun under a former one (as `to_json` stored it): its result stays of one kind.
+    """The spec for a trial that began with a former one (as `to_json` stored it): what shapes its result stays.
 
-    Nothing is checked: each of the two was.
+    Nothing is checked, because both were checked before.
     """
     begun = from_json(former).training
     return replace(spec, training=replace(spec.training, **{name: getattr(begun, name) for name in SHAPING}))
 
 
-# -- what is parsed, but not built --
+# -- what is understood, but not built --
 
 
 def _promotes(spec: StudySpec) -> bool:
@@ -219,7 +223,7 @@ _UNBUILT: tuple[tuple[str, Callable[[StudySpec], bool]], ...] = (
 
 
 def refuse_unbuilt(spec: StudySpec) -> None:
-    """Raise `SpecError` for the first setting that is understood, but that nothing acts on yet."""
+    """Raise `SpecError` for the first setting that is understood but has no code yet."""
     for key, used in _UNBUILT:
         if used(spec):
             where = f"{_printable(spec.file)}: " if spec.file else ""

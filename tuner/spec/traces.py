@@ -2,7 +2,7 @@
 
 A trace is a CSV file of runs, `start_s,duration_s,instances_up`: run-length coded, gapless, from zero on. It is
 replayed faster by scaling it, and for longer than it lasts by starting over at its end, so that every moment from zero
-on has an answer. Pure: the same file gives the same answers to every process that asks.
+on has an answer. Pure: the same file gives the same answers in every process.
 """
 
 import csv
@@ -20,7 +20,7 @@ _SLACK_S = 1e-6
 
 
 class TraceError(ValueError):
-    """The file is no usable trace; the message is one line and names file and line."""
+    """The file is not a usable trace. The message is one line and names the file and the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Trace:
         return None
 
     def _begin(self, turn: int, index: int) -> float:
-        # The one place that computes a boundary: comparing times any other way would disagree in the last digit, and
+        # This is the only place that computes a boundary: another computation would differ in the last digit, and
         # a replay would stand still or skip a change.
         return turn * self.length_s + self.runs[index].start_s
 

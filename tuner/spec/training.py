@@ -1,7 +1,7 @@
 """The `training` section of a study file: what runs, on what, and how its output is read.
 
-Its limits are those of CreateTrainingJob, less what the tuner adds of its own, so that no job is refused later for
-what stands here.
+Its limits are those of CreateTrainingJob, less what the tuner adds itself, so that SageMaker refuses no job for what
+stands here.
 """
 
 import os
@@ -38,16 +38,16 @@ _MAX_METRICS = 40
 _MAX_REGEX = 500
 _MAX_ENVIRONMENT = 512
 _MAX_RUN_S = 28 * 86_400
-# How long SageMaker lets spot jobs of algorithms that do not checkpoint wait and run.
+# How long a spot job of an algorithm that does not checkpoint may wait and run on SageMaker.
 ALGORITHM_WAIT_S = 3600
 _WITHOUT_ALGORITHM = ("entry_point", "source_dir", "launcher", "framework")
 _VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable", most=_MAX_ENVIRONMENT)
-# Variables whose values a study file would not get through, by who sets them.
+# Variables that others set, so that the value of a study file would be lost.
 _SET_BY_OTHERS = (
     ("the tuner", re.compile("TUNER_.*")),
     ("SageMaker", re.compile("TRAINING_JOB_(NAME|ARN)|AWS_REGION|AWS_CONTAINER_.*")),
     (
-        "whatever starts the script, as SageMaker's toolkit does",
+        "SageMaker's toolkit, or another starter of the script,",
         re.compile(
             "SM_(HPS|HP_.*|USER_ARGS|USER_ENTRY_POINT|MODULE_NAME|MODULE_DIR|MODEL_DIR|INPUT_DIR|INPUT_CONFIG_DIR"
             "|INPUT_DATA_CONFIG|OUTPUT_DIR|OUTPUT_DATA_DIR|OUTPUT_INTERMEDIATE_DIR|CHANNELS|CHANNEL_.*|RESOURCE_CONFIG"
@@ -148,7 +148,7 @@ _ENVIRONMENT = entries(
     Kind(_variable, {"type": ["string", "number"], "maxLength": _MAX_ENVIRONMENT}),
     Kind(_plain_variable, _names(*_NEVER_WRITTEN)),
 )
-_SECRETS = entries(Kind(_secret, _FROM_ENV.schema, _FROM_ENV.write), Kind(_own_variable, _names()))
+_SECRETS = entries(replace(_FROM_ENV, read=_secret), Kind(_own_variable, _names()))
 _ANY_VALUE = {"type": ["string", "number", "boolean", "object", "array"], "maxLength": MAX_VALUE_CHARACTERS}
 _HYPERPARAMETERS = entries(Kind(_hyperparameter, _ANY_VALUE), PARAM_NAME)
 
@@ -314,7 +314,7 @@ _KEYS = (
         kind=whole(1, 1000),
         about="Instances of one job; more than 1 on SageMaker only.",
         default=1,
-        # what a job reserves, and what its result is worth, is told for all trials alike
+        # reservations and results are compared between all trials of a study
         change="never",
     ),
     Key(

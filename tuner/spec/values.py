@@ -1,11 +1,12 @@
 """Kinds of values: how a value of the study file is read, written and described.
 
-A `Kind` reads a plain value and returns it checked, or raises. It writes the value back, and it says as a JSON schema
-what an editor can know of it. Kinds combine: `each(text())` is a list of texts, `entries(money)` a mapping of names to
-amounts. `keys` combines them to sections.
+A `Kind` reads a plain value and returns it checked, or raises. It also writes the value back, and describes it as a
+JSON schema. Kinds combine: `each(text())` is a list of texts, `entries(money)` a mapping of names to amounts. `keys`
+combines them into sections.
 
-Rules: every error is one line, `key: what is wrong; what to do`, safe to print: foreign text is escaped and shortened.
-A schema refuses nothing that its kind reads. Its patterns mean the same to Python and to JavaScript.
+Rules: every error is one line, `key: what is wrong; what to do`. It is safe to print, because text of the user is
+escaped and shortened. A schema accepts everything that its kind reads. Its patterns mean the same in Python and in
+JavaScript.
 """
 
 import math
@@ -34,7 +35,7 @@ _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\
 _UNITS_S = (86_400, 3_600, 60, 1)
 SECONDS = "seconds, written as 90s, 30m, 4h or 2d"
 _MAX_SHOWN = 60
-# ten years: longer is a mistake, and what is added to it stays a date
+# ten years: a longer duration is a mistake, and would lead beyond the last date
 _MAX_DURATION_S = 10 * 366 * 86_400
 _MAX_USD = 10**9
 _MICRO = Decimal("0.000001")
@@ -80,12 +81,12 @@ class Kind(Generic[T]):
     schema: Schema
     write: Callable[[T, Form], Json] = _unchanged
     keys: tuple["Key", ...] = ()
-    # what stands between the key and those of its items: a name of the user's, or a place in a list
+    # how a key inside is reached: by a name that the user chose (`*`), or by a place in a list (`[]`)
     many: Literal["", "*", "[]"] = ""
 
 
 def shown(value: object) -> str:
-    """A value of the user's, in one printable line."""
+    """A value from the user, in one printable line."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -97,20 +98,20 @@ def shown(value: object) -> str:
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
-    """What to say of an unknown word: the nearest known one, otherwise all of them."""
+    """What to say about an unknown word: the nearest known word, otherwise all of them."""
     near = get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def whole_text(pattern: str) -> str:
-    """The pattern as a schema writes it: a schema searches, and readers match the whole text."""
+    """The pattern for a schema, which would otherwise find it anywhere in the text."""
     return f"^(?:{pattern})$"
 
 
 def text(
     pattern: str = r".+", what: str = "a text in one line", *, most: int = 1024, unicode: bool = False
 ) -> Kind[str]:
-    """`unicode`: the pattern takes letters of all alphabets, for which JavaScript has other words."""
+    """`unicode`: the pattern matches letters of all alphabets, which JavaScript writes differently."""
     compiled = re.compile(pattern)
 
     def read(value: Json, where: Where) -> str:
@@ -153,7 +154,7 @@ def _positive(value: Json, where: Where) -> float:
     return checked
 
 
-# Numbers may be written as texts, as `1e-4` reaches YAML readers that take it for one.
+# Numbers may be texts, because some YAML readers take `1e-4` for a text.
 _NUMBER_SCHEMA: Schema = {"type": ["number", "string"], "pattern": whole_text(_NUMBER.pattern)}
 number = Kind(_number, _NUMBER_SCHEMA)
 positive = Kind(_positive, {**_NUMBER_SCHEMA, "exclusiveMinimum": 0})
@@ -161,7 +162,7 @@ positive = Kind(_positive, {**_NUMBER_SCHEMA, "exclusiveMinimum": 0})
 
 def whole(least: int, most: int) -> Kind[int]:
     def read(value: Json, where: Where) -> int:
-        # not through a float, which would round large numbers
+        # not by way of a float, which would round large numbers
         exact = int(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,30}", value) else value
         if isinstance(exact, float | str):
             exact = _integral(_number(exact, where), value, where)
@@ -188,7 +189,7 @@ def _money(value: Json, where: Where) -> Decimal:
         raise SpecError(f"{where}: must be an amount of dollars above 0, not {shown(value)}")
     if exact % _MICRO:
         raise SpecError(f"{where}: has more than six decimals: {shown(value)}; round it")
-    # by way of its text, so that 60 is not kept as 6E+1
+    # by way of its text, because normalize() makes 6E+1 of 60
     return Decimal(f"{exact.normalize():f}")
 
 
@@ -230,7 +231,7 @@ def _write_duration(seconds: float, form: Form) -> Json:
     return int(seconds) if float(seconds).is_integer() else seconds
 
 
-# One digit is not 0, so that it is above 0.
+# A duration above 0 has a digit other than 0.
 _DURATION_SCHEMA: Schema = {
     "type": "string",
     "pattern": rf"^\s*(?=.*[1-9]){_DURATION.pattern}\s*$",
@@ -278,7 +279,7 @@ def one_of(*words: Word) -> Kind[Word]:
 def each(
     item: Kind[T], *, least: int = 0, most: int = 1000, unique: Callable[[T], object] | None = None
 ) -> Kind[tuple[T, ...]]:
-    """A list. `unique` says by what its items differ."""
+    """A list. No two of its items may be equal in what `unique` returns."""
 
     def read(value: Json, where: Where) -> tuple[T, ...]:
         if not isinstance(value, list):
@@ -301,7 +302,7 @@ def each(
 
 
 def entries(item: Kind[T], name: Kind[str] | None = None, *, most: int = 1000) -> Kind[dict[str, T]]:
-    """A mapping whose keys are names of the user's."""
+    """A mapping whose keys are names that the user chose."""
     named = name or text()
 
     def read(value: Json, where: Where) -> dict[str, T]:
@@ -319,7 +320,7 @@ def entries(item: Kind[T], name: Kind[str] | None = None, *, most: int = 1000) -
 
 
 def without_type(schema: Schema) -> Schema:
-    """The schema of a key, which is a text without being told."""
+    """The schema of the keys of a mapping, which are always texts."""
     return {word: value for word, value in schema.items() if word != "type"}
 
 
@@ -339,7 +340,7 @@ _PATH = text(what="a path")
 
 
 def _path(value: Json, where: Where) -> Path:
-    # normpath, not resolve: what a symbolic link means is for the moment when it is followed
+    # normpath, not resolve: a symbolic link is followed when the file is used, not before
     return Path(os.path.normpath(where.base / _PATH.read(value, where)))
 
 
@@ -361,7 +362,7 @@ def _s3_uri(value: Json, where: Where) -> str:
 
 
 def _s3_folder(value: Json, where: Where) -> str:
-    """A prefix that ends in `/`: without it, the prefix of trial 1 would be one of trial 10, too."""
+    """A prefix that ends in `/`: without it, the prefix of trial 1 would also be a prefix of trial 10."""
     uri = _s3_uri(value, where)
     return uri if uri.endswith("/") else f"{uri}/"
 

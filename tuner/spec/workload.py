@@ -1,8 +1,8 @@
 """What a study's jobs look like: from the study file and a recorded trial to a policy and a request.
 
-Rules: pure; everything in a request follows from what is recorded, so that a job asked for twice is asked for alike
-and the digest in its environment proves whose it is. What shapes a trial's result is what it was begun with, whatever
-changes were accepted since: an attribute of the trial holds it, and requests and digests respect it. Values are data:
+Rules: pure. A request follows from what is recorded, so that a request that is sent twice is the same both times, and
+the digest in its environment proves whose job it is. What shapes a trial's result is what the trial began with, even if
+changes were accepted since: an attribute of the trial holds it, and requests and digests use it. Values are data:
 strings go through as they are, everything else as JSON. Every checkpoint prefix ends in "/", since S3 prefixes are
 strings and `…/1` would also name `…/10`.
 """
@@ -39,7 +39,7 @@ from tuner.spec.study_file import (
     encoded,
 )
 
-# Tag keys of every job of ours; the study's key is also what the local service finds its market by.
+# Tag keys of each job of the tuner. The local service also finds its market by the study's key.
 STUDY_TAG = "tuner:study"
 TRIAL_TAG = "tuner:trial"
 ATTEMPT_TAG = "tuner:attempt"
@@ -89,9 +89,9 @@ def policy(spec: StudySpec, study: Study | None) -> Policy:
 class Ceiling:
     """The most that jobs of a study may bill, on the dearest of its types, if max_run counts all runs of a job.
 
-    A trial may have any number of jobs, since capacity may be lost any number of times; together they train no longer
-    than `max_run`. So the first one's bound is the trial's, and each further one adds what may pass before a job is
-    stopped and uploaded.
+    A trial may have any number of jobs, because capacity may be lost any number of times. Together they train no longer
+    than `max_run`. So the bound of the first job is that of the trial, and each further job adds the time until
+    a job is stopped and uploaded.
     """
 
     first_job_microusd: int
@@ -130,7 +130,7 @@ def hyperparameters(spec: StudySpec, params: Mapping[str, ParamValue]) -> dict[s
 
 
 def job_digest(spec: StudySpec, trial: Trial) -> str:
-    """What tells a job of this trial from a foreign one of the same name."""
+    """The digest that tells a job of this trial from a foreign job of the same name."""
     return digest(hyperparameters(_spec_of(spec, trial), trial.params), trial.prefix, trial.bundle_uri)
 
 
@@ -146,7 +146,7 @@ def job_request(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) -
         environment=_environment(spec, study, trial, attempt),
         secrets=training.secrets,
         entrypoint=ENTRYPOINT if starts_bootstrap(spec) else (),
-        # an algorithm of SageMaker's own is an image; any other is a resource of the account's
+        # an algorithm of SageMaker is an image; any other is a resource of the account
         image_uri=training.image_uri or ("" if training.algorithm else _LOCAL_IMAGE),
         algorithm="" if training.image_uri else training.algorithm or "",
         channels=_channels(spec, trial),
@@ -180,7 +180,7 @@ def _spec_of(spec: StudySpec, trial: Trial) -> StudySpec:
 
 
 def starts_bootstrap(spec: StudySpec) -> bool:
-    """Whether the container is started by our bootstrap: an algorithm, or an image that is to start itself, is not."""
+    """Whether the bootstrap starts the script. It does not start an algorithm or an image that starts itself."""
     return spec.training.algorithm is None and spec.training.entrypoint == "bootstrap"
 
 
@@ -196,13 +196,13 @@ def _environment(spec: StudySpec, study: Study, trial: Trial, attempt: Attempt) 
 
 
 def _metrics(spec: StudySpec) -> tuple[MetricDefinition, ...]:
-    """None for an algorithm, which brings its own: SageMaker refuses others."""
+    """An algorithm has its own metrics, and SageMaker refuses others."""
     metrics = () if spec.training.algorithm else spec.training.metrics
     return tuple(MetricDefinition(name=each.name, regex=each.regex) for each in metrics)
 
 
 def _channels(spec: StudySpec, trial: Trial) -> tuple[Channel, ...]:
-    """The study's own, and the code; not for an algorithm, which may refuse channels that it does not know."""
+    """The channels of the study and that of the code. An algorithm gets no code: it may refuse unknown channels."""
     own = [_channel(each) for each in spec.training.inputs]
     if spec.training.algorithm is not None:
         return tuple(own)
@@ -224,20 +224,20 @@ def _channel(each: Input) -> Channel:
 
 
 def _subnets(spec: StudySpec, zone: str | None) -> tuple[str, ...]:
-    """Where a job may run: the zone's own subnet, else any of those that the study file names."""
+    """Where a job may run: the subnet of its zone, or without a zone all subnets of the study file."""
     cloud = spec.sagemaker
     if zone is not None:
         return (cloud.zones[zone],)
     return cloud.vpc.subnets or tuple(cloud.zones.values())
 
 
-# --- what no launch should find out job by job
+# --- what is checked before the first job
 
 
 def request_violations(spec: StudySpec) -> tuple[str, ...]:
-    """Everything known for which CreateTrainingJob would refuse jobs of this study, a line each.
+    """All known reasons for which CreateTrainingJob would refuse jobs of this study, a line each.
 
-    It looks at the longest request of each instance type: what was to be looked up (image, role, bucket) must be there.
+    The longest request of each instance type is checked. Image, role and bucket must have been looked up before.
     """
     from tuner.sagemaker.request import request_parameters  # noqa: PLC0415 - as above
     from tuner.sagemaker.rules import violations  # noqa: PLC0415 - with it comes botocore
@@ -249,9 +249,9 @@ def request_violations(spec: StudySpec) -> tuple[str, ...]:
 
 
 def specimen(spec: StudySpec, instance_type: str) -> JobRequest:
-    """A job of the study with the longest of everything that differs from trial to trial.
+    """A job of the study with the longest value of everything that differs between trials.
 
-    Values of a space that is a function are not known before it is asked.
+    The values of a space function are not known before it is called.
     """
     longest = {} if isinstance(spec.space, SpaceFunction) else {param.name: _longest(param) for param in spec.space}
     now, key, spot = datetime(2000, 1, 1, tzinfo=UTC), f"{spec.name}-{'x' * 6}", spec.capacity.policy == "spot"

@@ -1,9 +1,9 @@
 """YAML text to plain values, without the traps of YAML.
 
-Only text, whole numbers, numbers, booleans and nothing come out, in lists and mappings with text keys. What YAML 1.1
-reads in surprising ways is either read as people mean it (`1e-4` is a number, `2024-01-01` and `1:30` are text) or
-refused by name (`no`, `on`, `010`: whoever wrote that must say which of the two it is). Duplicate keys, tags, values
-that are not finite, aliases that expand without end, huge and deep files are refused.
+The result is text, whole numbers, numbers, booleans and null, in lists and mappings with text keys. Values that YAML
+1.1 reads in surprising ways are either read as people mean them (`1e-4` is a number, `2024-01-01` and `1:30` are text)
+or refused (`no`, `on`, `010`: the author must say which of the two readings is meant). Duplicate keys, tags, values
+that are not finite, aliases that expand without end, huge files and deep files are refused.
 
 Every error is a `SpecError`: one line that names the key, or the line of the file.
 """
@@ -14,13 +14,15 @@ from pathlib import Path
 
 import yaml
 
+from tuner.spec.keys import flat
 from tuner.spec.records import Json
+from tuner.spec.sections import KEYS
 from tuner.spec.values import SpecError, inside, shown
 
 _MAX_BYTES = 256_000
 _MAX_VALUES = 20_000
 _MAX_DEPTH = 24
-# Above this Python itself refuses to read a number, and nothing here needs one.
+# Python refuses to read much longer numbers, and no setting needs one.
 _MAX_DIGITS = 30
 
 _TAG = "tag:yaml.org,2002:"
@@ -35,7 +37,7 @@ _PLAIN_SCALARS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes with the tags of `_PLAIN_SCALARS`; values are made from them by `_Reading`."""
+    """Composes nodes with the tags of `_PLAIN_SCALARS`; `_Reading` makes values from them."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's way
 
@@ -84,8 +86,8 @@ def assign(document: dict[str, Json], assignment: str) -> None:
     target[parts[-1]] = parse_value(text, key)
 
 
-# Mappings from names of the user's own, which may hold dots (`prices.ml.g5.xlarge`), to single values.
-_FLAT = ("prices.", "tags.", "training.hyperparameters.", "training.environment.")
+# Mappings from names that the user chose, which may hold dots (`prices.ml.g5.xlarge`), to single values.
+_FLAT = tuple(f"{name}." for name, key in flat(KEYS) if key.kind.many == "*" and not key.kind.keys)
 
 
 def _parts(key: str) -> list[str]:
