@@ -20,7 +20,7 @@ from tests.docs.pages import ROOT
 from tuner.cli import main
 from tuner.core import errors, states
 from tuner.core.events import EventKind
-from tuner.core.policy import ending
+from tuner.core.policy import ending, stopping
 from tuner.core.records import Event
 from tuner.reports import events, views
 from tuner.spec import keys, sections, study_file
@@ -189,6 +189,15 @@ def ends() -> str:
     )
 
 
+def stops() -> str:
+    return "\n".join(item(stop_text(rule), f"{number}. ") for number, rule in enumerate(stopping.RULES, 1))
+
+
+def stop_text(rule: stopping.Rule) -> str:
+    waits = " The stop waits for a checkpoint, at most `stop_within`." if rule.waits else ""
+    return f"**{rule.name}**: {rule.why} Reason `{rule.reason}`.{waits}"
+
+
 # --- JSON
 
 
@@ -222,6 +231,7 @@ def keys_in(document: Any) -> str:
 PARTS: Mapping[tuple[str, str], Callable[[], str]] = {
     ("docs/explanation/lifecycle.md", "states"): lambda: f"```mermaid\n{states.diagram()}\n```",
     ("docs/explanation/lifecycle.md", "ends"): ends,
+    ("docs/explanation/lifecycle.md", "stops"): stops,
     ("docs/reference/study-file.md", "keys"): lambda: keys_of(lambda first: first != "training"),
     ("docs/reference/training.md", "keys"): lambda: keys_of(lambda first: first == "training"),
     ("docs/reference/command-line.md", "verbs"): verbs,
