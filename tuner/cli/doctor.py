@@ -1,6 +1,7 @@
 """`tuner doctor` in its several forms, and `tuner audit --cur`: what is asked of an account and of its bill.
 
-Rules: as of all `cli_*` modules. Nothing is written and nothing is spent but by `doctor --first-dollar`, which asks.
+Rules: results go to standard output, everything else to standard error. Only `doctor --first-dollar` spends money,
+and it asks first.
 """
 
 import json
@@ -58,7 +59,7 @@ def doctor(args: Arguments) -> int:
 
 
 def _first_dollar(args: Arguments) -> int:
-    """Ask, run the one job, print what it showed; whoever scripts this learns by the exit code whether it works."""
+    """Ask, run the one job, and print what it showed. The exit code tells a script whether the job worked."""
     if args.file is None:
         raise UserError("doctor: --first-dollar needs a study FILE: it names role, image and bucket", Exit.USAGE)
     clock = SystemClock()
@@ -161,17 +162,17 @@ def _bill_text(name: str, found: CurAudit) -> str:
     agreed = "ledger and bill agree" if len(found.rows) > left_out else "nothing to compare yet"
     compared = counted(len(found.rows) - left_out, "job")
     totals = f"recorded {dollars(found.ledger_usd)}, billed {dollars(found.billed_usd)} for {compared}"
-    beside = f"storage, tax and discounts beside it {dollars(found.other_usd)}"
+    other = f"storage, tax and discounts: {dollars(found.other_usd)}"
     again = f", {report.repeated} of them given again and counted once" if report.repeated else ""
     twice = (
-        f"warning: {counted(report.other_ids, 'line')} of its jobs stood in an earlier file, too, but for their ids: "
+        f"warning: {counted(report.other_ids, 'line')} of its jobs stood in an earlier file, too, under other ids: "
         "if the files are two deliveries of one month, give the newer one alone"
     )
     lines = [
         drawn(table(columns, rows, right=right)),
         f"report {period}: {counted(report.lines, 'line')}{again}",
         *([twice] if report.other_ids else []),
-        f"{totals}; {counted(left_out, 'job')} left out; {beside}",
+        f"{totals}; {counted(left_out, 'job')} left out; {other}",
         f"{safe(name)}: " + (agreed if found.ok else counted(len(found.lines), "difference")),
     ]
     return "\n".join([*lines, *(f"  {safe(line)}" for line in found.lines)])

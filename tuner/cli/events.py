@@ -1,6 +1,6 @@
 """`tuner doctor --events`: the rule and the queue that tell engines early of jobs that changed.
 
-Rules: as of all `cli_*` modules. Printing asks nobody and needs no account; only `create` and `remove` change one.
+Rules: printing the template calls no service and needs no account. Only `create` and `remove` change an account.
 """
 
 from tuner.aws import events_setup

@@ -41,7 +41,7 @@ def serve(args: Arguments) -> int:
     _tell(server.url, server.keys.access_key_id, server.keys.secret_access_key, args.region)
     say(f"serving {safe(directory)}; Ctrl-C ends it, jobs go on")
     if not _is_loopback(args.host):
-        say("warning: other machines can reach it, unencrypted; whoever has the key runs programs as you")
+        say("warning: other machines can reach it, unencrypted; anybody who has the key runs programs as you")
     if looks := _reports(directory, args):
         threading.Thread(target=_report, args=(looks,), daemon=True).start()
     with server:
@@ -62,7 +62,7 @@ def _tell(url: str, key_id: str, secret: str, region: str) -> None:
 
 
 def _reports(directory: Path, args: Arguments) -> list[Callable[[], None]]:
-    """What is to be called again and again, so that other services are told."""
+    """The functions to call regularly, so that other services receive events and logs."""
     from tuner.aws.connections import Aws, AwsError  # noqa: PLC0415 - as above
     from tuner.core.clock import SystemClock  # noqa: PLC0415
     from tuner.local.events import EventSender  # noqa: PLC0415

@@ -4,7 +4,7 @@ Parsing stands here, printing in its siblings, and what a verb does in `operatio
 when the verb is called, so that `tuner --help` loads no library.
 
 Rules: results go to standard output, progress and errors to standard error. A refusal is one line and an exit code of
-the contract (`verbs.Exit`), never a traceback; a traceback is a bug. A reader that goes away (`tuner trials x | head`)
+the contract (`errors.Exit`), never a traceback; a traceback is a bug. A reader that goes away (`tuner trials x | head`)
 ends the call in silence. SIGTERM leaves as Ctrl-C does, by an exception: what a verb has begun, its `finally` ends.
 """
 
@@ -145,8 +145,8 @@ def _run(args: Arguments, use_cases: "UseCases | None") -> int:
 def _leaving_by_sigterm() -> Iterator[None]:
     """SIGTERM as SystemExit(143): its default kills the process where it stands, and a job that costs money goes on.
 
-    Verbs with handlers of their own put them in the place of this one. Whoever made the process deaf to the signal, or
-    calls from a thread or with a handler, has his reasons.
+    A verb with a handler of its own replaces this one. Nothing is installed where the caller runs in a thread, ignores
+    the signal or has set a handler: that was a decision.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

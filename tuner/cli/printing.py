@@ -404,7 +404,7 @@ def resumed_steps(runs: Iterable[Doc]) -> str:
 
 
 def trial_cost(doc: Doc) -> str:
-    """A final figure, or what is final and, marked, what is estimated beside it."""
+    """The final cost; while jobs run, the final and the estimated cost together, marked with `~`."""
     if not doc["estimated"]:
         return dollars(doc["spend_usd"])
     return f"~{dollars((doc['spend_usd'] or 0.0) + (doc['estimated_usd'] or 0.0))}"

@@ -215,7 +215,7 @@ def out(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """To whoever watches: standard error."""
+    """A line for the person who watches, on standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

@@ -1,6 +1,7 @@
 """The story of one trial, as `tuner show` tells it: what was tried, what was taken away, where it went on, its cost.
 
-Rules: as in `cli_print`; the order is the order in which things happened, attempt by attempt and run by run.
+Rules: every function returns text and prints nothing. The order is the order in which things happened, attempt by
+attempt and run by run.
 """
 
 from typing import Any
