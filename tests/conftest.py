@@ -17,6 +17,12 @@ from hypothesis import HealthCheck, settings
 from tests import machine, postgres_server
 from tuner.store.store import Store
 
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = {
+    *("chaos", "cloud", "conformance", "endtoend", "hostile", "local", "postgres", "rehearse", "simulation", "studies"),
+    *("toolkit", "training"),
+}
+
 machine.forget(os.environ)
 machine.draw_alike()
 settings.register_profile("certain", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,6 +32,16 @@ settings.load_profile("certain")
 # may have them ignore SIGTERM.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs a server, and the folders that run whole sweeps, jobs as processes, or soaks."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        on_postgres = "postgresql" in parameters or "postgres" in getattr(item, "fixturenames", ())
+        if folder in SLOW_FOLDERS or on_postgres:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -28,15 +28,26 @@ PHRASES = {
     "whence": "from where",
 }
 # What is not named, documentation above all, holds none.
-ALLOWED: Counter[str] = Counter({
-    "README.md": 17, "tests": 75, "tuner": 4, "tuner/aws": 25, "tuner/cli": 7, "tuner/core": 16, "tuner/engine": 28,
-    "tuner/local": 17, "tuner/operations": 21, "tuner/sagemaker": 5, "tuner/simulator": 2,
-    "tuner/store": 3,
-})  # fmt: skip
+ALLOWED: Counter[str] = Counter(
+    {
+        "tests": 71,
+        "tuner": 3,
+        "tuner/aws": 22,
+        "tuner/cli": 7,
+        "tuner/core": 16,
+        "tuner/engine": 26,
+        "tuner/local": 14,
+        "tuner/operations": 19,
+        "tuner/sagemaker": 5,
+        "tuner/simulator": 1,
+        "tuner/store": 3,
+    }
+)
 _SUFFIXES = {".md", ".py", ".toml", ".yaml", ".yml"}
-# The first letter may be a capital; "is None" is Python. Words may be parted by a line break and a comment's sign.
+# The first letter may be a capital; "is None" is Python, and "there is none" is plain. Words may be parted by a line
+# break and the sign of a comment.
 _EITHER = "|".join(f"[{each[0].upper()}{each[0]}]{each[1:]}" for each in sorted(PHRASES, reverse=True))
-_PHRASE = re.compile(rf"\b(?:{_EITHER})\b".replace(" ", r"[\s#>]+"))
+_PHRASE = re.compile(r"(?<!there\s)" + rf"\b(?:{_EITHER})\b".replace(" ", r"[\s#>]+"))
 
 
 def room(file: Path) -> str:
@@ -73,7 +84,7 @@ def test_no_new_riddles() -> None:
     ("text", "phrase"),
     [
         ("Whoever asks", "whoever"),
-        ("there is none.", "is none"),
+        ("what is in use is none.", "is none"),
         ("if it is\n    # none", "is none"),
         ("read for\nwant of time", "for want of"),
         ("beside it", "beside it"),
@@ -84,7 +95,7 @@ def test_a_phrase_is_found_over_line_ends(text: str, phrase: str) -> None:
     assert re.findall(r"\w+", there.lower()) == phrase.split()
 
 
-@pytest.mark.parametrize("text", ["x is None", "draw_alike()", "besides it", "renewed", "whosoever"])
+@pytest.mark.parametrize("text", ["x is None", "if there is none", "draw_alike()", "besides it", "renewed"])
 def test_what_only_looks_like_a_phrase_is_not_found(text: str) -> None:
     assert not _PHRASE.search(text)
 

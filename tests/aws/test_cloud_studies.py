@@ -78,7 +78,7 @@ def print_lines(job: str, lines: list[str]) -> None:
 
 def test_a_study_runs_to_its_end_and_every_verb_finds_it(account: Account, folder: Path, tuner: Shell) -> None:
     assert tuner("launch", "study.yaml", "-y") == 0, tuner.err
-    for part in (f"account {ACCOUNT} in {REGION}", ROLE, IMAGE, "at most, if max_run counts each run anew"):
+    for part in (f"account {ACCOUNT} in {REGION}", ROLE, IMAGE, "at most, if max_run counts each run separately"):
         assert part in tuner.err
     assert "simulated" not in tuner.out + tuner.err
 

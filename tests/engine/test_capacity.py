@@ -361,7 +361,7 @@ def test_who_trains_for_nothing_on_demand_fails(make_sweep):
     assert [(trial.state, trial.reason) for trial in sweep.trials()] == [(TrialState.FAILED, "no_progress")]
 
 
-# --- max_run where the service counts each run anew
+# --- max_run where the service counts each run separately
 
 
 @pytest.mark.parametrize("per_run", [False, True])

@@ -101,7 +101,7 @@ def _keeps_the_reservation_of_the_first_type():
 
 
 def _lets_jobs_run_on():
-    """Where the service counts each run anew, nobody ends them before `max_wait` does."""
+    """Where the service counts each run separately, nobody ends them before `max_wait` does."""
     return mock.patch.object(stop_rules, "has_run_out", return_value=False)
 
 

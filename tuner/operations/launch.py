@@ -162,7 +162,7 @@ def _amounts(spec: StudySpec, rates: Mapping[str, Rate], hours: float) -> Iterat
         yield "a trial's further jobs add, each at most", f"${further_usd:.2f}"
     if spec.capacity.policy == "spot":
         # what AWS leaves open: whether MaxRuntime counts on after an interruption
-        yield "at most, if max_run counts each run anew", f"${workload.worst_case_microusd(spec) / MICROUSD:.2f}"
+        yield "at most, if max_run counts each run separately", f"${workload.worst_case_microusd(spec) / MICROUSD:.2f}"
     if spec.backend == "sagemaker" and spec.budget.usd is not None:
         upload = f"an upload takes at most {spec.settings.upload_allowance_s / 60:g} minutes"
         counts = "max_run counts all runs of a job together, and " if spec.capacity.policy != "on-demand" else ""
