@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
+from tests import factories
 from tests.cli import cli_store
 from tests.docs.pages import ROOT
 from tuner.cli import main
 from tuner.core import errors, states
 from tuner.core.events import EventKind
 from tuner.core.policy import ending, stopping
-from tuner.core.records import Event
 from tuner.reports import events, views
 from tuner.spec import keys, sections, study_file
 
@@ -179,7 +179,7 @@ def event_text(kind: EventKind) -> str:
     if entry.sentence in (events._message, events._message_and_remedy):
         return "the event brings its own message."
     details = Dots(to=None) if kind is EventKind.STOP_WANTED else Dots()
-    event = Event(seq=1, kind=kind, happened_at=MOMENT, recorded_at=MOMENT, trial=7, attempt=2, details=details)
+    event = factories.event(kind=kind, happened_at=MOMENT, recorded_at=MOMENT, trial=7, attempt=2, details=details)
     return f"“{entry.sentence(event)}”"
 
 

@@ -59,20 +59,18 @@ def test_a_folder_that_became_a_link_is_empty(tmp_path: Path, folder: Path, stor
     assert stored(store) == {}
 
 
-def test_a_link_that_takes_a_files_place_is_no_content(
-    tmp_path: Path, folder: Path, store: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the look and the upload."""
-    (folder / "model").write_text("weights")
-    put = Tree.put
+class Swapped(Tree):
+    """A link takes the place of each file between the look and the upload."""
 
-    def swap(tree: Tree, source: Path, uri: str) -> None:
+    def put(self, source: Path, uri: str) -> None:
         source.unlink()
         source.symlink_to("/etc/passwd")
-        put(tree, source, uri)
+        super().put(source, uri)
 
-    monkeypatch.setattr(Tree, "put", swap)
-    agent.sync()
+
+def test_a_link_that_takes_a_files_place_is_no_content(tmp_path: Path, folder: Path, store: Path) -> None:
+    (folder / "model").write_text("weights")
+    Agent(Swapped(tmp_path / "state"), URI, folder, markers=True).sync()
     assert stored(store) == {}
 
 

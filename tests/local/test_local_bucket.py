@@ -171,9 +171,9 @@ def test_a_bucket_that_is_not_there_fails_the_job_and_not_the_service(world, s3,
     assert "NoSuchBucket" in seen["FailureReason"]
 
 
-def test_a_channel_that_is_not_there_is_the_same_refusal(bucket, tmp_path, monkeypatch):
+def test_a_channel_that_is_not_there_is_the_same_refusal(bucket, tmp_path):
     container = Container.__new__(Container)
-    monkeypatch.setattr(container, "_objects", bucket, raising=False)
+    container._objects = bucket
     with pytest.raises(
         TransferFailed, match=r"^ClientError: Data download failed:s3://no-such-bucket/x/: .*NoSuchBucket"
     ):

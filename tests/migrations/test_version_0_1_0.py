@@ -16,6 +16,7 @@ import pytest
 from checkers import broken, terminal
 from sweeps import START, Sweep, holder
 
+from tests.factories import job_request
 from tuner.cli import main as cli
 from tuner.core.clock import VirtualClock
 from tuner.core.jobs import Channel, JobRequest, MetricDefinition
@@ -92,7 +93,7 @@ def request_of(recorded: dict[str, Any]) -> JobRequest:
     tuples = {key: tuple(recorded[key]) for key in ("entrypoint", "security_groups", "subnets")}
     channels = tuple(Channel(**{**each, "attributes": tuple(each["attributes"])}) for each in recorded["channels"])
     metrics = tuple(MetricDefinition(**each) for each in recorded["metrics"])
-    return JobRequest(**{**recorded, **tuples, "channels": channels, "metrics": metrics})
+    return job_request(**{**recorded, **tuples, "channels": channels, "metrics": metrics})
 
 
 class Left(Sweep):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.core.records import MetricPoint, RunRecord
+from tests import factories
+from tuner.core.records import MetricPoint
 from tuner.storage.checkpoints import (
     MetricsReader,
     StepInfo,
@@ -161,7 +162,7 @@ def test_metrics_are_read_once_as_they_grow(objects: Counting) -> None:
     assert reader.poll() == []
     data = line(1, loss=0.5, acc=1) + line(2, loss="nan")
     put(objects, data)
-    assert reader.poll()[0] == MetricPoint(
+    assert reader.poll()[0] == factories.metric_point(
         attempt=1, run="abc", host="algo-1", step=1, at=MOMENT, name="loss", value=0.5
     )
     assert reader.poll() == []
@@ -284,8 +285,8 @@ def test_records_of_runs_are_returned_once(objects: Counting) -> None:
     objects.write(PREFIX + "runs/002-0.json.sagemaker-uploaded", b"")
     expected = {"attempt": 2, "run": "abc", "host": "algo-1", "started_at": MOMENT, "own_files": 3}
     assert reader.records() == [
-        RunRecord(**expected, resume_step=None, resume_saved_at=None),
-        RunRecord(**expected, resume_step=7, resume_saved_at=MOMENT),
+        factories.run_record(**expected, resume_step=None, resume_saved_at=None),
+        factories.run_record(**expected, resume_step=7, resume_saved_at=MOMENT),
     ]
     objects.calls.clear()
     assert reader.records() == []

@@ -10,6 +10,7 @@ import pytest
 from adapter import MODEL, NOON, OTHER_ZONE, SPOT, answering, described
 from botocore.stub import Stubber
 
+from tests.factories import job_summary
 from tuner.core.jobs import (
     CapacityUnavailable,
     CredentialsRefused,
@@ -18,7 +19,6 @@ from tuner.core.jobs import (
     JobNameTaken,
     JobNotFound,
     JobStatus,
-    JobSummary,
     RequestRejected,
     RoleNotReady,
     ServiceUnavailable,
@@ -295,11 +295,9 @@ def test_lists_are_paged_filtered_and_freed_of_repetitions(stub: Stubber) -> Non
     jobs = SageMakerJobs(stub.client)
     found = jobs.list_changed("digits-", created_after=NOON, modified_after=NOON + timedelta(seconds=5))
     assert [job.name for job in found] == ["digits-2", "digits-1"]
-    assert found[1] == JobSummary(
-        name="digits-1",
+    assert found[1] == job_summary(
+        "digits-1",
         arn="arn:aws:sagemaker:us-east-1:000000000000:training-job/digits-1",
-        status=JobStatus.IN_PROGRESS,
-        secondary="Training",
         created_at=NOON,
         modified_at=NOON + timedelta(seconds=5),
     )
