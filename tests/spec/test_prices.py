@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tuner.core.prices import PriceUnknown, Rate, RateCard, _shipped, cost_microusd, usd
 
 
-def test_the_shipped_table_is_sane():
+def test_the_shipped_prices_are_plausible():
     table = _shipped()
     assert len(table) > 100
     assert {region for region, _ in table} == {"us-east-1", "us-west-2", "eu-west-1"}
@@ -27,7 +27,7 @@ def test_a_rate_carries_its_basis_and_date():
     assert RateCard().rate("ml.g5.xlarge", "eu-west-1").basis == "billed"
 
 
-def test_the_study_file_stands_before_the_table():
+def test_prices_of_the_study_file_replace_those_of_the_table():
     card = RateCard({"ml.g5.xlarge": Decimal("1.41"), "ml.new.large": Decimal(9)})
     assert card.rate("ml.g5.xlarge", "us-east-1") == Rate(Decimal("1.41"), "study file", "")
     assert card.rate("ml.new.large", "mars-1").microusd_per_hour == 9_000_000

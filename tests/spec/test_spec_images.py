@@ -16,7 +16,7 @@ def image(folder: Path, more: str = "", **blocks: str) -> StudySpec:
     return spec_of(folder, training=training, backend="sagemaker", sagemaker="{region: us-east-1}", **blocks)
 
 
-def test_an_objective_that_nobody_could_find_is_refused(tmp_path: Path) -> None:
+def test_an_objective_that_no_regex_finds_is_refused(tmp_path: Path) -> None:
     for metrics in ("", ", metrics: [{name: other, regex: 'b=(.*)'}]"):
         with pytest.raises(SpecError, match=r"objective\.metric: val_accuracy is not in training\.metrics"):
             image(tmp_path, metrics)
@@ -25,7 +25,7 @@ def test_an_objective_that_nobody_could_find_is_refused(tmp_path: Path) -> None:
     assert image(tmp_path, f", metrics: [{METRIC}]", objective=cost).warnings == ()
 
 
-def test_what_has_no_use_without_the_bootstrap_is_said(tmp_path: Path) -> None:
+def test_settings_without_use_without_the_bootstrap_are_warned_about(tmp_path: Path) -> None:
     steps = "{name: val_accuracy, regex: 'a=(.*)', step_regex: 'e=(.*)'}"
     (said,) = image(tmp_path, f", metrics: [{steps}]").warnings
     assert said.startswith("training.metrics[0].step_regex: is not used")
@@ -44,7 +44,7 @@ def algorithm(folder: Path, more: str = "", policy: str = "spot") -> StudySpec:
     )
 
 
-def test_what_an_algorithm_may_wait_by_default_is_what_sagemaker_takes(tmp_path: Path) -> None:
+def test_an_algorithm_waits_by_default_as_long_as_sagemaker_allows(tmp_path: Path) -> None:
     spec = algorithm(tmp_path)
     assert (spec.training.max_run_s, spec.training.max_wait_s, spec.warnings) == (3600, 3600, ())
     assert algorithm(tmp_path, ", max_run: 10m").training.max_wait_s == 3600
@@ -57,7 +57,7 @@ def test_what_an_algorithm_may_wait_by_default_is_what_sagemaker_takes(tmp_path:
     assert algorithm(tmp_path, ", max_run: 2h", policy="on-demand").warnings == ()
 
 
-def test_what_the_toolkit_would_change_is_said(tmp_path: Path) -> None:
+def test_values_that_the_toolkit_changes_are_warned_about(tmp_path: Path) -> None:
     fixed = f", metrics: [{METRIC}], hyperparameters: {{run: 12e4x, id: '12e4', lr: 0.1, num: 3, sizes: [1, 2]}}"
     space = "{opt: {type: categorical, choices: [adam, true, null, 2]}, depth: {type: int, low: 1, high: 3}}"
     (said,) = image(tmp_path, fixed, space=space).warnings

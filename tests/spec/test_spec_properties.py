@@ -1,4 +1,4 @@
-"""What holds of any study file: it is read back from the store as it was, or refused by one line."""
+"""Any study file is either read back from the store as it was, or refused by one line."""
 
 import json
 from copy import deepcopy
@@ -84,7 +84,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @given(st.sampled_from(paths_of(DOCUMENT)[1:]), any_json | st.just({"a": []}) | st.just("1e5") | st.just("\x1b[31m\n"))
 @settings(max_examples=150, deadline=None)
-def test_any_other_value_anywhere_is_understood_or_refused_by_one_line(path: tuple[Any, ...], value: Any):
+def test_any_value_in_any_place_is_read_or_refused_by_one_line(path: tuple[Any, ...], value: Any):
     document = deepcopy(DOCUMENT)
     target = document
     for key in path[:-1]:
@@ -102,7 +102,7 @@ def test_any_other_value_anywhere_is_understood_or_refused_by_one_line(path: tup
 
 @given(st.text(st.sampled_from("ab:{}[]-,&*!'\"#|>%@`? \n\t0.1e\\x"), max_size=60) | st.text(max_size=40))
 @settings(max_examples=150, deadline=None)
-def test_any_text_is_plain_values_or_refused_by_one_line(text: str):
+def test_any_text_is_read_as_plain_values_or_refused_by_one_line(text: str):
     refusal = ""
     try:
         value = parse_value(text)
@@ -114,7 +114,7 @@ def test_any_text_is_plain_values_or_refused_by_one_line(text: str):
 
 @given(scalars.filter(lambda value: not isinstance(value, str) or value.isprintable()))
 @settings(max_examples=100, deadline=None)
-def test_json_is_read_as_it_is(value: Any):
+def test_an_assignment_reads_json_unchanged(value: Any):
     document: dict[str, Any] = {}
     assign(document, f"a.b={json.dumps(value, ensure_ascii=False)}")
     assert document == {"a": {"b": value}}

@@ -87,7 +87,7 @@ def test_the_training_section_is_understood(whole: StudySpec, tmp_path: Path):
     assert training.retry_on == (RetryRule(75, None), RetryRule(None, "NCCL|ECC"))
 
 
-def test_a_local_channel_is_a_folder_beside_the_file(tmp_path: Path):
+def test_a_local_channel_is_a_folder_next_to_the_file(tmp_path: Path):
     given = "{uri: file://., mode: FastFile, content_type: text/csv, distribution: ShardedByS3Key"
     given += ", compression: None, record_wrapper: None, data_type: S3Prefix}"
     spec = spec_of(tmp_path, training=f"{{entry_point: train.py, inputs: {{test: {given}}}}}")
@@ -203,13 +203,13 @@ STEPLESS = "metrics: [{name: val_accuracy, regex: (a)}]"
         ),
     ],
 )
-def test_an_objective_without_steps_is_warned_of_where_capacity_may_go(tmp_path: Path, changes, warned):
+def test_an_objective_without_steps_is_warned_about_if_capacity_may_be_lost(tmp_path: Path, changes, warned):
     spec = spec_of(tmp_path, **{"training": f"{{entry_point: train.py, {STEPLESS}}}"} | changes)
     said = [line for line in spec.warnings if line.startswith("training.metrics[0].step_regex: is not set")]
     assert len(said) == warned
 
 
-def test_odd_settings_are_warned_of(tmp_path: Path):
+def test_odd_settings_are_warned_about(tmp_path: Path):
     spec = spec_of(
         tmp_path,
         objective="{metric: val_acuracy, direction: maximize}",
@@ -269,7 +269,7 @@ def test_describe_lists_every_effective_setting(tmp_path: Path):
     assert settings["search.sampler.name"] == "TPESampler"
 
 
-def test_live_changes_touch_totals_only(whole: StudySpec):
+def test_live_changes_change_totals_only(whole: StudySpec):
     changed = apply_set(whole, ["budget.usd=80.5", "trials=30", "budget.deadline=null"])
     assert (changed.trials, changed.budget) == (30, Budget(Decimal("80.5"), Decimal(2), None))
     assert changes(whole, changed) == [
@@ -295,7 +295,7 @@ def test_live_changes_touch_totals_only(whole: StudySpec):
         ({"space": "space.py:space"}, "space", "needs_accept"),
     ],
 )
-def test_changes_are_told_apart(tmp_path: Path, blocks: dict[str, str], key: str, kind: str):
+def test_each_change_has_its_kind(tmp_path: Path, blocks: dict[str, str], key: str, kind: str):
     for name in ("other.py", "space.py"):
         (tmp_path / name).touch()
     found = changes(spec_of(tmp_path), spec_of(tmp_path, **blocks))
@@ -303,7 +303,7 @@ def test_changes_are_told_apart(tmp_path: Path, blocks: dict[str, str], key: str
 
 
 def test_the_number_of_instances_never_changes(whole: StudySpec):
-    """Neither a budget nor a result would mean the same before and after."""
+    """A budget and a result would not mean the same before and after."""
     more = replace(whole, training=replace(whole.training, instance_count=whole.training.instance_count + 1))
     assert [(change.key, change.kind) for change in changes(whole, more)] == [("training.instance_count", "never")]
 
@@ -325,8 +325,8 @@ def test_which_changes_are_for_new_trials_only(key: str, *, spared: bool):
     assert SpecChange(key, 1, 2, "needs_accept").for_new_trials is spared
 
 
-def test_a_trial_that_was_begun_before_keeps_what_shapes_its_result(whole: StudySpec):
-    """What was given up since, or is held elsewhere now, is no obstacle."""
+def test_a_trial_keeps_the_settings_that_shape_its_result(whole: StudySpec):
+    """Also if the new file removes a setting or moves it to another section."""
     other = replace(
         whole.training,
         hyperparameters={"new": 1},
@@ -347,7 +347,7 @@ def test_a_trial_that_was_begun_before_keeps_what_shapes_its_result(whole: Study
         ("rate: {type: float, low: 1e-4, high: 0.1, log: true}", "space.lr.type", "never"),
     ],
 )
-def test_changes_of_the_space_are_told_apart(tmp_path: Path, param: str, key: str, kind: str):
+def test_each_change_of_the_space_has_its_kind(tmp_path: Path, param: str, key: str, kind: str):
     act = "act: {type: categorical, choices: [relu, tanh]}"
     found = changes(spec_of(tmp_path), spec_of(tmp_path, space=f"{{{param}, {act}}}"))
     assert (key, kind) in [(change.key, change.kind) for change in found]
@@ -355,7 +355,7 @@ def test_changes_of_the_space_are_told_apart(tmp_path: Path, param: str, key: st
     assert "space (order)" in [change.key for change in swapped]
 
 
-def test_choices_that_python_takes_for_equal_are_a_change(tmp_path: Path):
+def test_choices_that_are_equal_in_python_alone_are_a_change(tmp_path: Path):
     one, true = "{a: {type: categorical, choices: [1]}}", "{a: {type: categorical, choices: [true]}}"
     (change,) = changes(spec_of(tmp_path, space=one), spec_of(tmp_path, space=true))
     assert (change.key, change.kind, str(change)) == ("space.a.choices", "never", "space.a.choices: 1 -> true")

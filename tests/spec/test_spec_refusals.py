@@ -356,7 +356,7 @@ def test_a_broken_file_is_refused_by_one_line(tmp_path: Path, kind: str):
     assert len(message) < 400
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path):
     for path, says in ((tmp_path, "is a directory"), (tmp_path / "gone", "no such file"), (Path("a\0b"), "read")):
         with pytest.raises(SpecError, match=says) as refusal:
             load(path)
@@ -423,7 +423,7 @@ UNBUILT = [
 
 
 @pytest.mark.parametrize(("key", "blocks"), UNBUILT, ids=[key for key, _ in UNBUILT])
-def test_what_is_not_built_is_parsed_and_refused_by_name(tmp_path: Path, key: str, blocks: dict[str, str]):
+def test_a_setting_that_is_not_built_is_read_and_refused_by_name(tmp_path: Path, key: str, blocks: dict[str, str]):
     spec = spec_of(tmp_path, **blocks)
     with pytest.raises(SpecError, match=rf"study\.yaml: {key}.* is not built yet; remove it$"):
         refuse_unbuilt(spec)
@@ -441,13 +441,13 @@ LOCALLY = [
 
 
 @pytest.mark.parametrize(("key", "training"), LOCALLY, ids=[key for key, _ in LOCALLY])
-def test_what_this_machine_cannot_do_needs_the_cloud(tmp_path: Path, key: str, training: str):
+def test_settings_that_need_sagemaker_are_refused_locally(tmp_path: Path, key: str, training: str):
     with pytest.raises(SpecError, match=rf"study\.yaml: {key}: .*needs backend: sagemaker"):
         spec_of(tmp_path, training=training)
     refuse_unbuilt(spec_of(tmp_path, training=training, backend="sagemaker"))
 
 
-def test_a_raw_request_may_say_what_the_tuner_does_not(tmp_path: Path):
+def test_a_raw_request_may_hold_members_that_the_tuner_does_not_set(tmp_path: Path):
     raw = "{EnableInterContainerTrafficEncryption: true, OutputDataConfig: {CompressionType: NONE}}"
     assert spec_of(tmp_path, sagemaker=f"{{request: {raw}}}").sagemaker.request == {
         "EnableInterContainerTrafficEncryption": True,
@@ -459,7 +459,7 @@ def test_a_raw_request_may_say_what_the_tuner_does_not(tmp_path: Path):
     spec_of(tmp_path, backend="sagemaker", training=training, sagemaker=f"{{request: {entrypoint}}}")
 
 
-def test_what_no_other_sets_may_stand_in_the_environment(tmp_path: Path):
+def test_variables_that_nobody_else_sets_are_accepted(tmp_path: Path):
     given = "{A: \"x\\ny\", AWS_DEFAULT_REGION: eu-west-1, AWS_PROFILE: p, SM_FRAMEWORK_MODULE: m, EMPTY: ''}"
     secrets = "{AWS_SECRET_ACCESS_KEY: {from_env: KEY}}"
     spec = spec_of(tmp_path, training=f"{{entry_point: train.py, environment: {given}, secrets: {secrets}}}")
@@ -473,7 +473,7 @@ def test_what_no_other_sets_may_stand_in_the_environment(tmp_path: Path):
     assert from_json(to_json(spec)) == spec
 
 
-def test_secrets_are_asked_of_the_environment(tmp_path: Path):
+def test_secrets_must_be_in_the_environment(tmp_path: Path):
     spec = spec_of(tmp_path, training="{entry_point: train.py, secrets: {KEY: {from_env: MY_KEY}}}")
     refuse_missing_secrets(spec, {"MY_KEY": "hunter2"})
     for environment in ({}, {"MY_KEY": ""}, {"MY_KEY": "hunter2" * 100}):
@@ -482,5 +482,5 @@ def test_secrets_are_asked_of_the_environment(tmp_path: Path):
         assert "hunter2" not in str(refusal.value)
 
 
-def test_what_is_built_is_not_refused(tmp_path: Path):
+def test_settings_that_are_built_are_accepted(tmp_path: Path):
     refuse_unbuilt(spec_of(tmp_path, local="{interruptions: {every: 20s, seed: 1}}", budget="{usd: 60}"))

@@ -38,7 +38,7 @@ def trial_of(params: dict[str, Any], attrs: dict[str, Any]) -> Trial:
 
 
 @pytest.mark.parametrize("number", range(len(STORED)))
-def test_what_0_1_0_stored_is_read_to_what_the_file_says(number: int):
+def test_a_spec_that_0_1_0_stored_equals_that_of_the_file(number: int):
     entry = STORED[number]
     spec = parse(entry["document"], BASE, FILE)
     assert from_json(entry["stored"]) == spec
@@ -68,7 +68,7 @@ def test_a_change_means_what_it_meant_to_0_1_0(key: str):
 
 @given(documents())
 @settings(max_examples=30, deadline=None)
-def test_both_forms_are_read_to_the_same_spec(document: dict[str, Any]):
+def test_both_stored_forms_are_read_to_the_same_spec(document: dict[str, Any]):
     spec = parse(document, BASE, FILE)
     first, second = from_json(in_first_format(spec)), from_json(to_json(spec))
     assert first == second == spec
@@ -99,7 +99,7 @@ def test_a_form_of_a_later_version_is_refused():
         from_json(json.dumps(stored))
 
 
-def test_seconds_are_for_the_store_alone():
+def test_a_file_may_not_give_a_duration_as_a_number():
     document = {**STORED[0]["document"], "budget": {"deadline": 3600}}
     with pytest.raises(SpecError, match=r"budget\.deadline: must be a duration .* for example 3600s"):
         parse(document, BASE, FILE)

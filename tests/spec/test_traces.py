@@ -54,7 +54,7 @@ def test_a_bad_file_is_refused_by_one_line(tmp_path: Path, text: str, says: str)
     assert str(file) in str(refusal.value)
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\x00")
     for path, says in (
         (tmp_path, "cannot be read"),
@@ -65,13 +65,13 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path):
             read(path)
 
 
-def test_it_starts_over_at_its_end():
+def test_a_trace_starts_over_at_its_end():
     trace = trace_of((10, 1), (5, 0))
     assert [trace.up(at_s) for at_s in (0, 9.9, 10, 14.9, 15, 24.9, 25, 30)] == [1, 1, 0, 0, 1, 1, 0, 1]
     assert [trace.next_change(at_s) for at_s in (0, 9.9, 10, 15, 29)] == [10, 10, 15, 25, 30]
 
 
-def test_equal_neighbours_are_no_change():
+def test_equal_neighbours_are_not_a_change():
     trace = trace_of((10, 1), (5, 1), (5, 0), (5, 1))
     assert trace.next_change(0) == 15
     assert trace.next_change(20) == 40, "the end of the last run is no change, since the first goes on with the same"
@@ -86,7 +86,7 @@ runs = st.lists(st.tuples(st.floats(0.01, 1e5), st.integers(0, 2)), min_size=1, 
 
 
 @given(runs, st.floats(0, 1e6), st.sampled_from([1.0, 3.0, 600.0, 0.7]))
-def test_following_the_changes_misses_none_and_always_moves_on(
+def test_following_the_changes_misses_none_and_always_advances(
     described: list[tuple[float, int]], at_s: float, speed: float
 ):
     trace = trace_of(*((duration_s / speed, up) for duration_s, up in described))
