@@ -90,7 +90,8 @@ def shown(default: object) -> str:
 
 def values_of(key: keys.Key) -> str:
     values = key.kind.schema.get("enum", [])
-    unit = {"": "", "seconds": "A duration."}.get(key.unit.partition(",")[0], f"In {key.unit}.")
+    a_duration = "Durations." if key.kind.schema.get("type") == "array" else "A duration."
+    unit = {"": "", "seconds": a_duration}.get(key.unit.partition(",")[0], f"In {key.unit}.")
     return f"One of {', '.join(f'`{value}`' for value in values)}." if values else unit
 
 
@@ -118,6 +119,7 @@ def leaves(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[
 
 def verb_text(name: str, parser: argparse.ArgumentParser) -> str:
     told = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    told.sort(key=lambda action: (bool(action.option_strings), action.dest == "json"))
     arguments = " ".join(argument(action) for action in told if not action.option_strings)
     about = (parser.description or "").rstrip(".")
     lines = [f"### `{f'tuner {name} {arguments}'.strip()}`\n", f"{about[:1].upper()}{about[1:]}."]

@@ -191,53 +191,61 @@ def _add_driving_verbs(verbs: _Verbs) -> None:
     launch.add_argument("-y", "--yes", action="store_true", help="do not ask before money is spent")
     launch.add_argument("--dry-run", "--dryrun", action="store_true", help="show the plan and do nothing")
     launch.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. trials=4")
-    resume = _verb(verbs, "resume", ("run", "resume"), "reconcile a study with its jobs and carry on; idempotent")
+    resume = _verb(verbs, "resume", ("run", "resume"), "reconcile a study with its jobs and continue it")
     resume.add_argument("study", metavar="STUDY", nargs="?")
-    resume.add_argument("--accept-changes", action="store_true", help="give edited code and settings to new trials")
-    resume.add_argument("--retry-failed", action="store_true", help="failed trials' parameters again, as new trials")
-    resume.add_argument("--no-wait", action="store_true", help="do not wait for another host's engine")
+    resume.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="give edited code and settings to new trials",
+    )
+    resume.add_argument("--retry-failed", action="store_true", help="run failed trials again, as new trials")
+    resume.add_argument("--no-wait", action="store_true", help="do not wait for the engine of another host")
     resume.add_argument("--once", action="store_true", help="one cycle, then exit")
     resume.add_argument("--all", action="store_true", help="every unfinished study of the store (needs --once)")
     _force(resume)
 
 
 def _add_reading_verbs(verbs: _Verbs) -> None:
-    status = _verb(verbs, "status", ("read", "status"), "counts, best, spend, interruptions, engine", json=True)
-    status.add_argument("study", metavar="STUDY", nargs="?", help="default: all studies of the store")
+    status = _verb(
+        verbs, "status", ("read", "status"), "show counts, best trial, spend, interruptions and engine", json=True
+    )
+    status.add_argument("study", metavar="STUDY", nargs="?", help="the study (default: all studies of the store)")
     status.add_argument("-w", "--watch", action="store_true", help="show it again and again until the study rests")
     status.add_argument("--check", action="store_true", help="verify the records and the engine; exit 1 on a problem")
-    trials = _verb(verbs, "trials", ("read", "trials"), "one row a trial", json=True)
+    trials = _verb(verbs, "trials", ("read", "trials"), "show one row a trial", json=True)
     trials.add_argument("study", metavar="STUDY")
-    show = _verb(verbs, "show", ("read", "show"), "the story of a trial: attempts, runs, resumes, cost", json=True)
+    show = _verb(verbs, "show", ("read", "show"), "show the story of a trial: attempts, runs, resumes, cost", json=True)
     show.add_argument("study", metavar="STUDY")
     show.add_argument("trial", metavar="TRIAL", type=_count)
-    logs = _verb(verbs, "logs", ("read", "logs"), "what the script of a trial printed", json=True)
+    logs = _verb(verbs, "logs", ("read", "logs"), "show what the script of a trial printed", json=True)
     logs.add_argument("study", metavar="STUDY")
     logs.add_argument("trial", metavar="TRIAL", type=_count)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more")
-    logs.add_argument("--attempt", metavar="N", type=_count, help="default: all of them, in order")
+    logs.add_argument("--attempt", metavar="N", type=_count, help="only this attempt (default: all of them, in order)")
     logs.add_argument("--tail", metavar="N", type=_count, help="only the last N lines")
-    best = _verb(verbs, "best", ("read", "best"), "the best trials: parameters, value, cost, model", json=True)
+    best = _verb(verbs, "best", ("read", "best"), "show the best trials: parameters, value, cost, model", json=True)
     best.add_argument("study", metavar="STUDY")
-    best.add_argument("-n", metavar="K", type=_positive, default=1, dest="count", help="how many (1)")
+    best.add_argument("-n", metavar="K", type=_positive, default=1, dest="count", help="how many trials (1)")
     best.add_argument("--download", metavar="DIR", type=Path, help="copy their model and checkpoints there")
-    compare = _verb(verbs, "compare", ("read", "compare"), "what trials cost and what they were worth", json=True)
+    compare = _verb(
+        verbs, "compare", ("read", "compare"), "compare what trials cost with what they were worth", json=True
+    )
     compare.add_argument("studies", metavar="STUDY", nargs="+")
     compare.add_argument("--format", choices=["table", "csv", "png"], default="table", help="how it is shown (table)")
     compare.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there instead of standard output")
 
 
 def _add_changing_verbs(verbs: _Verbs) -> None:
-    stop = _verb(verbs, "stop", ("run", "stop"), "stop a study at the next checkpoints of its jobs, resumable")
+    stop = _verb(verbs, "stop", ("run", "stop"), "stop each job of a study at its next checkpoint; resumable")
     stop.add_argument("study", metavar="STUDY")
     how = stop.add_mutually_exclusive_group()
     how.add_argument("--now", action="store_true", help="do not wait for checkpoints")
     how.add_argument("--drain", action="store_true", help="let the running jobs finish")
     _force(stop)
-    cancel = _verb(verbs, "cancel", ("run", "cancel"), "end a study: jobs stopped, unfinished trials cancelled")
+    cancel = _verb(verbs, "cancel", ("run", "cancel"), "end a study: stop its jobs and cancel its unfinished trials")
     cancel.add_argument("study", metavar="STUDY")
     _force(cancel)
-    change = _verb(verbs, "set", ("run", "change"), "change trials, parallel, budget or deadline of a live study")
+    change = _verb(verbs, "set", ("run", "change"), "change trials, parallel, budget or deadline of a study")
     change.add_argument("study", metavar="STUDY")
     change.add_argument("assignments", metavar="KEY=VALUE", nargs="+", help="e.g. trials=40 budget.usd=80")
     _force(change)
@@ -249,7 +257,7 @@ def _force(verb: _Parser) -> None:
 
 def _add_checking_verbs(verbs: _Verbs) -> None:
     audit = _verb(
-        verbs, "audit", ("run", "audit"), "the store against the job service; exit 1 if they differ", json=True
+        verbs, "audit", ("run", "audit"), "compare the store with the job service; exit 1 if they differ", json=True
     )
     audit.add_argument("study", metavar="STUDY")
     audit.add_argument(
@@ -257,7 +265,7 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
         metavar="FILE",
         type=Path,
         action="append",
-        help="a Cost and Usage Report: the ledger against the bill; may be repeated",
+        help="compare the ledger with this Cost and Usage Report; may be repeated",
     )
     audit.add_argument("--stop-orphans", action="store_true", help="stop jobs of this study that nobody asked for")
     _force(audit)
@@ -273,26 +281,30 @@ def _add_checking_verbs(verbs: _Verbs) -> None:
     _verb(kinds, "current", ("read", "db_current"), "show the schema version of the store", json=True)
     local = verbs.add_parser("local", help="the local job service", description="The local job service.")
     kinds = local.add_subparsers(metavar="jobs|serve", required=True)
-    jobs = _verb(kinds, "jobs", ("read", "local_jobs"), "the jobs of the local service", json=True)
-    jobs.add_argument("study", metavar="STUDY", nargs="?", help="default: of the state directory TUNER_LOCAL, .tuner")
-    serve = _verb(kinds, "serve", ("local", "serve"), "the local service on a port, for aws and other SDKs")
-    serve.add_argument("--port", metavar="N", type=_count, default=0, help="default: a free one")
+    jobs = _verb(kinds, "jobs", ("read", "local_jobs"), "show the jobs of the local service", json=True)
+    jobs.add_argument(
+        "study", metavar="STUDY", nargs="?", help="whose jobs (default: those of TUNER_LOCAL, else .tuner)"
+    )
+    serve = _verb(kinds, "serve", ("local", "serve"), "serve the local service on a port, for aws and other SDKs")
+    serve.add_argument("--port", metavar="N", type=_count, default=0, help="the port (default: a free one)")
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (127.0.0.1)")
     serve.add_argument("--dir", metavar="DIR", type=Path, help="the state directory (TUNER_LOCAL, .tuner)")
-    serve.add_argument("--region", metavar="NAME", default="us-east-1", help="the region it is (us-east-1)")
-    serve.add_argument("--s3-endpoint", metavar="URL", help="where s3:// is; default: a folder of the state directory")
-    serve.add_argument("--events-endpoint", metavar="URL", help="an EventBridge to tell of changes of jobs")
-    serve.add_argument("--logs-endpoint", metavar="URL", help="a CloudWatch Logs to send what jobs print to")
+    serve.add_argument("--region", metavar="NAME", default="us-east-1", help="the region of the service (us-east-1)")
+    serve.add_argument(
+        "--s3-endpoint", metavar="URL", help="an S3 for s3:// (default: a folder of the state directory)"
+    )
+    serve.add_argument("--events-endpoint", metavar="URL", help="an EventBridge that gets events of jobs")
+    serve.add_argument("--logs-endpoint", metavar="URL", help="a CloudWatch Logs that gets what jobs print")
 
 
 def _add_doctor(verbs: _Verbs) -> None:
-    doctor = _verb(verbs, "doctor", ("doctor", "doctor"), "is everything there that a study needs?", json=True)
+    doctor = _verb(verbs, "doctor", ("doctor", "doctor"), "check that a study can run", json=True)
     doctor.add_argument("file", metavar="FILE", type=Path, nargs="?")
     forms = doctor.add_mutually_exclusive_group()
     forms.add_argument(
         "--first-dollar",
         action="store_true",
-        help="run one spot job below five cents that finds out how this account is",
+        help="run one spot job, below five cents, that finds out what AWS leaves open",
     )
     doctor.add_argument("-y", "--yes", action="store_true", help="with --first-dollar: do not ask before it is spent")
     forms.add_argument("--policy", action="store_true", help="print the least IAM policies, of the caller and the role")
@@ -302,7 +314,7 @@ def _add_doctor(verbs: _Verbs) -> None:
         nargs="?",
         const="print",
         choices=["print", "create", "use", "remove"],
-        help="what tells engines early of changed jobs: print its template, create, use or remove it",
+        help="events that tell engines early of changed jobs: print a template, create, use or remove them",
     )
 
 
@@ -311,7 +323,7 @@ def _add_rehearse(verbs: _Verbs) -> None:
         verbs,
         "rehearse",
         ("rehearse", "run"),
-        "interrupt a script on this machine: is it fit for spot?",
+        "interrupt a script here and say whether it is fit for spot",
         json=True,
     )
     verb.add_argument("file", metavar="FILE", type=Path, help="the study file")
@@ -325,9 +337,15 @@ def _add_rehearse(verbs: _Verbs) -> None:
         default="1m",
         help="how long the first run may take (1m)",
     )
-    verb.add_argument("--interruptions", metavar="K", type=_positive, default=3, help="how many (3)")
-    verb.add_argument("--seed", metavar="N", type=_count, default=0, help="of the moments of interruption (0)")
-    verb.add_argument("--tolerance", metavar="R", type=_share, default=1e-6, help="relative error taken as none (1e-6)")
+    verb.add_argument("--interruptions", metavar="K", type=_positive, default=3, help="how many interruptions (3)")
+    verb.add_argument("--seed", metavar="N", type=_count, default=0, help="the seed of the moments of interruption (0)")
+    verb.add_argument(
+        "--tolerance",
+        metavar="R",
+        type=_share,
+        default=1e-6,
+        help="relative difference of metrics to ignore (1e-6)",
+    )
     verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study file")
     verb.add_argument(
         "--input", action="append", default=[], metavar="CHANNEL=DIR", help="data for a channel that is in S3"
