@@ -21,6 +21,8 @@ from tuner.operations import context
 from tuner.spec.study_file import StudySpec, spec_of
 from tuner.storage.progress import ReadAhead
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

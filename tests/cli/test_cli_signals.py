@@ -11,6 +11,8 @@ from cli_calls import Faked
 from tuner.cli import main
 from tuner.operations.records import Signals
 
+pytestmark = pytest.mark.slow
+
 _PROGRAM = """
 import os, signal, sys
 from tuner.cli import main as cli

@@ -29,6 +29,8 @@ from tuner.reports.events import narrate
 from tuner.reports.views import status_view
 from tuner.search.proposer import ProposalError
 
+pytestmark = pytest.mark.slow
+
 EXPIRED = CredentialsRefused("DescribeTrainingJob of x: ExpiredTokenException: expired (renew the credentials …)")
 
 

@@ -13,6 +13,8 @@ from tuner.core.jobs import CapacityUnavailable, ServiceUnavailable
 from tuner.core.records import AttemptEnd, Pool, StopReason, StudyState, TrialState
 from tuner.simulator.parts import SimulatorSettings
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND, THIRD = "ml.g5.xlarge", "ml.g4dn.xlarge", "ml.m5.xlarge"
 FOREVER = [(0.0, math.inf)]
 

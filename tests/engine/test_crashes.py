@@ -9,6 +9,8 @@ from sweeps import Died, Sweep
 
 from tuner.core.records import StudyState
 
+pytestmark = pytest.mark.slow
+
 OUTAGES = [(400.0, 500.0), (1300.0, 9000.0)]
 CHANGES = {
     "trials": 3,

@@ -26,6 +26,8 @@ from tuner.operations import look as looking
 from tuner.operations.reconcile import Reconciler, Resumption
 from tuner.operations.records import Signals, StudyOutcome
 
+pytestmark = pytest.mark.slow
+
 CRON_S = 120
 
 

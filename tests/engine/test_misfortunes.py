@@ -15,6 +15,8 @@ from tuner.engine.engine import LEASE_S
 from tuner.simulator.parts import Script
 from tuner.store.store import LeaseHeld, LeaseLost, StoreConflict, StoreUnreachable
 
+pytestmark = pytest.mark.slow
+
 POLL = timedelta(seconds=30)
 
 

@@ -20,6 +20,8 @@ from tuner.reports.narrate import DisplayListener
 from tuner.reports.records import EventLine
 from tuner.store.store import LeaseHeld, LeaseLost, StoreUnreachable
 
+pytestmark = pytest.mark.slow
+
 STORY = {
     "outages": [(400.0, 500.0), (1300.0, 9000.0)],
     "script": script_of(epochs=12, step_s=60.0),

@@ -13,6 +13,8 @@ import pytest
 
 from tests.endtoend.conftest import Desk
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parent / "fixtures" / "version_0_1_0" / "local.json"
 HOME = "/home/ann/sweeps"
 SECONDS = re.compile(r"\b1796\d{6}\.\d+")  # since 1970, on the day that the folder was made

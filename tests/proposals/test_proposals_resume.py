@@ -6,6 +6,8 @@ from sweep_of_rows import FINITE, MIXED, NUMERIC, ONE, TWO, Sweep, proposer, see
 from tuner.core.records import TrialState
 from tuner.spec.records import SpaceFunction
 
+pytestmark = pytest.mark.slow
+
 SAMPLERS = [
     pytest.param("RandomSampler", MIXED, ONE, {}, id="random"),
     pytest.param("QMCSampler", MIXED, ONE, {"scramble": True}, id="qmc"),

@@ -15,6 +15,8 @@ from tuner.core.jobs import JobRequest
 from tuner.core.records import CallRate, Intent
 from tuner.simulator.parts import Script
 
+pytestmark = pytest.mark.slow
+
 # A fifteenth of what AWS gives for as small a part of the jobs, so that a simulated hour takes seconds.
 SCARCE = {call: CallRate(per_s=rate.per_s / 15, burst=rate.burst / 15) for call, rate in RATES.items()}
 HOUR = timedelta(hours=1)

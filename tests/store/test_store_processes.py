@@ -14,6 +14,8 @@ from store_records import NOW, Bench, bump, event, trial
 
 from tuner.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 
