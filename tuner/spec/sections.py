@@ -7,23 +7,21 @@ Rules: a check here concerns one section alone. Rules between sections, and rule
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tuner.spec.cloud import SAGEMAKER
 from tuner.spec.keys import Key, Section, mapping_schema, record, wrapped
+from tuner.spec.market import LOCAL
 from tuner.spec.records import (
-    DEFAULT_REGION,
     Budget,
     Capacity,
     Checkpoints,
     Component,
     Json,
-    LocalMarket,
     Objective,
-    SageMakerSettings,
     Search,
     Settings,
     StudySpec,
-    Vpc,
 )
 from tuner.spec.space import SPACE
 from tuner.spec.training import TRAINING
@@ -35,15 +33,11 @@ from tuner.spec.values import (
     Kind,
     SpecError,
     Where,
-    anything,
     duration,
     each,
     entries,
-    flag,
     money,
     one_of,
-    path,
-    positive,
     prose,
     s3_folder,
     shown,
@@ -59,8 +53,6 @@ _MAX_PARALLEL = 10_000
 
 _NAME = text(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", "a name of a-z, 0-9 and - that neither begins nor ends in -", most=32)
 _IDENTIFIER = text(r"[A-Za-z_][A-Za-z0-9_]*", "a class name such as TPESampler")
-_REGION = text(r"[a-z]{2}(-[a-z]+)+-\d", f"an AWS region such as {DEFAULT_REGION}", most=32)
-_AWS_ID = text(r"[-0-9a-zA-Z]+", "an id such as sg-0123456789abcdef0", most=32)
 _TAG_TEXT = r"[\w\s.:/=+\-@]*"
 _TAG_WHAT = "a text of letters, digits, spaces and . : / = + - @"
 _RESERVED_TAGS = ("aws:", "tuner:")
@@ -246,7 +238,7 @@ _CHECKPOINTS = record(
     ),
 )
 
-# -- tags, sagemaker --
+# -- tags --
 
 
 def _tag_name(value: Json, where: Where) -> str:
@@ -262,181 +254,7 @@ _TAGS = entries(
     most=_MAX_TAGS,
 )
 
-_VPC = record(
-    Vpc,
-    (
-        Key(name="security_groups", kind=each(_AWS_ID, most=5), about="Security groups of the jobs.", default=[]),
-        Key(name="subnets", kind=each(_AWS_ID, most=16), about="Subnets that jobs may run in.", default=[]),
-    ),
-)
-
-
-def _check_vpc(section: Section, values: dict[str, Any]) -> None:
-    vpc: Vpc = values["vpc"]
-    if bool(vpc.security_groups) != bool(vpc.subnets) and not (vpc.security_groups and values["zones"]):
-        raise SpecError(f"{section.at('vpc')}: needs both security_groups and subnets (or sagemaker.zones)")
-
-
-_SAGEMAKER = record(
-    SageMakerSettings,
-    (
-        Key(
-            name="region",
-            kind=_REGION,
-            about="The AWS region; a local study looks up its prices there.",
-            unset="the region of your profile; locally `us-east-1`",
-            change="never",
-        ),
-        Key(
-            name="role",
-            kind=text(r"\S+", "the name or ARN of an IAM role", most=2048),
-            about="The name or ARN of the role that jobs run as.",
-            unset="in a notebook its role (extra `sagemaker`)",
-        ),
-        Key(name="profile", kind=text(), about="The AWS profile whose credentials are used."),
-        Key(
-            name="volume_gb",
-            kind=whole(1, 65_536),
-            about="The size of each instance's volume; not sent for instances whose volume is their own NVMe disk.",
-            default=30,
-            unit="GB",
-        ),
-        Key(
-            name="kms_key",
-            kind=text(r"\S+", "the id or ARN of a KMS key", most=2048),
-            about="The key that encrypts volumes and outputs.",
-        ),
-        Key(name="vpc", kind=_VPC, about="The network of the jobs.", default={}),
-        Key(
-            name="zones",
-            kind=entries(_AWS_ID),
-            about="Maps a zone to a subnet: an attempt then runs in the zone that placement chose.",
-            default={},
-        ),
-        Key(
-            name="network_isolation",
-            kind=flag,
-            about=(
-                "Jobs have no network, so a packed `requirements.txt` needs a line `--no-index` (what it names is in "
-                "the image, or a wheel in the bundle). The local service accepts it and cannot enforce it."
-            ),
-            default=False,
-        ),
-        Key(
-            name="outputs",
-            kind=s3_folder,
-            about="Where jobs put their models and other outputs.",
-            unset="a folder under `checkpoints.root`",
-        ),
-        Key(
-            name="request",
-            kind=replace(entries(anything), many=""),
-            about=(
-                "Other members of CreateTrainingJob, merged into each request, as in "
-                "`{EnableInterContainerTrafficEncryption: true}`. What the tuner sets itself, and what SageMaker does "
-                "not know, is refused by name."
-            ),
-            default={},
-        ),
-    ),
-    settle=_check_vpc,
-)
-
-# -- local, settings --
-
-_MarketKind = Literal["at", "every", "trace"]
-_MARKET_KEYS: dict[_MarketKind, tuple[str, ...]] = {"at": ("down",), "every": ("seed", "down"), "trace": ("speed",)}
-
-
-def _check_market(section: Section) -> None:
-    kinds = [key for key in _MARKET_KEYS if section.has(key)]
-    if len(kinds) != 1:
-        raise SpecError(f"{section.where}: needs exactly one of at, every and trace, as in {{every: 20s, seed: 1}}")
-    for key in section.values:
-        if section.has(key) and key not in (kinds[0], *_MARKET_KEYS[kinds[0]]):
-            raise SpecError(f"{section.at(key)}: has no meaning beside {kinds[0]}; remove it")
-
-
-def _settle_market(section: Section, values: dict[str, Any]) -> None:
-    values["kind"] = next(key for key in _MARKET_KEYS if section.has(key))
-    values["at_s"] = moments = values["at_s"] or ()
-    if list(moments) != sorted(set(moments)):
-        raise SpecError(f"{section.at('at')}: must be in rising order, each moment once")
-
-
-def _write_market(market: LocalMarket, form: Form) -> Json:
-    """The keys that have a meaning for this kind of market."""
-    document = _ANY_MARKET.write(market, form)
-    assert isinstance(document, dict), "a record is a mapping"
-    used = (market.kind, *_MARKET_KEYS[market.kind])
-    return {key: value for key, value in document.items() if key in used}
-
-
-_ANY_MARKET = record(
-    LocalMarket,
-    (
-        Key(
-            name="at",
-            field="at_s",
-            kind=each(duration, least=1),
-            about="Interrupt at these moments since launch, in rising order.",
-            unit=SECONDS,
-        ),
-        Key(
-            name="every",
-            field="every_s",
-            kind=duration,
-            about="Interrupt at random gaps with this mean.",
-            unit=SECONDS,
-        ),
-        Key(
-            name="trace",
-            kind=path,
-            about="Interrupt as this recorded trace says: a CSV file of `start_s,duration_s,instances_up`.",
-        ),
-        Key(
-            name="seed",
-            kind=whole(0, 2**32 - 1),
-            about="The seed of the gaps of `every`.",
-            default=0,
-        ),
-        Key(name="speed", kind=positive, about="How many times faster `trace` runs.", default=1),
-        Key(
-            name="down",
-            field="down_s",
-            kind=duration,
-            about="How long capacity is away; with `at` and `every`.",
-            default="3s",
-            unit=SECONDS,
-        ),
-    ),
-    check=_check_market,
-    settle=_settle_market,
-    rules={
-        "oneOf": [
-            {
-                "required": [kind],
-                "properties": {
-                    kind: {"not": {"type": "null"}},
-                    **{
-                        other: {"type": "null"}
-                        for other in ("at", "every", "trace", "seed", "speed", "down")
-                        if other not in (kind, *used)
-                    },
-                },
-            }
-            for kind, used in _MARKET_KEYS.items()
-        ]
-    },
-)
-_MARKET = replace(_ANY_MARKET, write=_write_market)
-_LOCAL = wrapped(
-    Key(
-        name="interruptions",
-        kind=_MARKET,
-        about="When a local study loses its whole pool: one of `at`, `every` and `trace`.",
-    )
-)
+# -- settings --
 
 _SETTINGS = record(
     Settings,
@@ -554,8 +372,8 @@ KEYS = (
         default="local",
         change="never",
     ),
-    Key(name="sagemaker", kind=_SAGEMAKER, about="Settings of the account and of each request.", default={}),
-    Key(name="local", kind=_LOCAL, about="Settings of a local study.", change="harmless"),
+    Key(name="sagemaker", kind=SAGEMAKER, about="Settings of the account and of each request.", default={}),
+    Key(name="local", kind=LOCAL, about="Settings of a local study.", change="harmless"),
     Key(
         name="settings",
         kind=_SETTINGS,
