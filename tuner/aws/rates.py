@@ -66,8 +66,8 @@ def rates_within(facts: Iterable[Fact]) -> dict[Call, CallRate]:
     """
     found = next((fact.value for fact in facts if fact.name == RATES_FACT), None)
     quotas = found if isinstance(found, dict) else {}
-    wished = _wished(os.environ.get(RATES_VARIABLE, ""))
-    return {call: wished.get(call) or _lowered(rate, quotas.get(call)) for call, rate in RATES.items()}
+    wanted = _wanted(os.environ.get(RATES_VARIABLE, ""))
+    return {call: wanted.get(call) or _lowered(rate, quotas.get(call)) for call, rate in RATES.items()}
 
 
 def _lowered(rate: CallRate, quota: object) -> CallRate:
@@ -80,7 +80,7 @@ def _rate(per_s: float) -> CallRate:
     return CallRate(per_s=per_s, burst=max(1.0, per_s * _BURST_S))
 
 
-def _wished(text: str) -> dict[Call, CallRate]:
+def _wanted(text: str) -> dict[Call, CallRate]:
     found: dict[Call, CallRate] = {}
     for part in text.replace(",", " ").split():
         name, _, number = part.partition("=")

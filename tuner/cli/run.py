@@ -134,11 +134,11 @@ def gc(args: Arguments) -> int:
 
 
 def _drive(
-    name: str, options: Options, verb: Callable[[Display, Signals], StudyOutcome], wish: Intent | None = None
+    name: str, options: Options, verb: Callable[[Display, Signals], StudyOutcome], intent: Intent | None = None
 ) -> int:
     """Run an engine under a display and the two-stage signals, then say what it came to.
 
-    `wish` is what the verb asks for; None: what the study was asked for last.
+    `intent` is what the verb asks for. None means: what the study was last asked for.
     """
     display = choose(SystemClock(), options=options)
     with Signals(options=options) as signals:
@@ -148,7 +148,7 @@ def _drive(
             display.close()
     out(printing.final_summary(outcome.summary, options))
     if signals.stop_requested:
-        asked = wish or Intent(str(outcome.summary["intent"]))
+        asked = intent or Intent(str(outcome.summary["intent"]))
         say(render(Message("left in order; ", left_behind(name, asked)), options))
     if outcome.refused is not None:
         say(f"tuner: {safe(render(outcome.refused, options))}")

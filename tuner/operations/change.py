@@ -1,7 +1,8 @@
-"""The verbs that change a study: `set`, `stop`, `cancel`. Each leaves a wish, which an engine applies.
+"""The verbs that change a study: `set`, `stop`, `cancel`. Each leaves a request, which an engine applies.
 
-Rules: a wish is a request row. If no engine is alive to apply it, the verb takes the lease and does the work itself,
-also where the engine leaves or dies while the verb waits for it: of another host's engine, only its lease tells.
+Rules: a request is a row of the store. If no engine is alive to apply it, the verb takes the lease and does the work
+itself. It does the same if the engine leaves or dies while the verb waits. For an engine on another host, only its
+lease shows that.
 """
 
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ def _request_intent(
                 left = store.study_by_id(study.id)
                 if _is_pending(store, study, request):  # its engine will, or the next one
                     left = replace(left, intent=intent)
-                return _wished(outcome_of(left, store, signals, clock.now()), waited=wait)
+                return _as_requested(outcome_of(left, store, signals, clock.now()), waited=wait)
             lease = taken
         outcome = drive(
             store.study_by_id(study.id),
@@ -156,10 +157,10 @@ def _request_intent(
             once=not wait,
             backends=backends,
         )
-        return _wished(outcome, waited=wait)
+        return _as_requested(outcome, waited=wait)
 
 
-def _wished(outcome: StudyOutcome, *, waited: bool) -> StudyOutcome:
+def _as_requested(outcome: StudyOutcome, *, waited: bool) -> StudyOutcome:
     """The user asked for this rest: it is no failure to have reached it, nor to have only asked."""
     reached = not outcome.study_state.active or not waited
     return replace(outcome, exit_code=Exit.DONE) if reached else outcome

@@ -1,7 +1,7 @@
-"""Where every verb begins: the store and the study that the user means, and how a refusal is said.
+"""Where every verb begins: it opens the store, finds the study, and turns errors into one line.
 
-Rules: every operating error that reaches a verb leaves it as one line with an exit code (`UserError`); programmer
-errors pass through, since they are bugs.
+Rules: every operating error that reaches a verb becomes a `UserError`, one line with an exit code. Programmer errors
+pass through, because they are bugs.
 """
 
 import getpass
@@ -68,7 +68,7 @@ def find(name: str, store: Store) -> Study:
 def owner_to_ask(name: str, store: Store) -> str | None:
     """Whose study this is, where it is not the user's own: who spends or destroys there is asked first.
 
-    A courtesy among people who share a database, no guard: whoever can write to it can do everything.
+    This is a courtesy among people who share a database, not a guard: a user who can write to it can do everything.
     """
     owner = find(name, store).owner
     return None if owner == user_name() else owner

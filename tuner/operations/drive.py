@@ -1,10 +1,10 @@
-"""Driving a study: become its writer, run an engine on its backend, and say what it came to.
+"""Driving a study: become its writer, run an engine on its backend, and return what it came to.
 
-Shared by the verbs that start, go on with, stop or end a study; they differ in what they settle before.
+The verbs that start, resume, stop or end a study share this; they differ in what they settle before.
 
-Rules: whoever drives holds the lease and gives it back, whatever happens. What the study file does not keep is deleted
-only once the study rests, and only for as long as the lease is held. Credentials that are refused while one cycle is
-driven are an exit code of their own.
+Rules: the driver holds the lease and always gives it back. Checkpoints that the study file does not keep are deleted
+only once the study rests, and only while the lease is held. Refused credentials have an exit code of their own when
+only one cycle is driven.
 """
 
 from contextlib import suppress

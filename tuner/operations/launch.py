@@ -1,7 +1,7 @@
 """The composition root, and the verbs that begin a study or go on with one: `launch` and `resume`.
 
 It checks a study against its backend before anything is written, wires engine, store, proposer and service (`driving`),
-and decides nothing about trials. The other verbs stand beside it: `wishes` change a study, `looking` looks at it.
+and decides nothing about trials. The other verbs have modules of their own: `change` and `look`.
 
 Rules: nothing is written before everything that can be checked was checked. `plan` asks nobody but this machine;
 `prepare` asks AWS, where a study runs there, and a launch needs what it found. An amount is called "at most" only where
@@ -57,7 +57,7 @@ _KEY_LENGTH = 6
 # Billed over training time that is assumed before anything was learned: mean saving of 60 % in the Spot Advisor's
 # table of 2025-06-28 for the types that SageMaker trains on.
 _ASSUMED_SPOT_RATIO = 0.4
-# A `set` since a study came to rest is among so many of its last events: without an engine there are hardly others.
+# Only the last 20 events can hold a `set`: a resting study writes almost nothing else.
 _RECENT_EVENTS = 20
 
 
@@ -269,9 +269,9 @@ def resume(
             backends.of(study).verify()
         lease = acquire(store, study, clock, wait=not no_wait)
         try:
-            wish = Resumption(user_name(), accept_changes, retry_failed, moved, once)
+            resumption = Resumption(user_name(), accept_changes, retry_failed, moved, once)
             reconciler = Reconciler(store, lease, display, clock, backends)
-            study = reconciler.take_up(store.study_by_id(study.id), wish)
+            study = reconciler.take_up(store.study_by_id(study.id), resumption)
             if not once:  # a cycle of cron's is short
                 reconciler.report_orphans(study, backends.of(study).jobs_in_turn(store, clock))
         except BaseException:
@@ -307,7 +307,7 @@ def resume_all_once(
 ) -> list[tuple[str, StudyOutcome]]:
     """One cycle over every study that an engine is expected for; a study held by another engine is passed over.
 
-    So are those of other users, but for `others_too`: nobody can be asked.
+    Studies of other users are passed over too, unless `others_too` is set, because nobody can be asked.
     """
     outcomes = []
     for study in store.studies():

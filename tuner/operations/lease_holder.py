@@ -1,8 +1,8 @@
 """Who this process is, and whether the process that holds a lease is certainly gone.
 
-Rules: a pid alone proves nothing, since pids are reused; the start time tells two processes of one pid apart, the boot
-id tells boots of one host apart. In doubt a holder is not gone: waiting costs a lease period, a second writer costs
-money.
+Rules: a pid alone proves nothing, because pids are reused. The start time tells two processes with one pid apart, and
+the boot id tells two boots of one host apart. In doubt a holder is not gone: waiting costs one lease period, a second
+writer costs money.
 """
 
 import os

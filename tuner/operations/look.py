@@ -1,7 +1,7 @@
 """The verbs that look at a study beyond its records: `status --check`, `logs`, `audit`, `gc`.
 
-Rules: nothing of a study is changed here, except that `gc` deletes checkpoints which its file does not keep, and
-`audit` stops jobs that nobody asked for, where it is told to.
+Rules: nothing of a study is changed here, with two exceptions: `gc` deletes checkpoints that the study file does not
+keep, and `audit --stop-orphans` stops jobs that nobody asked for.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from tuner.spec.study_file import spec_of
 from tuner.store.check import check as check_store
 from tuner.store.store import Store
 
-# A running engine that has not ticked for so many polls is not well.
+# An engine that has not ticked for this many polls is not healthy.
 _TICKS_MISSED_MAX = 5
-# Nor is a study driven by cycles that none has looked at for so long: cron lines call every few minutes.
+# A study driven by cycles is not healthy after this long without one: cron calls every few minutes.
 _CYCLE_MISSED_S = 15 * 60.0
 
 
@@ -49,7 +49,7 @@ def check(name: str, store: Store, *, clock: Clock | None = None) -> list[str | 
 
 
 def _driven_by_cycles(study: Study, store: Store) -> bool:
-    """Whether whoever took the study up last was a cycle, as cron makes them: then none is alive in between."""
+    """Whether a cycle of cron took the study up last: between two cycles no engine is alive."""
     taken_up = [event for event in store.events(study.id) if event.kind == EventKind.RESUME]
     return bool(taken_up) and taken_up[-1].details.get("once") is True
 

@@ -1,17 +1,22 @@
-"""What `resume` settles before an engine goes on: the study file, the code, failed trials, jobs nobody asked for.
+"""What `resume` settles before an engine goes on: the study file, the code, failed trials, jobs that nobody asked for.
 
-It exists so that a study which rested, for a minute or a month, goes on only as what it was recorded to be, and so
-that whoever resumes it learns what differs and what costs money beside it.
+It exists so that a study that rested, for a minute or a month, goes on as it was recorded. The user who resumes it
+learns what differs, and which further jobs cost money.
 
-Rules: it runs under the lease. A study file that no longer fits is refused before anything is written; what differs is
-told first, a line each. Trials that exist go on with what shaped their results so far, and what `tuner set` changed
-stays as it was set unless the file changed too. The new trial of a failed one is recorded before its checkpoints are
-copied and gets a job only after: a copy that was cut off is made again by the next `resume`, and no other trial can
-find it. One that was done is an event, and is not made again. The lease is renewed before each object: who lost it
-leaves, since jobs of the next engine's may already write there. What was wished before is applied before. A study that
-is being cancelled never goes on: whoever takes it up ends it. A cycle (`once`) is nobody's wish: it goes on with what
-runs, and brings to its end what is being stopped. What goes on is recorded as running before any job of it can be
-made, so that the next cycle finds it should this process die.
+Rules:
+- It runs under the lease. It refuses a study file that no longer fits before it writes anything, and reports each
+  difference first, one line each.
+- Trials that exist keep the settings that shaped their results. What `tuner set` changed stays, unless the file changed
+  the same key.
+- The new trial of a failed one is recorded first, then its checkpoints are copied, then it may get a job. The next
+  `resume` repeats a copy that was cut off. A finished copy is an event and is not repeated.
+- The lease is renewed before each object. After a lost lease the copy ends, because jobs of the next engine may already
+  write to the prefix.
+- Open requests are applied first. A study that is being cancelled never goes on: `resume` brings it to its end.
+- A cycle (`once`) changes nothing of what the user last asked for. It goes on with what runs, and ends what is being
+  stopped.
+- A study that goes on is recorded as running before any of its jobs can be made. If this process dies, the next cycle
+  finds it.
 """
 
 import json
@@ -90,7 +95,7 @@ class Resumption:
 
 
 def may_go_on(study: Study, *, once: bool) -> bool:
-    """Whether who takes it up may start jobs; else it is only brought to the rest or the end that was asked for."""
+    """Whether jobs may be started; otherwise the study is only brought to the rest or the end that was asked for."""
     return study.intent is Intent.RUN or (study.intent is not Intent.CANCEL and not once)
 
 
@@ -107,24 +112,24 @@ class Reconciler:
         self._backends = backends
         self._now = clock.now()
 
-    def take_up(self, study: Study, wish: Resumption) -> Study:
+    def take_up(self, study: Study, resumption: Resumption) -> Study:
         """Record that the study goes on, or to its end; returns it as it is then.
 
         Raises UserError, with nothing written.
         """
         unit = UnitOfWork.following(self._store, study, self._clock.now())
-        if wish.moved is not None:
-            self._move(unit, wish.moved)
+        if resumption.moved is not None:
+            self._move(unit, resumption.moved)
         self._apply_requests(unit)
-        goes_on = may_go_on(unit.study, once=wish.once)
+        goes_on = may_go_on(unit.study, once=resumption.once)
         if goes_on:
-            self._compare_file(unit, accept_changes=wish.accept_changes)
+            self._compare_file(unit, accept_changes=resumption.accept_changes)
         else:
-            self._tell_end(unit.study)
-        unit.event(EventKind.RESUME, who=wish.who, once=wish.once)
+            self._report_end(unit.study)
+        unit.event(EventKind.RESUME, who=resumption.who, once=resumption.once)
         if goes_on:
             _run(unit)
-            if wish.retry_failed:
+            if resumption.retry_failed:
                 self._retry_failed(unit)
         self._commit(unit)
         if goes_on:
@@ -132,17 +137,17 @@ class Reconciler:
         return unit.study
 
     def _apply_requests(self, unit: UnitOfWork) -> None:
-        """What was wished before this: a stop that no engine has heard of must not come after it."""
+        """Apply the open requests first: a stop that no engine has read must not come after this."""
         summary = self._store.summary(unit.study.id)
         for request in self._store.pending_requests(unit.study.id):
             requests.apply(unit, request, bound_microusd=summary.spend_microusd + summary.reserved_microusd)
 
-    def _tell_end(self, study: Study) -> None:
+    def _report_end(self, study: Study) -> None:
         if study.intent is Intent.CANCEL:
-            self._tell("warn", f"study {study.name} is being cancelled: this ends it, it does not go on")
+            self._report("warn", f"study {study.name} is being cancelled: this ends it, it does not go on")
         else:
             stopped = f"study {study.name} is being stopped; to go on with it: "
-            self._tell("info", Message(stopped, Command("resume", study.name)))
+            self._report("info", Message(stopped, Command("resume", study.name)))
 
     def report_orphans(self, study: Study, jobs: JobService) -> None:
         """Say which jobs cost money that no attempt asked for; a service that does not answer holds nobody up."""
@@ -150,10 +155,10 @@ class Reconciler:
         try:
             found = audit.orphans(study, spec, self._store, jobs)
         except JobError as error:
-            self._tell("warn", f"jobs that nobody asked for were not looked for: {error}")
+            self._report("warn", f"jobs that nobody asked for were not looked for: {error}")
             return
         for orphan in found:
-            self._tell("error", Message(f"job {orphan.job}: ", orphan.text))
+            self._report("error", Message(f"job {orphan.job}: ", orphan.text))
 
     def _commit(self, unit: UnitOfWork) -> None:
         change = unit.change()
@@ -166,7 +171,7 @@ class Reconciler:
         """Raises LeaseLost."""
         self._store.renew(self._lease, now=self._clock.now(), period_s=LONG_STEP_S)
 
-    def _tell(self, level: Level, text: str | Message) -> None:
+    def _report(self, level: Level, text: str | Message) -> None:
         self._display.event(EventLine(at=self._now, level=level, text=text))
 
     def _move(self, unit: UnitOfWork, to: Path) -> None:
@@ -179,7 +184,7 @@ class Reconciler:
         """Refuse a study file that no longer fits what is recorded; the differences are told before."""
         recorded = spec_of(unit.study)
         if recorded.file is None or not recorded.file.is_file():
-            self._tell("info", f"the study file {recorded.file} is gone: the recorded one is used")
+            self._report("info", f"the study file {recorded.file} is gone: the recorded one is used")
             return
         current = load(recorded.file, recorded.overrides)
         if recorded.backend == current.backend == "sagemaker":
@@ -187,7 +192,7 @@ class Reconciler:
         current = self._as_set(unit.study, recorded, current)
         found = changes(recorded, current)
         for change in found:
-            self._tell("warn", f"{recorded.file.name}: {change} ({_kind_text(change)})")
+            self._report("warn", f"{recorded.file.name}: {change} ({_kind_text(change)})")
         _refuse(recorded, found, accept_changes=accept_changes)
         if accept_changes:
             self._accept(unit, current, found)
@@ -204,7 +209,7 @@ class Reconciler:
         ]
         for change in changes(recorded, current):
             if change.key in stays:
-                self._tell(
+                self._report(
                     "info",
                     f"{change.key} was set to {setting_text(change.old)}, and stays so: the file's "
                     f"{setting_text(change.new)} is older",
@@ -233,7 +238,7 @@ class Reconciler:
             unit.set_trial(LiveTrial(trial, list(attempts), list(runs)), replace(trial, attrs=attrs))
         if begun:
             numbers = ", ".join(str(trial.number) for trial, _, _ in begun)
-            self._tell("info", f"unfinished trials keep the settings they began with: {numbers}")
+            self._report("info", f"unfinished trials keep the settings they began with: {numbers}")
 
     def _accept(self, unit: UnitOfWork, current: StudySpec, found: Sequence[SpecChange]) -> None:
         refuse_unbuilt(current)
@@ -243,7 +248,7 @@ class Reconciler:
         ready = backend.prepared(current, self._store, self._now)
         current = ready.spec
         for line in ready.warnings:
-            self._tell("warn", line)
+            self._report("warn", line)
         unit.remember(limits_to_keep(ready.quotas, self._now))
         bundle_uri = upload_bundle(current, backend.objects())
         self._keep_what_began(unit, current)
@@ -264,7 +269,7 @@ class Reconciler:
         try:
             bundle = make_bundle(current)
         except BundleRefused as error:
-            self._tell("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
+            self._report("warn", f"the code cannot be packed any more: {error}; the recorded bundle is used")
             return
         if f"/{bundle.digest}/" in study.bundle_uri:
             return
@@ -272,10 +277,10 @@ class Reconciler:
             if has_same_code(bundle, self._backends.of(study).objects(), study.bundle_uri):
                 return
         except (ObjectsError, AwsError) as error:
-            self._tell("info", f"the recorded bundle cannot be compared with the source tree: {error}; it is used")
+            self._report("info", f"the recorded bundle cannot be compared with the source tree: {error}; it is used")
             return
         edited = "the source tree has changed since: the recorded bundle is used; for new trials: "
-        self._tell("info", Message(edited, Command("resume", study.name, "--accept-changes")))
+        self._report("info", Message(edited, Command("resume", study.name, "--accept-changes")))
 
     # --- failed trials
 
@@ -289,7 +294,7 @@ class Reconciler:
             unit.add_trial(trial)
             unit.event(EventKind.RETRY, trial=trial, of=old.number)
         if not failed:
-            self._tell("info", "no failed trial is left to be retried")
+            self._report("info", "no failed trial is left to be retried")
 
     def _copy_checkpoints(self, study: Study) -> None:
         """For trials that repeat another and have no job yet; done again where a copy was cut off. Raises LeaseLost."""
