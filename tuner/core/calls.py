@@ -1,8 +1,8 @@
-"""The port to whoever counts calls of the job service: how many may be made now.
+"""The port to the component that limits calls of the job service: how many may be made now.
 
-It exists because AWS counts an account's calls: an engine that spends them all is throttled, and everybody else with
-it. The engine asks once a tick and a kind of call, and makes the most important ones first; where nobody counts, all
-may be made.
+AWS counts the calls of an account. An engine that uses them all is throttled, and so is everybody else in the account.
+The engine asks once a tick for each kind of call, and makes the most important calls first. Without a limit it may make
+all of them.
 """
 
 from enum import StrEnum
@@ -12,7 +12,7 @@ from tuner.core.jobs import Throttled
 
 
 class Call(StrEnum):
-    """What is counted, each for itself, as AWS does."""
+    """The operations that AWS counts, each on its own."""
 
     CREATE = "CreateTrainingJob"
     DESCRIBE = "DescribeTrainingJob"
@@ -21,14 +21,14 @@ class Call(StrEnum):
 
 
 class OutOfCalls(Throttled):
-    """No call is left for now: nothing was sent, nobody refused, and nothing is wrong."""
+    """No call is left for now: nothing was sent, and nothing is wrong."""
 
 
 class Calls(Protocol):
-    """How many calls may be made. Whoever asks again gives back what it did not use."""
+    """How many calls may be made. The next question for the same call gives back what was not used."""
 
     def may(self, call: Call, wanted: int, *, idle: int = 0) -> int:
-        """Of `wanted` calls and `idle` further ones, which can wait for quieter times, how many may be made now."""
+        """How many of `wanted` calls, and of `idle` further ones that can wait for quieter times, may be made now."""
         ...
 
     def may_list(self) -> bool:
@@ -37,7 +37,7 @@ class Calls(Protocol):
 
 
 class Unmetered:
-    """Nobody counts."""
+    """No limit: every call may be made."""
 
     def may(self, call: Call, wanted: int, *, idle: int = 0) -> int:  # noqa: ARG002 - any
         """All of them."""

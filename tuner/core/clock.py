@@ -1,10 +1,10 @@
-"""The only reader of time and the only sleeper.
+"""The only module that reads the time or sleeps.
 
-Everything else is given a `Clock`, or one `now` per tick as a value, so that the same engine runs in real and in
-virtual time and no test sleeps. A lint rule bans every other reading of the wall clock in this package; the exceptions
-are the two modules that travel into containers and the local supervisor, which are programs of their own.
+Everything else is given a `Clock`, or one `now` for each tick. So the same engine runs in real and in virtual time, and
+no test sleeps. A lint rule bans every other reading of the wall clock in this package. The exceptions are the two
+modules that travel into containers and the local supervisor, which are separate programs.
 
-Rules: times are aware and in UTC; waiting uses the monotonic clock, so a jump of the wall clock neither ends nor
+Rules: times are aware and in UTC. Waiting uses the monotonic clock, so a jump of the wall clock neither ends nor
 prolongs a wait.
 """
 
@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-# How long a wait may take to notice `wake`, which a signal handler may call: no lock is involved, so no deadlock.
+# A wait notices `wake` within this time. A signal handler may call it: it takes no lock, so it cannot deadlock.
 _SLICE_S = 0.1
 
 
@@ -24,14 +24,14 @@ class Clock(Protocol):
         ...
 
     def elapsed_s(self) -> float:
-        """Seconds since some moment: they pass while the machine sleeps, and nobody sets them."""
+        """Seconds since a fixed moment. They pass while the machine sleeps, and nobody can set this clock."""
         ...
 
     def wait(self, until: datetime, *, due: datetime | None = None) -> None:
         """Return at `until`, the next poll, or earlier when woken; at once when `until` has passed.
 
-        `due` is when the caller itself next has something to do, None if never: real time does not need it, virtual
-        time must not jump over it.
+        `due` is when the caller itself next has something to do, None if never. Virtual time must not jump over it;
+        real time does not need it.
         """
         ...
 
@@ -60,10 +60,10 @@ class SystemClock:
 
 
 class EventSource(Protocol):
-    """What moves when virtual time passes."""
+    """Something in which events happen as virtual time passes."""
 
     def next_event_at(self) -> datetime | None:
-        """When something happens next of itself; None if nothing will."""
+        """When the next event happens on its own; None if there is none."""
         ...
 
     def advance(self, to: datetime) -> None:
@@ -83,7 +83,7 @@ class VirtualClock:
         self._source: EventSource | None = None
 
     def attach(self, source: EventSource) -> None:
-        """Join what this clock moves."""
+        """Let this source pass through the time of this clock."""
         self._source = source
 
     def now(self) -> datetime:

@@ -1,6 +1,6 @@
-"""What says that a job may have changed: the port between the engine and the account's events.
+"""The port between the engine and the events of the account: hints that a job may have changed.
 
-Rules: hints are only hints. They may be missing, late, doubled and out of order.
+Rules: hints may be missing, late, repeated and out of order. So nothing depends on them.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ class Hint:
 
 
 class Hints(Protocol):
-    """Where hints come from."""
+    """A source of hints."""
 
     def receive(self) -> Iterable[Hint]:
-        """Those that came since, about jobs of this study; does not wait. Raises JobError."""
+        """New hints about jobs of this study; does not wait. Raises JobError."""
         ...

@@ -3,14 +3,14 @@
 Contract of `JobService`, kept by every implementation and proved by one conformance class:
 
 - `create` with a name that was ever used raises `JobNameTaken`; after it returned, `describe` finds the job.
-- `describe` carries the whole status history, oldest first; a row once shown never changes but for its end and message.
+- `describe` carries the whole status history, oldest first; of a row that was shown only the end and message change.
 - An interruption appears in the history and does not end the job.
 - `stop` may be repeated, and on a job that has ended it does nothing; an unknown job is `JobNotFound`.
 - `list_changed` may lag behind `describe` and may repeat itself; it never invents.
 - Final figures (`training_s`, `billable_s`) are there once the status is final, and None for a job that never started.
 
-Operating errors are one class per decision that we would take. Anything else that is raised is a bug and crashes the
-engine, whose restart is the tested recovery path.
+There is one class of operating error for each decision that we would take. Any other exception is a bug and crashes
+the engine, whose restart is the tested recovery path.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class CredentialsRefused(JobError):  # noqa: N818
 
 
 class RoleNotReady(JobError):  # noqa: N818
-    """The role cannot be assumed: so it is said of one made moments ago, too. A few more tries tell which."""
+    """The role cannot be assumed. A role that was just made gives the same error, so a few more tries are worth it."""
 
 
 class SecretMissing(JobError):  # noqa: N818
@@ -97,7 +97,7 @@ class Channel:
     mode: str = "File"
     data_type: str = "S3Prefix"
     distribution: str = "FullyReplicated"
-    content_type: str = ""  # empty, as those below: not said
+    content_type: str = ""  # empty, as those below: not given
     compression: str = ""
     record_wrapper: str = ""
     attributes: tuple[str, ...] = ()
@@ -111,17 +111,17 @@ class MetricDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """Everything that CreateTrainingJob is told. Strings are data: nothing of it is ever given to a shell.
+    """Everything that CreateTrainingJob needs. Strings are data: none of them is ever given to a shell.
 
-    `secrets` names variables of the submitting process, by their names in the job: values are looked up as the request
-    is sent, and no record holds them. `raw` are members of CreateTrainingJob that nothing here stands for.
+    `secrets` maps variables of the job to variables of the submitting process. Their values are looked up when the
+    request is sent, and no record holds them. `raw` holds members of CreateTrainingJob that have no field here.
     """
 
     name: str
     hyperparameters: Mapping[str, str]
     environment: Mapping[str, str]
     entrypoint: tuple[str, ...]  # empty: the image's own
-    image_uri: str  # empty exactly where `algorithm` is not
+    image_uri: str  # empty exactly if `algorithm` is not
     channels: tuple[Channel, ...]
     checkpoint_uri: str
     output_uri: str
@@ -130,7 +130,7 @@ class JobRequest:
     volume_gb: int
     spot: bool
     max_run_s: int
-    max_wait_s: int | None  # None exactly where spot is False
+    max_wait_s: int | None  # None exactly if spot is False
     role_arn: str
     tags: Mapping[str, str]
     metrics: tuple[MetricDefinition, ...] = ()
@@ -146,7 +146,7 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryRow:
-    """One row of SecondaryStatusTransitions. Statuses are the service's own words; unknown ones may come."""
+    """One row of SecondaryStatusTransitions. Statuses are the service's own words; unknown ones may appear."""
 
     status: str
     started_at: datetime
@@ -156,7 +156,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the service says of one job now."""
+    """What the service reports of one job now."""
 
     name: str
     arn: str
@@ -171,7 +171,7 @@ class Observation:
     billable_s: int | None = None
     model_uri: str | None = None
     final_metrics: Mapping[str, float] = field(default_factory=dict)  # the last value of each, by the service's regexes
-    asked: JobRequest | None = None  # what the service says it was asked for; None where it does not say
+    asked: JobRequest | None = None  # the request as the service reports it; None if it does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ class JobService(Protocol):
 
 
 def job_name(study_key: str, trial: int, attempt: int) -> str:
-    """The name of an attempt's job. Derived, never drawn: after a crash the same attempt finds its own job."""
+    """The name of an attempt's job. It is derived, not drawn, so that after a crash the attempt finds its own job."""
     return f"{study_key}-{trial:05d}-{attempt:03d}"
 
 
@@ -213,9 +213,9 @@ _NUMBERS = re.compile(r"-([0-9]{5,})-([0-9]{3,})")
 
 
 def trial_and_attempt(name: str, study_key: str) -> tuple[int, int] | None:
-    """The trial and the attempt of this study that a name is of; None for every other name.
+    """The trial and the attempt of this study to which a job name belongs; None for every other name.
 
-    The beginning alone proves nothing: the key of one study may be the name of another, whose jobs begin with it too.
+    The beginning alone proves nothing: the key of one study may be the name of another, whose jobs begin with it, too.
     """
     match = _NUMBERS.fullmatch(name.removeprefix(study_key)) if name.startswith(study_key) else None
     if match is None:
@@ -225,19 +225,19 @@ def trial_and_attempt(name: str, study_key: str) -> tuple[int, int] | None:
 
 
 def digest(hyperparameters: Mapping[str, str], checkpoint_uri: str, code_uri: str) -> str:
-    """What makes a job ours beyond its name: the same values, the same checkpoints, the same code (SHA-256, hex)."""
+    """What proves, in addition to its name, that a job is ours: equal values, checkpoints and code (SHA-256, hex)."""
     text = json.dumps([sorted(hyperparameters.items()), checkpoint_uri, code_uri], ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- what was asked for, and what is
+# --- the request against the job
 
 
 def differences(request: JobRequest, seen: JobRequest) -> tuple[str, ...]:
-    """Where a job is not what was asked for, a line each. An SDK once dropped the spot flag without a word.
+    """The differences between a job and its request, a line each. An SDK once dropped the spot flag silently.
 
-    Only what decides over money, resume and safety is compared, and as loosely as services spell things: names may
-    come back as ARNs, an address without its last slash, defaults may stand beside our hyperparameters.
+    Only what decides about money, resume and safety is compared, with the freedom that services take: names may come
+    back as ARNs, addresses without the last slash, and defaults in addition to our hyperparameters.
     """
     return tuple(
         f"{name}: asked for {wanted!r}, the job has {found!r}"
@@ -254,14 +254,14 @@ _SETS = ("security_groups", "subnets")
 
 
 def _compared(request: JobRequest, seen: JobRequest) -> Iterator[tuple[str, object, object]]:
-    """What is compared: name, as asked for, as it is."""
+    """What is compared: name, requested value, value of the job."""
     for name in _EXACT:
         yield name, getattr(request, name), getattr(seen, name)
     for name in _ADDRESSES:
         yield name, getattr(request, name).rstrip("/"), getattr(seen, name).rstrip("/")
     for name in _SETS:
         yield name, sorted(getattr(request, name)), sorted(getattr(seen, name))
-    if request.entrypoint:  # else it is the image's own affair, or that of `raw`
+    if request.entrypoint:  # else the image or `raw` decides
         yield "entrypoint", request.entrypoint, seen.entrypoint
     yield "encryption by a key of ours", bool(request.kms_key), bool(seen.kms_key)
     if seen.kms_key and "alias/" not in request.kms_key:
@@ -283,7 +283,7 @@ def _compared(request: JobRequest, seen: JobRequest) -> Iterator[tuple[str, obje
 def _shown(
     wanted: Mapping[str, Json], found: Mapping[str, Json], path: str = ""
 ) -> Iterator[tuple[str, object, object]]:
-    """Plain values that both name; a service need not show everything, and may stand defaults beside it."""
+    """Plain values that both name: a service may leave some out, and add defaults."""
     for name, value in wanted.items():
         if name not in found:
             continue
@@ -311,9 +311,9 @@ _FAILURES = {
 }
 
 
-# How the reason of a trial begins that failed for want of memory.
+# The reason of a trial that ran out of memory begins with this.
 OUT_OF_MEMORY = "out_of_memory"
-# Words of SageMaker, of its toolkits (which take exit code 137 for it), of Python, PyTorch, CUDA, C++ and Java.
+# Words of SageMaker, of its toolkits (for exit code 137), of Python, PyTorch, CUDA, C++ and Java.
 _MEMORY = re.compile(
     r"instance type with more memory|OutOfMemory|\bMemoryError\b|out of memory|std::bad_alloc|cannot allocate memory",
     re.IGNORECASE,
@@ -321,10 +321,10 @@ _MEMORY = re.compile(
 
 
 def out_of_memory_at(reason: str) -> int:
-    """Where a job says last that it failed for want of memory, as on the same instance type it would again; else -1."""
+    """Where a failure last says that the job ran out of memory, as it would again on this instance type; else -1."""
     return max((found.start() for found in _MEMORY.finditer(reason)), default=-1)
 
 
 def classify_failure(reason: str) -> AttemptEnd:
-    """What a failed job means for its trial. Unknown words are faults of the service: retried, but bounded."""
+    """How a failed job ended. Unknown words count as faults of the service: these are retried a few times."""
     return _FAILURES.get(reason.split(":", 1)[0].strip(), AttemptEnd.SERVICE_FAULT)

@@ -29,7 +29,7 @@ _MICROUSD = 1_000_000
 _HOUR_S = 3600
 
 
-class PriceUnknown(LookupError):  # noqa: N818 - errors are named for what happened, as in the whole project
+class PriceUnknown(LookupError):  # noqa: N818 - errors are named after what happened
     """No price for this instance type in this region: the user has to give one, or choose another type."""
 
 
@@ -47,7 +47,7 @@ class Rate:
 
 
 class RateCard:
-    """The shipped table; before it what the Price List API gave, by type; before all the prices of a study file."""
+    """Prices of the study file first, then those of the Price List API by type, then the shipped table."""
 
     def __init__(
         self, overrides: Mapping[str, Decimal] | None = None, listed: Mapping[str, Rate] | None = None
@@ -56,7 +56,7 @@ class RateCard:
         self._listed = dict(listed or {})
 
     def rate(self, instance_type: str, region: str) -> Rate:
-        """The on-demand rate of one instance. Raises `PriceUnknown`, whose message says what to write."""
+        """The on-demand rate of one instance. Raises `PriceUnknown`, whose message names the remedy."""
         if instance_type in self._overrides:
             return Rate(self._overrides[instance_type], "study file", "")
         if instance_type in self._listed:
@@ -80,7 +80,7 @@ def _shipped() -> Mapping[tuple[str, str], Rate]:
 
 
 def cost_microusd(billable_s: int, instance_count: int, microusd_per_hour: int) -> int:
-    """What so many seconds on so many instances cost, rounded half to even, once."""
+    """The cost of these billed seconds on these instances, rounded half to even, once."""
     return round(Fraction(billable_s * instance_count * microusd_per_hour, _HOUR_S))
 
 

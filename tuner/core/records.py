@@ -1,4 +1,4 @@
-"""The records that everything shares.
+"""The records that all rooms share.
 
 Rules: records are frozen and slotted; they change by `dataclasses.replace`, never in place. No dict with known keys
 crosses a module boundary; a `Mapping` is used only where the user chooses the keys (parameters, attributes, tags).
@@ -15,7 +15,7 @@ from typing import TypeAlias
 ParamValue: TypeAlias = str | int | float | bool | None
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
-# The step under which a metric without a step is kept: its last line wins.
+# The step under which a metric without a step is stored: its last line wins.
 NO_STEP = -1
 # Attribute of a trial that repeats a failed one: whose parameters and checkpoints it began with.
 RETRY_OF = "tuner:retry_of"
@@ -31,7 +31,7 @@ REFUSED_REQUESTS = "tuner:refused_requests"
 
 
 class StudyState(StrEnum):
-    """What a study is doing; `stopped`, `out_of_budget` and `past_deadline` are rests that `resume` or `set` ends."""
+    """What a study is doing. `stopped`, `out_of_budget` and `past_deadline` are rests, which `resume` or `set` ends."""
 
     RUNNING = "running"
     DRAINING = "draining"  # jobs in flight are awaited, nothing new is submitted
@@ -86,7 +86,7 @@ class AttemptState(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why we wished an attempt to stop."""
+    """Why an attempt should stop."""
 
     PRUNE = "prune"
     PAUSE = "pause"
@@ -100,7 +100,7 @@ class StopReason(StrEnum):
 
 
 class AttemptEnd(StrEnum):
-    """How an attempt ended, by the decision that it calls for."""
+    """How an attempt ended, one member for each decision that follows."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -121,7 +121,7 @@ class RunEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """The process that drives a study. `started` tells a process from a later one with the same pid."""
+    """The process that drives a study. `started` distinguishes it from a later one with the same pid."""
 
     host: str
     boot_id: str
@@ -158,7 +158,7 @@ class Study:
     intent: Intent
     intent_at: datetime
     created_at: datetime
-    attrs: Mapping[str, Json] = field(default_factory=dict)  # the sampler's own memory, JSON only
+    attrs: Mapping[str, Json] = field(default_factory=dict)  # what the sampler and the engine remember, JSON only
     warnings: tuple[str, ...] = ()
     exhausted: bool = False  # the sampler has no more points to propose
     # written by the lease alone, outside `version`
@@ -176,7 +176,7 @@ class Trial:
     state: TrialState
     version: int
     params: Mapping[str, ParamValue]
-    distributions: str  # JSON, written and read by `proposals`
+    distributions: str  # JSON, written and read by the search room
     attrs: Mapping[str, Json]  # the sampler's and pruner's attributes of this trial
     prefix: str  # checkpoint prefix URI, ends in "/"
     bundle_uri: str
@@ -196,16 +196,16 @@ class Trial:
 
     @property
     def retry_of(self) -> int | None:
-        """The failed trial that this one repeats; such trials stand outside the study's total."""
+        """The failed trial that this one repeats; such trials do not count to the study's total."""
         number = self.attrs.get(RETRY_OF)
         return number if isinstance(number, int) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Where capacity comes and goes together: an instance type in a zone, on spot or on demand, of the study's region.
+    """A source of capacity: an instance type on spot or on demand in the study's region, or in a zone of it.
 
-    SageMaker names no zone: there is one only where the study file maps zones to subnets.
+    SageMaker names no zone. There is one only if the study file maps zones to subnets.
     """
 
     instance_type: str
@@ -218,13 +218,13 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTotals:
-    """What attempts of a pool have met, in sums."""
+    """Sums over the attempts in a pool."""
 
     attempts: int = 0  # that had a job
     live: int = 0
     interruptions: int = 0
     up_s: float = 0.0
-    wait_s: float = 0.0  # for capacity, and for what precedes training
+    wait_s: float = 0.0  # for capacity and for the preparation of training
 
     def __add__(self, other: "PoolTotals") -> "PoolTotals":
         return PoolTotals(
@@ -250,8 +250,8 @@ class Attempt:
     state: AttemptState
     version: int
     job_name: str
-    digest: str  # of hyperparameters, prefix and bundle: tells our job from a foreign one of the same name
-    instance_type: str  # this and the next ones may still change while no job exists, when a quota refuses the job
+    digest: str  # of hyperparameters, prefix and bundle: distinguishes our job from a foreign one of the same name
+    instance_type: str  # this and the next fields may change while no job exists, if a quota refuses the job
     instance_count: int
     spot: bool
     rate_microusd_per_h: int
@@ -261,7 +261,7 @@ class Attempt:
     created_at: datetime  # of the intent
     arn: str | None = None
     submitted_at: datetime | None = None  # creation time of the job, once it is known to exist
-    refusals: int = 0  # times that submission was refused or its outcome stayed unknown
+    refusals: int = 0  # how often submission was refused or its outcome stayed unknown
     next_try_at: datetime | None = None
     history_rows: int = 0  # rows of the job's history that were applied
     observed_at: datetime | None = None
@@ -269,7 +269,7 @@ class Attempt:
     restarts: int = 0
     stop_reason: StopReason | None = None
     stop_wanted_at: datetime | None = None
-    stop_by: datetime | None = None  # a stop that waits for a checkpoint waits no longer than this
+    stop_by: datetime | None = None  # a stop that waits for a checkpoint is sent at this time at the latest
     stop_sent_at: datetime | None = None
     end: AttemptEnd | None = None
     reason: str | None = None
@@ -277,13 +277,13 @@ class Attempt:
     run_s: float = 0.0  # seconds that count against max_run: from a run's first Downloading or Training row to its end
     training_s: int | None = None  # TrainingTimeInSeconds, final
     billable_s: int | None = None  # BillableTimeInSeconds, final
-    startup_s: float = 0.0  # no training yet, or none any more: waiting for capacity, preparing, downloading
+    startup_s: float = 0.0  # waiting for capacity, preparing and downloading, also after an interruption
     upload_s: float = 0.0
     estimated_microusd: int = 0  # from the history, while it runs
     spend_microusd: int | None = None  # final
     on_demand_microusd: int | None = None  # final
     model_uri: str | None = None
-    zone: str | None = None  # where the study file maps zones to subnets
+    zone: str | None = None  # only if the study file maps zones to subnets
 
     @property
     def live(self) -> bool:
@@ -305,7 +305,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A stretch of training between two interruptions. What is not known is None, never 0."""
+    """Training between two interruptions. Unknown is None, never 0."""
 
     trial: int
     attempt: int
@@ -313,8 +313,8 @@ class Run:
     started_at: datetime
     ended_at: datetime | None = None
     end: RunEnd | None = None
-    run_id: str | None = None  # the bootstrap's, where there is one
-    had_checkpoint: bool | None = None  # something to resume from lay under the prefix when it started
+    run_id: str | None = None  # drawn by the bootstrap, if there is one
+    had_checkpoint: bool | None = None  # a checkpoint lay under the prefix when it started
     resume_step: int | None = None  # the step of the complete checkpoint it found
     first_step: int | None = None
     last_step: int | None = None
@@ -328,7 +328,7 @@ class Point:
     """A metric of a trial at a step; for a repeated step the later run wins."""
 
     trial: int
-    step: int  # NO_STEP where the script gives none
+    step: int  # NO_STEP if the script reports none
     name: str
     value: float  # may be NaN or infinite
     attempt: int
@@ -351,7 +351,7 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What the bootstrap found under the prefix when it started a script."""
+    """What the bootstrap found under the prefix when it started a script, by its own record."""
 
     attempt: int
     run: str
@@ -372,7 +372,7 @@ class ProgressReport:
     checkpoint_step: int | None = None
     checkpoint_at: datetime | None = None  # newest complete checkpoint, or newest file of the script's own
     more: bool = False  # there was more than one look reads
-    whole_through: int | None = None  # of later attempts something may still come, though they ended; None: of none
+    whole_through: int | None = None  # the last attempt that was read completely; None: all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,7 +392,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a user asked from another process; the engine applies it at its next tick."""
+    """What a user requested from another process; the engine applies it at its next tick."""
 
     id: int
     verb: str  # set | stop | cancel
@@ -403,7 +403,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Everything that one step of the engine writes, in one transaction or not at all."""
+    """Everything that one step of the engine writes, all of it in one transaction."""
 
     study: tuple[Study, Study] | None = None  # before, after
     new_trials: tuple[Trial, ...] = ()
@@ -418,7 +418,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A study in figures, all sums by the database."""
+    """A study in figures, summed by the database."""
 
     trials: Mapping[TrialState, int]
     attempts: int
@@ -426,21 +426,21 @@ class Summary:
     interruptions: int
     runs: int
     resumed_runs: int
-    resumed_from_older: int  # of these, what went on from an older checkpoint than the newest
+    resumed_from_older: int  # of these, runs that started from an older checkpoint than the newest
     restarted_from_zero: int
-    unproven_runs: int  # ended; something lay there, and no run of their trial is known to have reported a step
+    unproven_runs: int  # ended; a checkpoint lay there, and no run of their trial is known to have reported a step
     never_checkpointed: int  # ended runs that left nothing to resume from
     spend_microusd: int
     on_demand_microusd: int
     estimated_microusd: int
     reserved_microusd: int
-    lost_work_s: float | None  # what is known of it; None where runs were cut and of none it is known
-    lost_work_unknown_runs: int  # cut runs of which it is not known, or not yet
+    lost_work_s: float | None  # as far as known; None if runs were interrupted and nothing is known of any of them
+    lost_work_unknown_runs: int  # interrupted runs whose lost work is not known, or not yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """Something found out about an account in a region. `scope` is "account/region", `source` who found it out."""
+    """A fact about an account in a region. `scope` is "account/region", `source` names the check that found it."""
 
     scope: str
     name: str
@@ -462,7 +462,7 @@ class ListedPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRate:
-    """How many calls of one operation an account may make: `per_s` for ever, `burst` at once."""
+    """How many calls of one operation an account may make: `per_s` in the long run, `burst` at once."""
 
     per_s: float
     burst: float
@@ -470,11 +470,11 @@ class CallRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What an engine takes out of a bucket of calls: `wanted` of them, or fewer."""
+    """What an engine takes from a bucket of calls: `wanted`, or fewer."""
 
     wanted: int
     idle: int = 0  # further ones, only while the bucket is more than half full
-    at_least: int = 0  # else none
-    spare: int = 0  # so many stay
-    engines: int = 1  # that share the bucket: no more than one's part of what is there
-    back: int = 0  # calls of an earlier draw that were not made
+    at_least: int = 0  # take none if fewer are there
+    spare: int = 0  # this many stay in the bucket
+    engines: int = 1  # that share the bucket: one takes at most its part of what is there
+    back: int = 0  # unused calls of an earlier draw, given back

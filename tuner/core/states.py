@@ -1,18 +1,18 @@
-"""The two state tables, and nothing that knows about clouds, clocks or databases.
+"""The two state tables. They know nothing about clouds, clocks or databases.
 
-Theory of operation. There are two machines. A *trial* is what the sampler proposed; an *attempt* is one training job
+There are two machines. A *trial* is what the sampler proposed; an *attempt* is one training job
 made for it. A trial has at most one live attempt.
 
 The attempt machine is driven by the job's own status history, row by row, and by two wishes of ours: that it be
-submitted (the row's first state) and that it stop. A poll may have missed what lay between two rows, so any later
-state may be reached directly; what never happens is a step back, with two exceptions that are the point of this
-project: an interrupted attempt trains again, and a job that the service restarted waits again. Once an attempt is
+submitted (the row's first state) and that it stop. A poll may have missed rows, so any later state may be reached
+directly. There is no step back, with two exceptions, which are the point of this project: an interrupted attempt
+trains again, and a job that the service restarted waits again. Once an attempt is
 stopping, rows about running change nothing any more; they are still recorded.
 
 The trial machine is driven by ends of attempts, by verdicts of the pruner and by the user. Which event an ended
 attempt means is policy and stands in `policy.ending`; which events are possible stands here.
 
-Rules: an event that a table does not know is an error of ours (`IllegalTransition`), and nothing changes. Terminal
+Rules: an event that is not in a table is an error of ours (`IllegalTransition`), and nothing changes. Terminal
 states are empty rows. The diagram in the documentation is generated from these tables (`python -m tuner.core.states`).
 """
 
@@ -22,7 +22,7 @@ from tuner.core.records import AttemptState, TrialState
 
 
 class IllegalTransition(Exception):  # noqa: N818 - the field's name for it
-    """Our own logic asked for a move that the table does not have; nothing was changed."""
+    """Our own logic asked for a transition that the table does not have; nothing was changed."""
 
 
 class TrialEvent(StrEnum):
@@ -39,7 +39,7 @@ class AttemptEvent(StrEnum):
     WAIT = "wait"  # the job waits for capacity or prepares instances
     TRAIN = "train"
     INTERRUPT = "interrupt"
-    RESTART = "restart"  # training began anew without an interruption
+    RESTART = "restart"  # training began again without an interruption
     STOP = "stop"
     END = "end"
 
@@ -128,7 +128,7 @@ def next_attempt_state(state: AttemptState, event: AttemptEvent) -> AttemptState
 
 
 def diagram() -> str:
-    """Both machines as one Mermaid chart; moves that change no state are left out."""
+    """Both machines as one Mermaid chart; transitions that change no state are left out."""
     lines = ["stateDiagram-v2"]
     for title, table in (("trial", TRIAL_TABLE), ("attempt", ATTEMPT_TABLE)):
         lines.append(f"  state {title} {{")

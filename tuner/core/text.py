@@ -16,7 +16,7 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
 def safe(text: object, keep: str = "") -> str:
-    r"""The text with every character that does not print, but for those in `keep`, as an escape such as `\x1b`."""
+    r"""The text with each character that does not print as an escape such as `\x1b`, except those in `keep`."""
     words = str(text)
     if words.isprintable():
         return words
@@ -29,7 +29,7 @@ def safe_log(text: str) -> str:
 
 
 def number(value: Json) -> str:
-    """A metric or a parameter, at most six significant digits for what is not whole."""
+    """A metric or a parameter; at most six significant digits unless it is a whole number."""
     if value is None:
         return UNKNOWN
     return f"{value:.6g}" if isinstance(value, float) else safe(value)
@@ -74,7 +74,7 @@ def seconds(value: Json) -> str:
 
 
 def lost_work(known_s: Json, unknown_runs: int) -> str:
-    """Training that was lost: `12.3s`, `at least 12.3s` where more was cut than is known."""
+    """Lost training: `12.3s`, or `at least 12.3s` if some of it is not known."""
     return f"at least {seconds(known_s)}" if unknown_runs and known_s is not None else seconds(known_s)
 
 

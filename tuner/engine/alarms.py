@@ -1,12 +1,12 @@
-"""What whoever runs a study must hear of, once: jobs that are not what was asked for, calls that are refused.
+"""What the user must learn once: jobs that differ from their request, and calls that are refused.
 
-It exists because both cost money or time for as long as nobody looks: an SDK once dropped the spot flag without a word,
-and credentials that expire over a weekend are refused at every tick.
+Both cost money or time until somebody looks. An SDK once dropped the spot flag silently, and credentials that expire
+over a weekend are refused at every tick.
 
-Rules: a difference stops the study and all its jobs, since the next job would come out alike; nothing of it is a
-trial's failure. Where the next job would be refused alike, those that run may go on to their end. Trouble is an event
+Rules: a difference stops the study and all its jobs, because the next job would have it, too; it is never a trial's
+failure. If the next job would be refused for the same reason, running jobs may go on to their end. Trouble is an event
 when it begins, not at every tick that meets it again. The figures of a service are checked against ours, and never
-take their place.
+replace them.
 """
 
 import math
@@ -24,14 +24,14 @@ from tuner.spec import workload
 
 # SageMaker keeps metrics in single precision, which has seven digits.
 _SINGLE_PRECISION = 1e-6
-# So many creates in a row that are refused with the same words, and it is not the trials' values.
+# If this many creates in a row are refused with the same words, the cause is not the values of a trial.
 REJECTED_ALIKE = 3
 
 
 def compare(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, seen: Observation) -> None:
-    """Stop the study if the last attempt's job is not what was asked for; a service that does not say agrees.
+    """Stop the study if the last attempt's job differs from its request, as far as the service reports it.
 
-    Only jobs that this process created: others were asked for by a study file that may have been changed since.
+    Only jobs that this process created are compared: the study file may have changed since the others.
     """
     live.compared = True
     live.uncompared.discard(seen.name)
@@ -58,7 +58,7 @@ def compare(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, seen: Observati
 
 
 def rejected(live: LiveStudy, unit: UnitOfWork, job: str, reason: str) -> None:
-    """Start nothing new once jobs are refused alike one after the other: else every trial would fail for it."""
+    """Begin nothing new once several jobs in a row were refused with the same words: every trial would fail."""
     live.rejections.append(reason.replace(job, "JOB"))
     if len(live.rejections) < REJECTED_ALIKE or len(set(live.rejections[-REJECTED_ALIKE:])) > 1:
         return
@@ -71,7 +71,7 @@ def rejected(live: LiveStudy, unit: UnitOfWork, job: str, reason: str) -> None:
 
 
 def halt(live: LiveStudy, unit: UnitOfWork, why: str, *options: str) -> None:
-    """Begin nothing new until somebody has mended `why` and resumed with `options`; what runs goes on to its end."""
+    """Begin nothing new until somebody has fixed `why` and resumed with `options`; running jobs go on to their end."""
     halted = stored(
         f"{why}. Nothing new is begun; jobs that run go on to their end. Mend it (changes of the study file need "
         "--accept-changes)",
@@ -85,7 +85,7 @@ def halt(live: LiveStudy, unit: UnitOfWork, why: str, *options: str) -> None:
 
 
 def trouble(live: LiveStudy, unit: UnitOfWork, what: str, error: Exception, trial: LiveTrial | None = None) -> None:
-    """Record what a call met, unless `what` met the same when it was last tried."""
+    """Record the error of a call, unless `what` met the same kind when it was last tried."""
     before = live.troubles.pop(what, None)
     live.troubles[what] = error  # as the latest of them
     if type(before) is not type(error):
@@ -93,16 +93,16 @@ def trouble(live: LiveStudy, unit: UnitOfWork, what: str, error: Exception, tria
 
 
 def over(live: LiveStudy, unit: UnitOfWork, what: str) -> None:
-    """`what` went well again."""
+    """Note that `what` succeeded again."""
     error = live.troubles.pop(what, None)
     if isinstance(error, CredentialsRefused | SecretMissing):
         unit.event(EventKind.RECOVERED, what=what)
 
 
 def cross_check(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, final: Mapping[str, float]) -> None:
-    """Say where a trial's value is not what the service read from the same job's log.
+    """Record where a trial's value differs from what the service read from the same job's log.
 
-    Both come from one script, by two ways; on several hosts the service's is whichever spoke last.
+    Both come from one script in two ways. With several hosts, the service keeps the value of the last one to report.
     """
     if live.policy.instance_count > 1:
         return
@@ -110,6 +110,6 @@ def cross_check(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, final: Mapp
         ours, theirs = trial.value(objective.metric), final.get(objective.metric)
         if ours is None or theirs is None or math.isclose(ours, theirs, rel_tol=_SINGLE_PRECISION, abs_tol=1e-12):
             continue
-        if not math.isfinite(theirs):  # the last line of its log that looked like one; events hold JSON, which has none
+        if not math.isfinite(theirs):  # events hold JSON, which has no such number
             continue
         unit.event(EventKind.METRIC_DIFFERS, trial=trial, metric=objective.metric, value=ours, service_value=theirs)

@@ -1,8 +1,8 @@
-"""The acting half of a tick: who gets a job next, and sending to the service what the rows intend.
+"""The acting half of a tick: which trial gets a job next, and sending to the service what the rows intend.
 
-Rules: intent before money: `submit_due` only writes rows, `act` sends what committed rows say, and a command that was
-lost is derived again at the next tick. Unfinished trials come before new proposals. A refusal keeps the attempt under
-its name; a taken name is ours only if the digest is equal. Nothing is sent when the lease is about to run out.
+Rules: intent before money: `submit_due` only writes rows, `act` sends what committed rows intend, and a lost command is
+derived again at the next tick. Unfinished trials come before new proposals. A refusal keeps the attempt under its name.
+A taken name is ours only if the digest is equal. Nothing is sent when the lease is about to run out.
 """
 
 import math
@@ -35,9 +35,9 @@ from tuner.engine.unit_of_work import UnitOfWork
 from tuner.search.proposer import Proposal, ProposalError
 from tuner.spec import workload
 
-# A stop that has not shown after so many polls is sent again.
+# A stop without an effect after this many polls is sent again.
 _RESEND_POLLS = 10
-# A role that was made moments ago cannot be assumed at first; after so many refusals it is the user who can help.
+# A role that was just made cannot be assumed at first. After this many refusals only the user can help.
 _ROLE_TRIES = 4
 
 
@@ -61,7 +61,7 @@ def submit_due(live: LiveStudy, unit: UnitOfWork) -> None:
             return
         try:
             proposal = live.proposer.ask(live.trial_count)
-        except ProposalError as error:  # a space function of the user's, in mid-sweep: jobs that run know nothing of it
+        except ProposalError as error:  # a space function of the user failed; it does not concern running jobs
             alarms.halt(live, unit, f"no trial can be proposed: {error}")
             return
         if proposal is None:
@@ -138,10 +138,10 @@ class Dispatcher:
         self._unit = unit
         self._may_send = may_send
         self._crash_point = crash_point
-        self._unsure = False  # a job was created, and what it is could not be looked at
+        self._unsure = False  # a job was created, and could not be compared with its request
 
     def act(self) -> None:
-        """Send what the rows intend; what was not sent waits for the next tick."""
+        """Send what the rows intend; the rest waits for the next tick."""
         stops, creates = self._to_stop(), self._to_create()
         if creates:
             self._live.refresh_capacity(self._unit.now)
@@ -161,12 +161,12 @@ class Dispatcher:
             except OutOfCalls:
                 continue  # nothing was sent: the next tick has new ones
             except (CredentialsRefused, SecretMissing) as error:
-                # nothing else would fare better; jobs go on, and the engine waits for new credentials
+                # every other call would fail, too; jobs go on, and the engine waits for new credentials
                 alarms.trouble(self._live, self._unit, "stops" if ends else "creates", error)
                 return
 
     def _to_stop(self) -> list[LiveTrial]:
-        """Jobs whose stop is due, those that were never told first: those told before must not use up the calls."""
+        """Jobs whose stop is due. First stops come before repeated ones, which must not use up the calls."""
         resend_s = _RESEND_POLLS * self._live.policy.poll_s
         due: list[tuple[float, LiveTrial]] = []
         for trial in self._live.trials.values():
@@ -199,7 +199,7 @@ class Dispatcher:
         snapshot = self._live.snapshot
         closed = snapshot.closed(kind)
         if (closed or not snapshot.has_room(kind, snapshot.jobs)) and (self._reroute(trial) or not closed):
-            return  # it would be refused; where it stays, it waits for a job of ours to end
+            return  # it would be refused; if it stays, it waits for a job of ours to end
         request = workload.job_request(self._live.spec, unit.study, trial.record, attempt)
         try:
             self._crash_point("before create")
@@ -210,7 +210,7 @@ class Dispatcher:
                 trial, AttemptEnd.FOREIGN, f"the name {attempt.job_name} belongs to a job that was deleted since"
             )
         except RequestRejected as error:
-            # what is refused now may have been accepted before, and the answer lost: that job would run unseen
+            # an earlier call may have been accepted and its answer lost: that job would run unseen
             self._find(trial, AttemptEnd.REJECTED, str(error))
         except CapacityUnavailable as error:
             self._learn(kind, error)
@@ -228,9 +228,9 @@ class Dispatcher:
                 self._look_at_first(trial)
 
     def _look_at_first(self, trial: LiveTrial) -> None:
-        """See at once whether the first job of this process is what was asked for: else they would all be alike.
+        """Compare the first job of this process with its request at once: the others would have the same difference.
 
-        The others are looked at when they are first described.
+        The others are compared when they are first described.
         """
         try:
             seen = self._jobs.describe(trial.attempts[-1].job_name)
@@ -242,7 +242,7 @@ class Dispatcher:
     # --- quotas
 
     def _learn(self, kind: Kind, error: CapacityUnavailable) -> None:
-        """A refusal may name the quota."""
+        """Remember the quota if a refusal names it."""
         if error.limit is not None:
             self._unit.remember(self._live.learn_limit(kind, error.limit, self._unit.now))
 
@@ -253,9 +253,9 @@ class Dispatcher:
             self._unit.remember(self._live.forget_limit(kind))
 
     def _reroute(self, trial: LiveTrial, refused: CapacityUnavailable | None = None) -> bool:
-        """Give an attempt that a quota keeps waiting to another pool, where no job of its name exists; false: not now.
+        """Give an attempt that a quota keeps waiting to another pool, if no job of its name exists; false: not now.
 
-        Its row changes before its job is asked for again, as it was recorded before it was asked for first.
+        Its row changes before its job is requested again, as it was recorded before its first request.
         """
         live, unit, attempt = self._live, self._unit, trial.attempts[-1]
         pool = live.choose_other_pool(trial)
@@ -263,7 +263,7 @@ class Dispatcher:
             return False
         if not self._certainly_none(trial):
             return trial.attempts[-1] is not attempt  # adopted, or ended
-        # the first time at once; then with patience, since it may be refused everywhere
+        # the first time at once; then with a back-off, since it may be refused everywhere
         later = unit.now + ending.back_off(attempt.refusals, live.policy.poll_s) if attempt.refusals else None
         refusals = attempt.refusals + (refused is not None)
         unit.set_attempt(trial, replace(self._in_pool(trial, pool), refusals=refusals, next_try_at=later))
@@ -274,7 +274,7 @@ class Dispatcher:
         return True
 
     def _certainly_none(self, trial: LiveTrial) -> bool:
-        """Whether no job has the attempt's name: an earlier call may have made one, and its answer been lost."""
+        """Whether no job has the attempt's name: an earlier call may have made one, and its answer may be lost."""
         try:
             seen = self._jobs.describe(trial.attempts[-1].job_name)
         except JobNotFound:
@@ -289,9 +289,9 @@ class Dispatcher:
     # --- refusals and foreign jobs
 
     def _postpone(self, trial: LiveTrial, error: JobError) -> None:
-        """No job exists, or nobody knows: the attempt keeps its name and is tried again."""
+        """Try again later under the same name: no job exists, or that is not known."""
         if isinstance(error, OutOfCalls):
-            raise error  # nobody was asked, so nobody refused
+            raise error  # nothing was sent, so nothing was refused
         attempt, unit = trial.attempts[-1], self._unit
         later = unit.now + ending.back_off(attempt.refusals + 1, self._live.policy.poll_s)
         unit.set_attempt(trial, replace(attempt, refusals=attempt.refusals + 1, next_try_at=later))
@@ -304,9 +304,9 @@ class Dispatcher:
             raise error
 
     def _find(self, trial: LiveTrial, end: AttemptEnd, reason: str) -> None:
-        """Look whose job has our name: adopt our own, leave a foreign one alone and use the next number.
+        """Describe the job that has our name: adopt our own; leave a foreign one alone and use the next number.
 
-        If there is none, the attempt ends as `end`, for `reason`.
+        Without such a job the attempt ends as `end`, for `reason`.
         """
         attempt, unit = trial.attempts[-1], self._unit
         try:
@@ -321,7 +321,7 @@ class Dispatcher:
             self._adopt(trial, seen)
 
     def _adopt(self, trial: LiveTrial, seen: Observation) -> bool:
-        """Take a job of our name for ours exactly if its digest is."""
+        """Adopt a job of our name if its digest is ours, and only then."""
         attempt, unit = trial.attempts[-1], self._unit
         if seen.digest == attempt.digest:
             attempt = self._where_it_is(trial, seen)
@@ -333,9 +333,9 @@ class Dispatcher:
         return False
 
     def _where_it_is(self, trial: LiveTrial, seen: Observation) -> Attempt:
-        """The attempt as its job is: one that was given to another pool may find the job that it asked for first.
+        """The attempt with the pool of its job: after a change of pool it may find the job that it requested first.
 
-        That job costs what it costs, whether or not the budget has room for it.
+        The cost of that job is booked even if the budget has no room for it.
         """
         attempt, live = trial.attempts[-1], self._live
         if seen.asked is None or (seen.asked.instance_type, seen.asked.spot) == kind_of(attempt.pool):
@@ -343,11 +343,11 @@ class Dispatcher:
         asked = (pool for spot in (True, False) for pool in listed(live.policy, spot=spot))
         pool = next((each for each in asked if kind_of(each) == (seen.asked.instance_type, seen.asked.spot)), None)
         if pool is None:
-            return attempt  # nothing that we ask for
+            return attempt  # not a pool of this study
         return replace(self._in_pool(trial, pool), max_wait_s=seen.asked.max_wait_s)
 
     def _in_pool(self, trial: LiveTrial, pool: Pool) -> Attempt:
-        """The last attempt as it is in another pool, where it is counted from now on."""
+        """The last attempt in another pool, where it is counted from now on."""
         attempt, live = trial.attempts[-1], self._live
         live.snapshot.attempts[kind_of(attempt.pool)] -= 1
         live.snapshot.attempts[kind_of(pool)] += 1
@@ -381,12 +381,12 @@ class Dispatcher:
             alarms.over(self._live, unit, "stops")
 
     def _exists(self, trial: LiveTrial) -> bool:
-        """Whether a job whose creation we did not hear of is there, and ours; ends the attempt if there is none."""
+        """Whether a job of unknown creation exists and is ours; ends the attempt if there is none."""
         attempt, unit = trial.attempts[-1], self._unit
         try:
             seen = self._jobs.describe(attempt.job_name)
         except JobNotFound:
-            # a creation of unknown outcome may still show itself: wait out what a slow request could take
+            # a creation of unknown outcome may still show: wait as long as a slow request could take
             if unit.now >= (attempt.next_try_at or attempt.created_at):
                 unit.end_unsubmitted(trial, AttemptEnd.STOPPED, "stopped before it was submitted")
             return False

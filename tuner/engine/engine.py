@@ -1,13 +1,13 @@
 """The loop: observe, decide, commit, act, wait.
 
-The engine is *given* a clock, a store, a job service, a reader of progress and a proposer, and cannot tell which world
-it is in. It holds the study's lease and is its only writer.
+The engine is *given* a clock, a store, a job service, a reader of progress and a proposer, and does not know which
+backend they belong to. It holds the study's lease and is its only writer.
 
 Rules: level-triggered, since every observation carries the whole history and lost commands are derived again from the
-rows. Intent before money: an attempt's row is committed before its job is created, a stop before it is sent. The
-memory of a tick runs ahead of the database until its commit; when a commit fails for whatever reason, memory and the
-sampler's view are loaded anew. A job is never marked failed because this process died. Work is proportional to what
-is in flight and what changed, never to what is recorded.
+rows. Intent before money: an attempt's row is committed before its job is created, a stop before it is sent. Within a
+tick, memory runs ahead of the database until the commit. If a commit fails for any reason, memory and the sampler's
+view are loaded again. A job is never marked failed because this process died. Work is proportional to what is in
+flight and what changed, never to what is recorded.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ from tuner.store.store import Store, StoreConflict, StoreUnreachable
 LEASE_S = 60.0
 # A create or stop is not sent when less than this is left of the lease: another engine might already be at work.
 _LEASE_MARGIN_S = 5.0
-# So many studies are asked what capacity was like.
+# The number of recent studies whose experience with pools is used.
 _STUDIES_RECALLED = 50
 
 
@@ -99,7 +99,7 @@ def _live_on(_point: str) -> None:
 class Services:
     """What an engine is given. `progress` makes a new reader; `crash_point` is where tests die.
 
-    `calls` says how many calls `jobs` may be asked for now, `hints` tells early of jobs that changed;
+    `calls` limits how many calls of `jobs` may be made now, `hints` announces jobs that changed;
     `sync_delay_s` is how late files of the checkpoint folder were seen to reach the store.
     """
 
@@ -130,7 +130,7 @@ class Engine:
     # --- memory
 
     def _load(self) -> None:
-        """Everything from the store: at the start, and after a commit that failed."""
+        """Load everything from the store: at the start, and after a commit that failed."""
         store = self._services.store
         self.study = study = store.study_by_id(self.study.id)
         spec = spec_of(study)
@@ -162,24 +162,24 @@ class Engine:
         self._load_view()
 
     def _pool_totals(self, study: Study) -> dict[Pool, PoolTotals]:
-        """What ended attempts met in their pools, those of recent studies in the same region included.
+        """Totals of ended attempts by pool, including those of recent studies in the same region.
 
-        A local study has a market of its own, which others tell nothing about.
+        A local study has its own market, so other studies are not used for it.
         """
         store = self._services.store
         known = [study] if study.backend == "local" else store.studies()[-_STUDIES_RECALLED:]
         region = self.live.spec.region
-        alike = [each.id for each in known if each.backend == study.backend and spec_of(each).region == region]
-        return store.pool_totals({*alike, study.id}, ended=True)
+        similar = [each.id for each in known if each.backend == study.backend and spec_of(each).region == region]
+        return store.pool_totals({*similar, study.id}, ended=True)
 
     def _rejections(self) -> list[str]:
-        """Why the last creates were refused for good, if they were: a cycle's own are too few to tell."""
+        """Why the last creates were rejected, if they were. A single cycle has too few of its own."""
         asked = self._services.store.asked_last(self.study.id, limit=REJECTED_ALIKE)
         last = takewhile(lambda each: each.end is AttemptEnd.REJECTED, asked)
         return [(each.reason or "").replace(each.job_name, "JOB") for each in last][::-1]
 
     def _load_view(self) -> None:
-        """Build the sampler's study anew from our rows."""
+        """Build the sampler's study again from our rows."""
         for point in self._services.store.points(self.study.id):
             if point.trial in self.live.trials:
                 trial = self.live.trials[point.trial]
@@ -206,9 +206,9 @@ class Engine:
         return self.study.state
 
     def cycle(self, stop_requested: Callable[[], bool]) -> StudyState:
-        """One look, which goes on until all was read that lay under the prefixes; returns the study's state.
+        """One tick, and more until everything under the prefixes was read; returns the study's state.
 
-        The next cycle's reader begins at the beginning: what this one left it would never come to. Raises as `run`.
+        The next cycle's reader starts from the beginning, so it would never reach the rest. Raises as `run`.
         """
         self._stop_requested = stop_requested
         self.tick()
@@ -217,12 +217,12 @@ class Engine:
         return self.study.state
 
     def tick(self) -> StudyState:
-        """Look once and do what follows from it; returns the study's state."""
+        """Observe once and do what follows; returns the study's state."""
         try:
             try:
                 self._tick()
             except StoreConflict:
-                # somebody else wrote: the fence says whether we may go on, and then only from what is recorded
+                # another process wrote: the fence decides whether we may go on, and then only from the rows
                 self._renew()
                 self._load()
         except StoreUnreachable as error:
@@ -231,7 +231,7 @@ class Engine:
         return self.study.state
 
     def _renew(self) -> None:
-        # a lease that ran out between two polls would be there for the taking while its engine lives
+        # another engine could take a lease that runs out between two polls, while this engine lives
         period_s = LEASE_S + 2 * self.live.policy.poll_s
         clock = self._services.clock
         until_s = clock.elapsed_s() + period_s
@@ -239,7 +239,7 @@ class Engine:
         self._lease_until_s = until_s
 
     def _wait_for_store(self, error: StoreUnreachable) -> None:
-        """The database is gone: jobs go on, and what memory knew is asked again when it is back."""
+        """Wait until the database is back, and load everything again; jobs go on meanwhile."""
         clock, listener = self._services.clock, self._services.listener
         listener.store_away(clock.now(), error)
         while not self._stop_requested():
@@ -266,8 +266,8 @@ class Engine:
         submit_due(self.live, unit)
         self._commit(unit, "intended")
         if not self._lease_is_good():
-            # looking at a thousand prefixes, or at a store that does not answer, took as long: a stop must not wait
-            # for a faster tick, which may never come
+            # reading a thousand prefixes, or waiting for a storage, took that long. A stop must not wait for a faster
+            # tick, which may never come
             self._renew()
         unit = self._unit(now)
         dispatcher = Dispatcher(
@@ -283,7 +283,7 @@ class Engine:
         self._commit(unit, "acted")
 
     def _lease_is_good(self) -> bool:
-        # by both clocks: one that is set back makes a lease look good that another engine took since
+        # check both clocks: after the wall clock was set back, a lease that another engine took looks valid
         left_s = (self.lease.expires_at - self._services.clock.now()).total_seconds()
         return min(left_s, self._lease_until_s - self._services.clock.elapsed_s()) > _LEASE_MARGIN_S
 
@@ -315,7 +315,7 @@ class Engine:
             live.policy = workload.policy(live.spec, study)
 
     def _forget(self, record: Trial) -> None:
-        """Keep nothing of a trial that has ended: memory follows what is in flight."""
+        """Drop a trial that has ended: memory follows what is in flight."""
         for attempt in self.live.trials.pop(record.number).attempts:
             self.live.polls.forget(attempt.job_name)
         self._progress.forget(record.prefix)
@@ -351,7 +351,7 @@ class Engine:
         return resting.state(view)
 
     def _next_due(self, now: datetime) -> datetime | None:
-        """When the engine itself next has something to do; virtual time must not pass it."""
+        """When the engine itself next has something to do; virtual time must not jump over it."""
         live = self.live
         moments = [live.policy.deadline_at]
         if live.concluding or live.polls.behind or live.policy.stall_after_s is not None:

@@ -50,7 +50,7 @@ class JobObserver:
         """Take hints, list what changed, and describe the jobs that are due."""
         trials = (trial for trial in self._live.trials.values() if trial.attempt is not None and trial.attempt.arn)
         by_name = {trial.attempts[-1].job_name: trial for trial in trials}
-        # what one of them cannot tell, another or the next tick does
+        # if one of these fails, another one or the next tick finds what changed
         looks = {"hints": self._take_hints, "lists": self._list_changed, "jobs": self._describe_due}
         for name, look in looks.items():
             try:
@@ -59,9 +59,9 @@ class JobObserver:
             except JobError as error:
                 alarms.trouble(self._live, self._unit, name, error)
                 if isinstance(error, CredentialsRefused):
-                    return  # nothing else would fare better
+                    return  # every other call would fail, too
 
-    # each of these says whether it asked anybody
+    # each of these returns whether it made a call
 
     def _take_hints(self, by_name: Mapping[str, LiveTrial]) -> bool:
         if self._hints is None:
@@ -76,7 +76,7 @@ class JobObserver:
             return False
         if not self._calls.may_list():
             return False
-        # not after now: our clock may have been ahead when they were written
+        # not after now: our clock may have been ahead when these times were written
         oldest = min(self._now, *(trial.attempts[-1].submitted_at or self._now for trial in by_name.values()))
         changed = self._jobs.list_changed(
             f"{self._unit.study.key}-",
@@ -115,7 +115,7 @@ class JobObserver:
                 self._end_lost(trial)
             return
         if self._awaits_figures(seen):
-            return  # not remembered as seen: the next tick describes it again
+            return  # not noted as seen: the next tick describes it again
         self._live.polls.described(attempt.job_name, seen.modified_at)
         absorbed = history.absorb(attempt, seen, self._now, billed_ratio=self._live.billed_ratio(spot=attempt.spot))
         unit.set_attempt(trial, absorbed.attempt)
@@ -133,12 +133,12 @@ class JobObserver:
             self._end(trial, seen)
 
     def _is_new(self, attempt: Attempt) -> bool:
-        """Whether a job was accepted moments ago and never seen: given up now, a second one would share its prefix."""
+        """Whether a job was accepted moments ago and never seen: if given up, a second job would share its prefix."""
         patience = timedelta(seconds=STALE_POLLS * self._live.policy.poll_s)
         return attempt.observed_at is None and self._now < (attempt.submitted_at or attempt.created_at) + patience
 
     def _awaits_figures(self, seen: Observation) -> bool:
-        """Whether a job has ended, but its bill may still come: the status might be shown before the figures."""
+        """Whether a job has ended and its bill may still come: the status may be shown before the figures."""
         trained = any(row.status == "Training" for row in seen.history)
         patience = timedelta(seconds=STALE_POLLS * self._live.policy.poll_s)
         return seen.status.final and trained and seen.billable_s is None and self._now < seen.modified_at + patience
@@ -149,13 +149,13 @@ class JobObserver:
         trial.final_metrics = seen.final_metrics
         billable_s, training_s = seen.billable_s, seen.training_s
         if billable_s is None and attempt.run_s > 0:
-            # it trained, and the service does not say what it bills: the dearest reading, and said
+            # it trained, and the service does not report the bill: book the highest possible one, with an event
             billable_s = training_s = round(attempt.run_s + attempt.upload_s)
             self._unit.event(EventKind.BILLING_MISSING, trial=trial, attempt=attempt.number, assumed_s=billable_s)
         self._book(trial, end, reason, billable_s=billable_s, training_s=training_s)
 
     def _end_lost(self, trial: LiveTrial) -> None:
-        """The job was deleted by somebody else, and its final figures with it: the dearest reading is booked."""
+        """Somebody else deleted the job and its final figures: book the highest possible bill."""
         attempt = trial.attempts[-1]
         seconds = budget.dearest_s(attempt, self._now)
         self._unit.move_attempt(trial, AttemptEvent.END, reason="the job was deleted")

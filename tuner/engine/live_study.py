@@ -47,25 +47,25 @@ class LiveStudy:
     last_seq: int
     trial_count: int  # of all; a new one gets this number
     spent_microusd: int
-    spot_ratio: float | None = None  # the largest of ended spot attempts; None before one tells
+    spot_ratio: float | None = None  # the largest of ended spot attempts; None before one shows it
     trials: dict[int, LiveTrial] = field(default_factory=dict)
     polls: PollQueue = field(default_factory=PollQueue)
     last_recorded_at: datetime | None = None
     retried: int = 0  # trials that repeat failed ones, outside the total
-    troubles: dict[str, Exception] = field(default_factory=dict)  # what failed when last tried, the latest last
-    sync_delay_s: float = 0.0  # how late files of the checkpoint folder reach the store, where that is known
-    compared: bool = False  # a job that this process created was compared with what was asked for
-    uncompared: set[str] = field(default_factory=set)  # jobs that it created and has not described yet
-    rejections: list[str] = field(default_factory=list)  # why creates were refused for good, since one was not
-    halted: Message | None = None  # why no further job makes sense: they would come out alike, or be refused alike
+    troubles: dict[str, Exception] = field(default_factory=dict)  # what failed when last tried, the latest at the end
+    sync_delay_s: float = 0.0  # how late files of the checkpoint folder reach the storage, if known
+    compared: bool = False  # a job that this process created was compared with its request
+    uncompared: set[str] = field(default_factory=set)  # jobs that this process created and has not described yet
+    rejections: list[str] = field(default_factory=list)  # why the last creates in a row were rejected
+    halted: Message | None = None  # why no further job makes sense: it would be as wrong, or be refused again
     totals: dict[Pool, PoolTotals] = field(default_factory=dict)  # of attempts that have ended, of other studies too
     limits: dict[Kind, Limit] = field(default_factory=dict)
     lost_at: dict[Pool, datetime] = field(default_factory=dict)
-    snapshot: CapacitySnapshot = field(init=False)  # the pools, as of the last look
+    snapshot: CapacitySnapshot = field(init=False)  # the pools at the last refresh
 
     @property
     def refused(self) -> str | None:
-        """Why nothing goes on before the user renews credentials or gives back a secret; None while all is well."""
+        """Why nothing goes on until the user renews credentials or provides a secret; None if nothing is refused."""
         refusals = (e for e in self.troubles.values() if isinstance(e, CredentialsRefused | SecretMissing))
         return next((str(error) for error in refusals), None)
 
@@ -76,7 +76,7 @@ class LiveStudy:
 
     @property
     def reads_on(self) -> bool:
-        """More lies under a prefix than one look reads."""
+        """More lies under a prefix than one read returns."""
         return any(trial.more for trial in self.trials.values())
 
     @property
@@ -89,7 +89,7 @@ class LiveStudy:
 
     def waiting(self) -> list[LiveTrial]:
         """Unfinished trials without a job, in the order in which they get one."""
-        # a proposal gets its job in the commit that records it, but for one that repeats a failed trial
+        # a proposal gets its attempt in the commit that records it, except one that repeats a failed trial
         states = (TrialState.BACKING_OFF, TrialState.PROPOSED)
         waiting = [trial for trial in self.trials.values() if trial.record.state in states]
         return sorted(waiting, key=lambda trial: trial.record.number)
@@ -136,7 +136,7 @@ class LiveStudy:
         return trial.attempts[-1].spot and self.goes_on_demand(trial)
 
     def refresh_capacity(self, now: datetime) -> CapacitySnapshot:
-        """Look at all pools anew; placements follow the last look. It costs what is in flight."""
+        """Count all pools again; placements follow the last count. The cost grows with what is in flight."""
         snapshot = CapacitySnapshot(now=now, instance_count=self.policy.instance_count, limits=self.limits)
         here: defaultdict[Pool, list[Presence]] = defaultdict(list)
         totals = dict(self.totals)
@@ -161,9 +161,9 @@ class LiveStudy:
         return snapshot
 
     def choose_pool(self, trial: LiveTrial | None) -> Pool | None:
-        """The pool of this trial's next attempt, or of a new one's first; None while it gets none.
+        """The pool of this trial's next attempt, or of a new trial's first; None while it gets none.
 
-        Then no pool that the budget allows it has room under its quota, or the budget allows it none: `fits_budget`.
+        Then no pool that the budget allows has room under its quota, or the budget allows none: `fits_budget`.
         """
         attempts, on_demand = trial.attempts if trial is not None else (), self.goes_on_demand(trial)
         return placement.choose_pool(attempts, self.policy, self.snapshot, on_demand=on_demand, pays=self._pays(trial))
@@ -190,21 +190,21 @@ class LiveStudy:
         return self.fits(self.reserved_in_flight_microusd + dearer)
 
     def learn_limit(self, kind: Kind, instances: int, now: datetime) -> dict[str, Json]:
-        """Remember a quota; returns what is to be kept with the study."""
+        """Remember a quota; returns the attribute to store with the study."""
         self.limits[kind] = Limit(instances=instances, learned_at=now)
         return as_kept(self.limits)
 
     def forget_limit(self, kind: Kind) -> dict[str, Json]:
-        """A quota was raised: more fits than it allowed; returns what is to be kept with the study."""
+        """Forget a quota that was raised; returns the attribute to store with the study."""
         del self.limits[kind]
         return as_kept(self.limits)
 
     def lost(self, pool: Pool, at: datetime) -> None:
-        """Capacity took something of the study's in this pool."""
+        """Note that the study lost capacity in this pool."""
         self.lost_at[pool] = max(at, self.lost_at.get(pool, at))
 
     def recall_losses(self) -> None:
-        """What capacity took from unfinished trials before this engine came."""
+        """Note the interruptions of unfinished trials before this engine started."""
         for trial in self.trials.values():
             pools = {attempt.number: attempt.pool for attempt in trial.attempts}
             for run in trial.runs:
@@ -212,7 +212,7 @@ class LiveStudy:
                     self.lost(pools[run.attempt], run.ended_at)
 
     def ended(self, attempt: Attempt) -> None:
-        """An attempt is not live any more: from now on its pool's totals hold it."""
+        """Add an attempt that has ended to the totals of its pool."""
         self.totals[attempt.pool] = self.totals.get(attempt.pool, PoolTotals()) + placement.totals_of(attempt)
         at = placement.lost_at(attempt)
         if at is not None:
@@ -236,13 +236,13 @@ class LiveStudy:
 
     @property
     def reserved_microusd(self) -> int:
-        """What attempts in flight, and those that unfinished trials are due, may still bill."""
+        """What attempts in flight, and the next attempts of unfinished trials, may still bill."""
         return self.reserved_in_flight_microusd + sum(self.next_reservation(trial) for trial in self.waiting())
 
     def fits_budget(self, trial: LiveTrial | None) -> bool:
-        """Whether the next attempt of this trial, or of a new one, fits the budget in any pool, taken or dry as it is.
+        """Whether the next attempt of this trial, or of a new one, fits the budget in any pool, even a full or dry one.
 
-        A new trial stands behind all unfinished ones; an unfinished one only behind what is in flight.
+        A new trial comes after all unfinished ones, an unfinished one only after what is in flight.
         """
         pools = placement.usable(self.policy, self.snapshot, on_demand=self.goes_on_demand(trial))
         return any(map(self._pays(trial), pools))
@@ -255,5 +255,5 @@ class LiveStudy:
         return lambda pool: self.fits(others + self.reservation(trial, pool))
 
     def fits(self, reserved_microusd: int) -> bool:
-        """Whether the budget has room for these reservations beside what is spent."""
+        """Whether the budget has room for these reservations in addition to what is spent."""
         return budget.fits(self.spent_microusd, reserved_microusd, self.policy)

@@ -29,29 +29,29 @@ from tuner.core.records import (
 class Silence:
     """For how long a trial showed nothing new, by the engine's own clock; see `liveness.note_silence`."""
 
-    looked_at: datetime | None = None  # when all that lay there was read last
-    sign: tuple[object, ...] = ()  # what was seen then; any other one is a sign of life
+    looked_at: datetime | None = None  # when everything under the prefix was last read
+    sign: tuple[object, ...] = ()  # what was seen then; a different one is a sign of life
     lasted_s: float = 0.0
 
 
 @dataclass
 class LiveTrial:
-    """A trial that has not ended, with everything that decisions about it need."""
+    """A trial that has not ended, with everything that rules about it need."""
 
     record: Trial
     attempts: list[Attempt] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     records: dict[tuple[int, str], RunRecord] = field(default_factory=dict)  # by attempt, run id
     steps: dict[tuple[int, str], Steps] = field(default_factory=dict)
-    reported_at: datetime | None = None  # when a step was reported last
+    reported_at: datetime | None = None  # when a step was last reported
     latest: dict[tuple[str, int], Point] = field(default_factory=dict)  # by metric, step
     host: str | None = None  # whose metrics count: the first
     checkpoint_step: int | None = None
     checkpoint_at: datetime | None = None
-    unread: bool = True  # something may lie under the prefix that was not read
+    unread: bool = True  # something under the prefix may not be read yet
     silence: Silence = Silence()
-    more: bool = False  # the last look was cut short, and the next one goes on from there
-    presence: Presence | None = None  # of the last attempt's job, as described last
+    more: bool = False  # the last read was cut short, and the next one goes on from there
+    presence: Presence | None = None  # of the last attempt's job, when it was last described
     final_metrics: Mapping[str, float] = field(default_factory=dict)  # of the last attempt's job, as the service read
 
     @property
@@ -66,7 +66,7 @@ class LiveTrial:
 
     @property
     def waits_since(self) -> datetime | None:
-        """Since when the live attempt's job has no instances; None if it has some, or if nobody has looked."""
+        """Since when the live attempt's job has no instances; None if it has some, or was not described yet."""
         if self.attempt is None or self.attempt.arn is None or self.presence is None or self.presence.up:
             return None
         return self.presence.since
@@ -79,7 +79,7 @@ class LiveTrial:
 
     @property
     def runs_out_at(self) -> datetime | None:
-        """When the live attempt's job has used up its `max_run`, should its instances stay up; None if they are not."""
+        """When the live attempt's job has used up its `max_run` if its instances stay up; None if they are not up."""
         attempt = self.attempt
         if attempt is None or attempt.observed_at is None or self.presence is None or not self.presence.up:
             return None
@@ -87,7 +87,7 @@ class LiveTrial:
 
     @property
     def no_progress(self) -> bool:
-        """Whether the trial trains for nothing: whole runs, and no newer checkpoint; on demand, since it went there."""
+        """Whether whole runs of the trial trained without a newer checkpoint, as far as everything was read."""
         if self.unread:
             return False
         return proof.no_progress(self.runs, self.attempts, self.checkpoint_at)
@@ -98,12 +98,12 @@ class LiveTrial:
         return self.latest[metric, max(steps)].value if steps else None
 
     def take(self, report: ProgressReport) -> list[Point]:
-        """Remember what was read; returns the points that are new or replace older ones."""
+        """Note what was read; returns the points that are new or replace older ones."""
         for record in report.records:
             self.host = min(self.host or record.host, record.host)
             if record.host == self.host:
                 self.records[record.attempt, record.run] = record
-        # as it is now: a checkpoint may have gone, or have lost a file
+        # as it is now: a checkpoint may be deleted, or have lost a file
         self.checkpoint_step, self.checkpoint_at = report.checkpoint_step, report.checkpoint_at
         fresh: dict[tuple[str, int], Point] = {}
         for raw in report.points:
@@ -114,7 +114,7 @@ class LiveTrial:
         return sorted(fresh.values(), key=lambda point: point.step)
 
     def note_report(self, at: datetime) -> None:
-        """A step was reported."""
+        """Note that a step was reported."""
         self.reported_at = max(self.reported_at or at, at)
 
     def _take_point(self, raw: MetricPoint) -> Point | None:
@@ -123,13 +123,13 @@ class LiveTrial:
         step = NO_STEP if raw.step is None else raw.step
         if raw.step is not None:
             seen = self.steps.get((raw.attempt, raw.run))
-            # the first in order of reporting, not the lowest: a run starts where it starts
+            # the first that was reported, not the lowest
             seen = Steps(seen.first, max(seen.last, step), seen.at) if seen else Steps(step, step)
             seen.at.setdefault(step, raw.at)
             self.steps[raw.attempt, raw.run] = seen
         known = self.latest.get((raw.name, step))
         if known is not None:
-            # stores of before name it otherwise, and that name would win over what replaces it
+            # older stores have another name for it, which would win over what replaces it
             run_id = "-cloudwatch" if known.run_id == "cloudwatch" else known.run_id
             if (raw.attempt, raw.run) < (known.attempt, run_id):
                 return None
@@ -148,5 +148,5 @@ class LiveTrial:
 
 
 def is_training(attempt: Attempt) -> bool:
-    """Whether the attempt may be writing metrics and checkpoints."""
+    """Whether the attempt may be writing metrics and checkpoints now."""
     return attempt.state in (AttemptState.TRAINING, AttemptState.STOPPING)

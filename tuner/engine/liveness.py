@@ -1,14 +1,14 @@
-"""Signs of life of a trial in training, and what their absence means: a warning, or a stall.
+"""Signs of life of a trial in training, and the warnings about their absence.
 
-It exists because what trains in the cloud is seen by its prefix alone. A sync that silently stopped, a script that
-hangs and one that never saves look alike from here, and all of them cost money.
+A job in the cloud is seen only through its prefix. A sync that silently stopped, a script that hangs and a script that
+never saves look the same from here, and all of them cost money.
 
-Rules: from memory and now. Nothing is said or done while something under the prefix is unread. A warning reads the same
-for as long as its cause lasts, so that it is told once. A stop costs work, so a stall is never concluded from what a
-container's clock wrote: silence is what passed on the engine's own clock between its looks, and a pause between two
-looks (an engine that was away, a bucket that could not be read, a clock that was set) counts as one poll of it.
-Work that is not saved is counted over runs: interruptions that come more often than a warning would are what makes it
-dear.
+Rules: nothing is reported while something under the prefix is unread. The text of a warning stays the same as long as
+its cause lasts, so that it is reported once. A stop costs work, so silence is measured by the engine's own clock from
+read to read, never by what a container's clock wrote. A pause between two reads (an engine that was away, a bucket that
+could not be read, a clock that was set) counts as one poll. Unsaved work is counted over all runs, because it is
+dearest where interruptions come more often than the warning would. The stop of a silent job is a rule of
+`core.policy.stopping`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,18 +18,18 @@ from tuner.core.policy.settings import Policy
 from tuner.core.records import AttemptState, Fact
 from tuner.engine.live_trial import LiveTrial, Silence
 
-# Silence that is worth a word where the study file names no `stall_after`; else half of that is.
+# Warn after 15 minutes of silence, or after half of `stall_after` if it is set.
 _PATIENCE = timedelta(minutes=15)
-# What `doctor --first-dollar` found out: {"max": seconds, …}; silence of less than three such delays is usual.
+# A fact of `doctor --first-dollar`: {"max": seconds, …}. Silence of less than three such delays is normal.
 SYNC_FACT = "probe.sync_delay_s"
 _SYNCS = 3.0
-# Looks that are further apart were not the next ones: nobody can say what passed between them.
+# Between reads that are further apart than this, the engine was away: the time between them does not count.
 _NEXT_LOOK_POLLS = 3
 _MARK = "trial "  # how warnings of trials begin; those of the study file begin with a key
 
 
 def note_silence(trial: LiveTrial, policy: Policy, now: datetime, *, news: bool) -> None:
-    """Take note that what lies under the prefix was looked at just now; `news`: there were new lines or records."""
+    """Note that the prefix of a trial was just read; `news`: there were new lines or records."""
     last = trial.silence
     sign = (len(trial.attempts), len(trial.runs), trial.checkpoint_step, trial.checkpoint_at)
     if news or last.looked_at is None or sign != last.sign:
@@ -42,23 +42,23 @@ def note_silence(trial: LiveTrial, policy: Policy, now: datetime, *, news: bool)
 
 
 def sync_delay_s(facts: Iterable[Fact]) -> float:
-    """How late a file was seen to reach the store at most, by what is known of the account; 0 where nothing is."""
+    """The longest known delay of a file on its way to the storage, from the facts of the account; 0 if unknown."""
     found = [fact.value for fact in facts if fact.name == SYNC_FACT]
     delay_s = found[0].get("max") if found and isinstance(found[0], dict) else None
     return max(0.0, float(delay_s)) if isinstance(delay_s, int | float) else 0.0
 
 
 def warnings(trials: Iterable[LiveTrial], policy: Policy, now: datetime, sync_delay_s: float = 0.0) -> list[str]:
-    """What should be known of trials that train in silence, or without saving what they report.
+    """Warnings about trials that train in silence, or that report steps without saving.
 
-    Silence is no sign for as long as the account's checkpoint sync is known to take, several times over.
+    Silence shorter than a few known delays of the account's checkpoint sync means nothing.
     """
-    told = (_warning(trial, policy, now, timedelta(seconds=_SYNCS * sync_delay_s)) for trial in trials)
-    return [line for line in told if line is not None]
+    lines = (_warning(trial, policy, now, timedelta(seconds=_SYNCS * sync_delay_s)) for trial in trials)
+    return [line for line in lines if line is not None]
 
 
 def replaced(known: Sequence[str], fresh: Sequence[str]) -> tuple[str, ...]:
-    """A study's warnings, with those of its trials as they are now."""
+    """A study's warnings with the current ones of its trials."""
     return (*(line for line in known if not line.startswith(_MARK)), *fresh)
 
 
@@ -76,7 +76,7 @@ def _warning(trial: LiveTrial, policy: Policy, now: datetime, least: timedelta) 
         )
     if trial.attempt is None or trial.attempt.state is AttemptState.STOPPING or not trial.runs:
         return None
-    # it holds while the job waits as well: else it would be told anew after each interruption
+    # it also holds while the job waits: otherwise it would be reported again after each interruption
     began_at = trial.runs[0].started_at
     saved_at = max(began_at, trial.checkpoint_at or began_at)
     reported = trial.reported_at is not None and trial.reported_at > saved_at
@@ -89,7 +89,7 @@ def _warning(trial: LiveTrial, policy: Policy, now: datetime, least: timedelta) 
 
 
 def _trained(trial: LiveTrial, since: datetime, now: datetime) -> timedelta:
-    """For how long the trial has trained since then, over all its runs."""
+    """How long the trial has trained since then, over all its runs."""
     spans = ((run.ended_at or now) - max(run.started_at, since) for run in trial.runs)
     return sum((max(span, timedelta()) for span in spans), timedelta())
 

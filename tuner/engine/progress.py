@@ -40,7 +40,7 @@ class ProgressObserver:
             return
         fresh: list[Point] = []
         try:
-            # one bounded look a tick: a million lines come in slices, and neither other trials nor the lease wait
+            # one bounded read a tick: a million lines come in slices, so that other trials and the lease do not wait
             report = self._progress.read(trial.record.prefix)
             fresh = trial.take(report)
             ended = trial.ended_attempt
@@ -51,10 +51,10 @@ class ProgressObserver:
             alarms.over(self._live, self._unit, trial.record.prefix)
         except OSError as error:
             trial.unread = True
-            self._reads_failed += not isinstance(error, PermissionError)  # that is an answer, and came at once
+            self._reads_failed += not isinstance(error, PermissionError)  # a refusal is an answer, and comes at once
             alarms.trouble(self._live, self._unit, trial.record.prefix, error, trial)
         self._unit.add_points(fresh)
-        if not trial.unread:  # a new reader begins at the beginning: half of it would unsay what was proven
+        if not trial.unread:  # a new reader starts from the beginning: half of the lines would undo what was proven
             self._prove(trial)
         self._judge_steps(trial, fresh)
 
@@ -83,7 +83,7 @@ class ProgressObserver:
         )
 
     def _report_found(self, trial: LiveTrial, run: Run, last: Run | None) -> None:
-        """Once, when the record of a run is first seen: its newest checkpoint was passed over, or none lay there."""
+        """When the record of a run is first seen: report a newest checkpoint that was torn, or that none lay there."""
         torn = proof.torn_step(trial.records[run.attempt, run.run_id or ""])
         if torn is not None:
             self._unit.event(

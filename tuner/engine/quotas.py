@@ -16,7 +16,7 @@ _LIMITS = "tuner:limits"
 
 
 def limits_to_keep(quotas: Mapping[Kind, int], now: datetime) -> dict[str, Json]:
-    """What is to be kept with a study for which Service Quotas told these, in instances; nothing for none."""
+    """The attribute to store with a study for quotas, in instances, that Service Quotas named; empty without any."""
     limits = {kind: Limit(instances=instances, learned_at=now) for kind, instances in quotas.items()}
     return as_kept(limits) if limits else {}
 
@@ -32,7 +32,7 @@ def as_kept(limits: Mapping[Kind, Limit]) -> dict[str, Json]:
 
 
 def kept_limits(study: Study) -> dict[Kind, Limit]:
-    """The quotas that were learned before this engine came."""
+    """The quotas that are stored with a study."""
     kept = cast("list[tuple[str, bool, int, str]]", study.attrs.get(_LIMITS, []))
     return {
         (instance_type, spot): Limit(instances=instances, learned_at=datetime.fromisoformat(learned_at))

@@ -1,11 +1,11 @@
-"""What `set`, `stop` and `cancel` do to a study: the one place where a user's request is applied.
+"""What `set`, `stop` and `cancel` do to a study: the only place where a user's request is applied.
 
-A request is a row, written from any process and outside the lease. The engine applies it at its next tick; with no
-live engine the verb that wrote it takes the lease and applies it itself, through the same function.
+A request is a row, written from any process and outside the lease. The engine applies it at its next tick. Without a
+live engine, the verb that wrote it takes the lease and applies it itself, through the same function.
 
-Rules: every request is used up, once. One that does not fit what the study has become since it was written (two that
-contradict each other, a budget below what is bound by now) changes nothing and is an event: it must neither be lost in
-silence nor crash the engine at every start. A cancellation stays: no later stop makes a rest of it.
+Rules: every request is applied once. A request that no longer fits the study (two contradict each other, a budget is
+below what is spent and reserved by now) changes nothing and is an event: it must not be lost silently, and not crash
+the engine at every start. A cancellation is final: no later stop turns it into a rest.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from tuner.spec.study_file import SpecError, apply_set, live_settings, spec_of, 
 def apply(unit: UnitOfWork, request: Request, *, bound_microusd: int = 0) -> Study:
     """Apply one request, as one event; returns the study after it. A request that does not fit changes no setting.
 
-    `bound_microusd` is what is spent and reserved: a budget below it could not be kept any more.
+    `bound_microusd` is spent and reserved: a budget below it can no longer be kept.
     """
     unit.applied(request)
     try:
@@ -54,7 +54,7 @@ def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
     """The study as the request wants it. Raises SpecError, PriceUnknown."""
     study = unit.study
     if study.state is StudyState.CANCELLED or (study.state.ended and request.verb != "set"):
-        # more trials for a finished study are welcome; there is nothing left to stop
+        # a finished study takes more trials, but has nothing left to stop
         raise SpecError(f"study {study.name} is {study.state} already")
     if request.verb != "set":
         if request.verb == "stop" and study.intent is Intent.CANCEL:
@@ -66,7 +66,7 @@ def _changed(unit: UnitOfWork, request: Request, bound_microusd: int) -> Study:
     if limit is not None and limit < bound_microusd and limit != before.budget.microusd:
         raise SpecError(f"budget.usd: {usd(limit)} is below the {usd(bound_microusd)} spent and reserved")
     workload.policy(spec, study)
-    # what the file says, so that it is noticed whether the file is changed later, too
+    # the values of the file, so that a later change of the file is noticed
     in_file: dict[str, Json] = {key: value for key, value in live_settings(before).items() if key in request.values}
     known = cast("dict[str, Json]", study.attrs.get(SET_LIVE, {}))
     return replace(study, spec=to_json(spec), attrs={**study.attrs, SET_LIVE: {**in_file, **known}})

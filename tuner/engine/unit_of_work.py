@@ -1,8 +1,8 @@
 """The unit of work: changes that are committed together.
 
-Rules: it remembers how each row stood in the database and hands everything to the store as one `Change`. Memory runs
-ahead of the database between a change and its commit; whoever sees a commit fail throws the memory away and loads it
-anew. Transitions go through the tables of `states`, and every one of them is an event.
+Rules: it remembers each row as it was in the database and gives everything to the store as one `Change`. Memory runs
+ahead of the database between a change and its commit. If a commit fails, the memory is dropped and loaded again.
+Transitions go through the tables of `states`, and every transition is an event.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class UnitOfWork:
 
     def __init__(self, study: Study, *, last_seq: int, now: datetime, recorded_after: datetime | None = None) -> None:
         self.now = now
-        # a clock that was set back must not make the story run back; decisions still use `now`
+        # after a clock was set back, events must not run back in time; decisions still use `now`
         self.recorded_at = max(now, recorded_after or now)
         self.study = study
         self._study_before = study
@@ -50,7 +50,7 @@ class UnitOfWork:
 
     @classmethod
     def following(cls, store: Store, study: Study, now: datetime) -> Self:
-        """For who holds the lease and runs no engine: what is recorded last is asked of the store."""
+        """For a holder of the lease without an engine: the last event is read from the store."""
         last_seq = store.last_seq(study.id)
         last = store.events(study.id, after_seq=last_seq - 1)
         return cls(study, last_seq=last_seq, now=now, recorded_after=last[-1].recorded_at if last else None)
@@ -68,13 +68,13 @@ class UnitOfWork:
         )
 
     def trouble(self, error: Exception, trial: LiveTrial | None = None) -> None:
-        """Record that a call failed in a way that the next tick makes good. One that we did not make did not fail."""
+        """Record a failed call that the next tick repeats. A call that was not made did not fail."""
         if isinstance(error, OutOfCalls):
             return
         self.event(EventKind.TROUBLE, trial=trial, error=type(error).__name__, message=str(error))
 
     def drafted(self, trial: LiveTrial, attempt: int, drafts: Sequence[EventDraft]) -> None:
-        """Record what a decision says about an attempt."""
+        """Record events that were drafted for an attempt."""
         for draft in drafts:
             self._record(draft, trial.record.number, attempt)
 
@@ -218,7 +218,7 @@ class UnitOfWork:
         self.study = study
 
     def remember(self, attrs: Mapping[str, Json]) -> None:
-        """What the sampler wants to know again, of the study as a whole."""
+        """Store attributes of the study."""
         if attrs:
             self.study = replace(self.study, attrs={**self.study.attrs, **attrs})
 
@@ -228,7 +228,7 @@ class UnitOfWork:
     # --- all of it
 
     def change(self) -> Change | None:
-        """Everything since the beginning, versions raised by one each; None if nothing was."""
+        """All changes, each version raised by one; None if nothing changed."""
         trials = [(before, trial) for before, trial in self._trials.values()]
         for before, trial in trials:
             trial.record = replace(trial.record, version=before.version + 1 if before else 0)
@@ -256,6 +256,6 @@ class UnitOfWork:
 
 
 def _said(reason: str | None, values: tuple[float, ...] | None) -> dict[str, Json]:
-    """What a transition of a trial is told with: enough to find a row that was changed by hand."""
+    """The details of a trial's transition: enough to detect a row that was changed by hand."""
     details: dict[str, Json] = {} if reason is None else {"reason": reason}
     return details if values is None else {**details, "values": list(values)}

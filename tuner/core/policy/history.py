@@ -36,7 +36,7 @@ class HistoryTotals:
 
 
 def read_rows(history: Sequence[HistoryRow]) -> Iterator[tuple[HistoryRow, AttemptEvent | None]]:
-    """Each row with the event it means; None: known without one, or not foreseen (see `foreseen`)."""
+    """Each row with its event; None: a known row without an event, or one that is not foreseen (see `foreseen`)."""
     trained = False
     for row in history:
         event = _event_of(row.status, trained)
@@ -64,7 +64,7 @@ def _event_of(status: str, trained: bool) -> AttemptEvent | None:  # noqa: FBT00
 
 
 def totals(history: Sequence[HistoryRow], until: datetime) -> HistoryTotals:
-    """Figures of a whole history; a row that has not ended lasts to the next row, the last one to `until`."""
+    """Figures of a whole history. A row without an end lasts to the next row, the last one to `until`."""
     events = [event for _, event in read_rows(history)]
     up = _spans(history, _DOWNLOADING | {"Training"})
     rows = _understood(history)
@@ -81,7 +81,7 @@ def totals(history: Sequence[HistoryRow], until: datetime) -> HistoryTotals:
 
 
 def _understood(history: Sequence[HistoryRow]) -> list[HistoryRow]:
-    """The rows, but one that is not foreseen goes on with the status before it: what was up still is, and is billed."""
+    """The rows; one that is not foreseen keeps the status before it: its instances stay up and billed, or do not."""
     rows: list[HistoryRow] = []
     for row in history:
         known = foreseen(row.status) or not rows
@@ -91,14 +91,14 @@ def _understood(history: Sequence[HistoryRow]) -> list[HistoryRow]:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Whether instances of a job are up, and since when that is so."""
+    """Whether instances of a job are up, and since when."""
 
     up: bool
     since: datetime
 
 
 def presence(seen: Observation) -> Presence:
-    """As a job's history tells it."""
+    """The presence of a job according to its history."""
     spans = _spans(seen.history, _DOWNLOADING | {"Training"})
     if not spans:
         return Presence(up=False, since=seen.created_at)
@@ -107,9 +107,9 @@ def presence(seen: Observation) -> Presence:
 
 
 def _spans(history: Sequence[HistoryRow], opening: frozenset[str]) -> list[Span]:
-    """Stretches from the first row of `opening` to an interruption, a restart, the upload or the end.
+    """Spans from the first row of `opening` to an interruption, a restart, the upload or the end.
 
-    `Stopping` closes nothing: the script runs on until its grace is over.
+    `Stopping` does not end a span: the script runs on until its grace is over.
     """
     closing = {
         AttemptEvent.INTERRUPT: RunEnd.INTERRUPTED,
@@ -151,8 +151,8 @@ class Absorbed:
 def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: float) -> Absorbed:
     """Apply the rows of a job's history that were not applied before; end the attempt once its status is final.
 
-    `billed_ratio` is what the estimate takes billed over training time to be: `LiveStudy.billed_ratio`. Money is not
-    final here: whoever ends the attempt books its bill.
+    `billed_ratio` is the assumed ratio of billed to training time: `budget.billed_ratio`. The cost stays an estimate
+    here; the final one is booked when the attempt ends.
     """
     history = _consumable(seen)
     events: list[EventDraft] = []
@@ -161,7 +161,7 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
         details: dict[str, Json] = {"status": row.status, "message": row.message}
         after = None if event is None else ATTEMPT_TABLE[state].get(event)
         if event is None or after is None:
-            # what the table does not have is the cloud's affair: recorded, and nothing changes
+            # the table does not have this move of the service: it is recorded, and nothing changes
             known = event is None and foreseen(row.status)
             kind = EventKind.HISTORY if known else EventKind.UNFORESEEN
             events.append(EventDraft(kind=kind, happened_at=row.started_at, details=details))
@@ -170,7 +170,7 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
         events.append(EventDraft(kind=kind, happened_at=row.started_at, before=state, after=after, details=details))
         state = after
     if seen.status.final and state is not AttemptState.ENDED:
-        # the status is the truth even where the history lacks its row
+        # the status decides even if the history lacks its row
         after = next_attempt_state(state, AttemptEvent.END)
         events.append(EventDraft(kind=EventKind.ATTEMPT_END, happened_at=seen.modified_at, before=state, after=after))
         state = after
@@ -195,14 +195,14 @@ def absorb(attempt: Attempt, seen: Observation, now: datetime, *, billed_ratio: 
 
 
 def _consumable(seen: Observation) -> Sequence[HistoryRow]:
-    """The history without a final row that came before the final status: the end needs its figures."""
+    """The history without a final row that was shown before the final status: the end needs its figures."""
     if seen.status.final:
         return seen.history
     return [row for row in seen.history if row.status not in _FINAL]
 
 
 def end_of(seen: Observation) -> tuple[AttemptEnd, str | None]:
-    """How a job with a final status ended, and the service's or the script's own words for it."""
+    """How a job with a final status ended, and the words of the service or the script about it."""
     if seen.status is JobStatus.COMPLETED:
         return AttemptEnd.COMPLETED, None
     if seen.status is JobStatus.FAILED:

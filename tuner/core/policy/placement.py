@@ -1,21 +1,21 @@
-"""Where the next job of a trial goes, and when one that waits for capacity should wait elsewhere.
+"""Where the next job of a trial goes, and when a job that waits for capacity should move to another pool.
 
-It exists because SageMaker falls back to no other instance type for spot, and says neither what capacity there is nor
-where. All that is known of a pool is what our own jobs met in it: refusals for a quota, waits, interruptions, ends.
+SageMaker does not fall back to another instance type for spot, and does not show where it has capacity. All that is
+known of a pool comes from our own jobs in it: refusals for a quota, waits, interruptions and ends.
 
 Rules:
-- Pure: it decides from a `CapacitySnapshot`, which the engine's memory makes of what is recorded and seen.
-- A pool that the budget does not let a trial have is none of its pools, however dry the others are: it waits for them.
-- The order of the study file is the preference. A later pool is taken where the earlier ones have no room under their
+- Pure: it decides from a `CapacitySnapshot`, which the engine makes from its rows and what it has seen.
+- A pool that the budget does not allow is never chosen, even if all others are dry: the trial waits for those.
+- The order of the study file is the preference. A later pool is taken if the earlier ones have no room under their
   quota, are dry, or are known to be slower by more than `_MARGIN`; never for its price.
-- What is known is shrunk: rates are means of Gamma posteriors, with a prior worth two hours of training and two waits,
-  so that one bad hour condemns no pool and a pool never used counts as a middling one.
-- A trial does not come back to a pool that capacity made it leave before it has tried the others, or has trained.
-- A job that waits is moved only where waiting has cost more than going elsewhere is expected to, to a pool that lost
-  nothing since; one at a time to a pool in which nothing of ours is up; each further move of a trial that has not
-  trained since waits twice as long. So a drought everywhere moves a trial a few times, not for ever.
-- On demand only where the study file allows it, and then for the rest of the trial; an account without quota for that
-  leaves it on spot.
+- Estimates are shrunk: rates are means of Gamma posteriors, with a prior worth two hours of training and two waits. So
+  one bad hour does not condemn a pool, and an unused pool counts as an average one.
+- A trial returns to a pool that it left for lack of capacity only after it tried the others, or has trained.
+- A waiting job moves only after it has waited longer than the move is expected to cost, to a pool that lost nothing
+  since. Only one job at a time moves to a pool in which none of ours is up. Each further move of a trial that has not
+  trained since waits twice as long. So a drought everywhere moves a trial a few times, not forever.
+- On demand only if the study file allows it, and then for the rest of the trial. An account without a quota on demand
+  stays on spot.
 """
 
 import math
@@ -29,63 +29,63 @@ from tuner.core.policy.history import Presence
 from tuner.core.policy.settings import Policy
 from tuner.core.records import Attempt, AttemptEnd, Intent, Pool, PoolTotals, StopReason
 
-# What a quota counts: instances of a type, spot and on-demand apart.
+# A quota counts instances of a type, spot and on-demand separately.
 Kind: TypeAlias = tuple[str, bool]
 
 # The prior: an interruption in ten hours, five minutes until a job trains.
 _PRIOR_INTERRUPTIONS, _PRIOR_UP_S = 0.2, 7200.0
 _PRIOR_WAITS, _PRIOR_WAIT_S = 2.0, 600.0
-# So much slower a pool must be than a later one to lose its place: estimates of alike pools differ by less.
+# A pool loses its place if it is slower than a later one by this factor: estimates of equal pools differ by less.
 _MARGIN = 1.5
-# A job that has waited for less may just be starting; a pool that lost something is left alone for as long.
+# A job that has waited less may just be starting. A pool that lost something is avoided for the same time.
 PATIENCE_S = 600.0
 _DOUBLINGS_MAX = 6
-# A raised quota shows within half an hour: then a limit is tried again.
+# A limit is tried again after half an hour, so that a raised quota shows.
 _LIMIT_BELIEVED = timedelta(minutes=30)
-# One that lets no job run is seldom raised: asking each half hour would stop jobs and reroute them for nothing.
+# A quota that allows no job is seldom raised: asking every half hour would stop and reroute jobs in vain.
 _CLOSED_BELIEVED = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A quota, as a refusal told it."""
+    """A quota that a refusal or Service Quotas named."""
 
     instances: int
     learned_at: datetime
 
     def believed_until(self, now: datetime) -> datetime | None:
-        """None once it has been believed for long enough."""
+        """Until when the limit is believed; None if that time has passed."""
         until = self.learned_at + _LIMIT_BELIEVED
         return until if now < until else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """What is known of a pool, the study's live jobs included."""
+    """What is known of a pool, including the study's live jobs."""
 
     totals: PoolTotals = field(default_factory=PoolTotals)
     up: int = 0  # jobs of the study whose instances are up
     waiting: int = 0
-    waited_s: float = 0.0  # by the one that has waited longest
+    waited_s: float = 0.0  # by the job that has waited longest
     lost_at: datetime | None = None  # when capacity last took something of the study's
 
     @property
     def interruptions_per_h(self) -> float:
-        """Of an hour of training."""
+        """Expected interruptions in an hour of training."""
         return 3600 * (self.totals.interruptions + _PRIOR_INTERRUPTIONS) / (self.totals.up_s + _PRIOR_UP_S)
 
     @property
     def wait_s(self) -> float:
-        """Until a job trains, or trains again."""
+        """Expected seconds until a job trains, or trains again."""
         return (self.totals.wait_s + _PRIOR_WAIT_S) / (self.totals.waits + _PRIOR_WAITS)
 
     @property
     def slowness(self) -> float:
-        """Hours that an hour of training takes, the wait before it and those in it included."""
+        """Hours that an hour of training takes, including the wait before it and the waits after interruptions."""
         return 1 + (1 + self.interruptions_per_h) * self.wait_s / 3600
 
     def dry(self, now: datetime) -> bool:
-        """Whether there is no capacity just now, as far as can be told: somebody waits for it, or has just lost it."""
+        """Whether there seems to be no capacity now: a job waits for it, or has just lost it."""
         if self.up:
             return False
         just_lost = self.lost_at is not None and (now - self.lost_at).total_seconds() < PATIENCE_S
@@ -94,31 +94,31 @@ class PoolStats:
 
 @dataclass(slots=True, kw_only=True)
 class CapacitySnapshot:
-    """All pools at one moment; attempts begun or changed since are counted in by whoever does it."""
+    """All pools at one moment. Code that begins or changes an attempt afterwards counts it here."""
 
     now: datetime
     instance_count: int
     stats: dict[Pool, PoolStats] = field(default_factory=dict)
     limits: dict[Kind, Limit] = field(default_factory=dict)
     attempts: Counter[Kind] = field(default_factory=Counter)  # live ones
-    jobs: Counter[Kind] = field(default_factory=Counter)  # live attempts that have a job, as far as is known
+    jobs: Counter[Kind] = field(default_factory=Counter)  # live attempts that are known to have a job
     movers: int = 0  # trials that have left a pool and are in no other yet
 
     def stats_of(self, pool: Pool) -> PoolStats:
         return self.stats.get(pool) or PoolStats()
 
     def closed(self, kind: Kind) -> bool:
-        """Whether not even one job fits under the quota, as was said in the last day: somebody may have raised it."""
+        """Whether no job fits under the quota, learned within a day: somebody may have raised it since."""
         limit = self.limits.get(kind)
         if limit is None or limit.instances >= self.instance_count:
             return False
         return self.now < limit.learned_at + _CLOSED_BELIEVED
 
     def has_room(self, kind: Kind, taken: Counter[Kind]) -> bool:
-        """Whether one more fits under the quota, as far as it is known and believed, beside what is `taken`."""
+        """Whether one more fits under the quota, if that is known and believed, in addition to `taken`."""
         limit = self.limits.get(kind)
         if limit is None or limit.believed_until(self.now) is None or self.closed(kind):
-            return True  # a closed one is passed over before; where all are, asking again is all that is left
+            return True  # closed kinds were left out before; if all are closed, we can only ask again
         return (taken[kind] + 1) * self.instance_count <= limit.instances
 
 
@@ -135,18 +135,18 @@ def listed(policy: Policy, *, spot: bool) -> tuple[Pool, ...]:
 
 
 def losses(attempts: Sequence[Attempt]) -> int:
-    """How often capacity was taken from a trial, or did not come in time."""
+    """How often a trial lost its capacity, or did not get any in time."""
     ends = sum(each.end in (AttemptEnd.CAPACITY, AttemptEnd.MAX_WAIT) for each in attempts)
     return ends + sum(each.interruptions for each in attempts)
 
 
 def shut(policy: Policy, snapshot: CapacitySnapshot, *, spot: bool) -> bool:
-    """Whether the account has no quota for any listed type, as far as it has said."""
+    """Whether the account is known to have no quota for any listed type."""
     return all(snapshot.closed(kind_of(pool)) for pool in listed(policy, spot=spot))
 
 
 def goes_on_demand(attempts: Sequence[Attempt], policy: Policy, *, no_progress: bool = False) -> bool:
-    """Whether the next attempt of a trial is on demand; `no_progress`: it has trained for nothing."""
+    """Whether the next attempt of a trial is on demand; `no_progress`: its runs train without a newer checkpoint."""
     if not policy.spot:
         return True
     if policy.on_demand_after is None:
@@ -170,9 +170,9 @@ def next_on_demand(
 
 
 def usable(policy: Policy, snapshot: CapacitySnapshot, *, on_demand: bool, without: Kind | None = None) -> list[Pool]:
-    """The listed pools for which the account has a quota, as far as it has said; all where it has none.
+    """The listed pools that are not known to be closed; all of them if all are closed.
 
-    `without`: leave this kind out, since it has just refused.
+    `without`: leave out this kind, which has just refused a job.
     """
     listing = [pool for pool in listed(policy, spot=not on_demand) if kind_of(pool) != without]
     return [pool for pool in listing if not snapshot.closed(kind_of(pool))] or listing
@@ -187,9 +187,9 @@ def choose_pool(
     without: Kind | None = None,
     pays: Callable[[Pool], bool] = lambda _pool: True,
 ) -> Pool | None:
-    """The pool of a trial's next attempt; None while none that the budget pays for has room under its quota.
+    """The pool of a trial's next attempt; None while no pool that the budget pays for has room under its quota.
 
-    `without`: leave this kind out, since it has just refused.
+    `without`: leave out this kind, which has just refused a job.
     """
     pools = filter(pays, usable(policy, snapshot, on_demand=on_demand, without=without))
     free = [pool for pool in pools if snapshot.has_room(kind_of(pool), snapshot.attempts)]
@@ -226,7 +226,7 @@ def preferred(pools: Sequence[Pool], attempts: Sequence[Attempt], snapshot: Capa
 
 
 def left(attempts: Sequence[Attempt]) -> list[Pool]:
-    """The pools that capacity made a trial leave since it last trained, oldest first."""
+    """The pools that a trial left for lack of capacity since it last trained, oldest first."""
     gone: list[Pool] = []
     for attempt in reversed(attempts):
         moved = attempt.stop_reason is StopReason.MOVE and attempt.end is AttemptEnd.STOPPED
@@ -295,7 +295,7 @@ def elsewhere(
     waits_since: datetime,
     pays: Callable[[Pool], bool] = lambda _pool: True,
 ) -> Pool | None:
-    """Where a trial should go whose last attempt waits for spot capacity since `waits_since`; None: it stays."""
+    """The pool to which a trial should move that has waited for spot capacity since then; None: it stays."""
     here = attempts[-1].pool
     waited_s = (snapshot.now - waits_since).total_seconds()
     moves = min(len(left(attempts[:-1])), _DOUBLINGS_MAX)
@@ -331,7 +331,7 @@ def _takes_movers(pool: Pool, snapshot: CapacitySnapshot, since: datetime) -> bo
 
 
 def pool_stats(totals: PoolTotals, jobs: Sequence[Presence], lost_at: datetime | None, now: datetime) -> PoolStats:
-    """The standing of a pool from its totals and from where the study's jobs in it stand."""
+    """What is known of a pool, from its totals and from the study's live jobs in it."""
     waits_s = [(now - job.since).total_seconds() for job in jobs if not job.up]
     return PoolStats(
         totals=totals,
@@ -343,7 +343,7 @@ def pool_stats(totals: PoolTotals, jobs: Sequence[Presence], lost_at: datetime |
 
 
 def totals_of(attempt: Attempt) -> PoolTotals:
-    """What one attempt adds to its pool; nothing where no job was made."""
+    """What one attempt adds to its pool; nothing if it never had a job."""
     if attempt.submitted_at is None:
         return PoolTotals()
     return PoolTotals(

@@ -36,5 +36,5 @@ class Policy:
         return len(self.instance_types) * len(self.zones)
 
     def rate_microusd_per_h(self, instance_type: str) -> int:
-        """Of a listed instance type, spot and on-demand alike: the discount is in the billed seconds."""
+        """The rate of a listed instance type, both on spot and on demand: the discount is in the billed seconds."""
         return self.rates_microusd_per_h[self.instance_types.index(instance_type)]
