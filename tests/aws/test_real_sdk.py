@@ -1,4 +1,4 @@
-"""What the real SageMaker SDK answers, where it is installed (extra `sagemaker`, a gigabyte): skipped elsewhere."""
+"""What the real SageMaker SDK answers, where it is installed (extra `sagemaker`): skipped elsewhere."""
 
 from importlib.util import find_spec
 

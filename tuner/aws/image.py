@@ -1,8 +1,8 @@
-"""What the SageMaker SDK knows and nothing else does: which image a framework is, and which role a notebook has.
+"""What only the SageMaker SDK knows: which image a framework is, and which role a notebook has.
 
-Rules: the SDK is an extra, costs seconds and hundreds of megabytes to import, and is imported only by the one who asks
-something of it. What it answers is written into the recorded study, so that going on needs no SDK. Whatever it refuses
-is one line (`SdkRefused`), since its own exceptions are of every kind.
+Rules: the SDK is an extra. Its core (`sagemaker-core`) is enough; the whole SDK brings the core along. It takes seconds
+to import, so a function imports it when it asks. The answers are written into the recorded study, so that a resumed
+study needs no SDK. Every refusal is one line (`SdkRefused`), since the SDK raises exceptions of every kind.
 """
 
 from collections.abc import Sequence
