@@ -13,7 +13,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from tuner.local.serve import LocalServer
+from tuner.local.served.serve import LocalServer
 from tuner.local.service import LocalSageMaker
 
 

@@ -8,8 +8,8 @@ from local_world import LocalWorld, channel, request
 from served import moto_client, moto_server, session
 
 from tuner.local.agent import Agent
-from tuner.local.bucket import LocalBucket
 from tuner.local.container import Container, TransferFailed
+from tuner.local.served.bucket import LocalBucket
 from tuner.local.service import LocalSageMaker
 from tuner.local.transport import attach
 
@@ -39,10 +39,10 @@ def s3(s3_url, request, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_url)
     client = moto_client("s3", s3_url)
-    client.create_bucket(LocalBucket="bucket")
+    client.create_bucket(Bucket="bucket")
     yield client
     for key in keys(client):
-        client.delete_object(LocalBucket="bucket", Key=key)
+        client.delete_object(Bucket="bucket", Key=key)
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def bucket(s3, tmp_path):
 
 
 def keys(client):
-    return [found["Key"] for found in client.list_objects_v2(LocalBucket="bucket").get("Contents", [])]
+    return [found["Key"] for found in client.list_objects_v2(Bucket="bucket").get("Contents", [])]
 
 
 def body(client, key):
-    return client.get_object(LocalBucket="bucket", Key=key)["Body"].read()
+    return client.get_object(Bucket="bucket", Key=key)["Body"].read()
 
 
 # --- the store ---
@@ -63,7 +63,7 @@ def body(client, key):
 
 def test_what_is_fetched_is_what_begins_so(s3, bucket, tmp_path):
     for key in ("trial/1/a", "trial/1/b/c", "trial/10/d", "trial/1/", "trial/1/../x", "trial/1//y"):
-        s3.put_object(LocalBucket="bucket", Key=key, Body=key.encode())
+        s3.put_object(Bucket="bucket", Key=key, Body=key.encode())
     assert sorted(bucket.fetch("s3://bucket/trial/1/", tmp_path / "in")) == ["a", "b/c"]
     assert (tmp_path / "in/b/c").read_text() == "trial/1/b/c"
     assert bucket.fetch("s3://bucket/trial/1/a", tmp_path / "one") == ["a"]
@@ -122,8 +122,8 @@ def world(s3, s3_url, tmp_path):
 
 
 def create(world, s3, name="job-1", script=SCRIPT, **changes):
-    s3.put_object(LocalBucket="bucket", Key=f"code/{name}/train.py", Body=script.encode())
-    s3.put_object(LocalBucket="bucket", Key="data/part/one.csv", Body=b"1,2")
+    s3.put_object(Bucket="bucket", Key=f"code/{name}/train.py", Body=script.encode())
+    s3.put_object(Bucket="bucket", Key="data/part/one.csv", Body=b"1,2")
     inputs = [channel("code", f"s3://bucket/code/{name}/"), channel("train", "s3://bucket/data/")]
     checkpoints = {"S3Uri": "s3://bucket/checkpoints/"}
     asked = request(name, InputDataConfig=inputs, CheckpointConfig=checkpoints) | changes

@@ -7,8 +7,8 @@ import pytest
 from local_world import LocalWorld, request
 from served import moto_client, moto_server
 
-from tuner.local.events import EventSender
 from tuner.local.jobdir import create_job
+from tuner.local.served.events import EventSender
 from tuner.local.service import LocalSageMaker
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()

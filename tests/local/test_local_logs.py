@@ -8,7 +8,7 @@ from local_world import request
 
 from tuner.core.clock import SystemClock
 from tuner.local.jobdir import create_job
-from tuner.local.logs import LogSender
+from tuner.local.served.logs import LogSender
 
 NOW = 1_800_000_000.0
 

@@ -16,10 +16,10 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from local_world import LocalWorld, request
 from served import client_of, served
 
-from tuner.local import serve
-from tuner.local.serve import LocalServer
+from tuner.local.served import serve
+from tuner.local.served.serve import LocalServer
+from tuner.local.served.signature import KeyUnsafe, key_pair
 from tuner.local.service import LocalSageMaker
-from tuner.local.signature import KeyUnsafe, key_pair
 from tuner.storage.objects import STATE_MARK
 
 

@@ -25,10 +25,10 @@ _REPORT_EVERY = timedelta(seconds=0.3)
 
 def serve(args: Arguments) -> int:
     """Serve a state directory. Ends by Ctrl-C, which the caller turns into its exit code."""
-    from tuner.local.serve import LocalServer  # noqa: PLC0415 - botocore is slow to import
+    from tuner.local.served.serve import LocalServer  # noqa: PLC0415 - botocore is slow to import
+    from tuner.local.served.signature import KeyUnsafe  # noqa: PLC0415
     from tuner.local.service import LocalSageMaker  # noqa: PLC0415
     from tuner.local.settings import BadSettings, read_settings  # noqa: PLC0415
-    from tuner.local.signature import KeyUnsafe  # noqa: PLC0415
     from tuner.operations.backend import default_local_dir  # noqa: PLC0415
 
     directory = (args.dir or default_local_dir()).absolute()
@@ -65,8 +65,8 @@ def _reports(directory: Path, args: Arguments) -> list[Callable[[], None]]:
     """The functions to call regularly, so that other services receive events and logs."""
     from tuner.aws.connections import Aws, AwsError  # noqa: PLC0415 - as above
     from tuner.core.clock import SystemClock  # noqa: PLC0415
-    from tuner.local.events import EventSender  # noqa: PLC0415
-    from tuner.local.logs import LogSender  # noqa: PLC0415
+    from tuner.local.served.events import EventSender  # noqa: PLC0415
+    from tuner.local.served.logs import LogSender  # noqa: PLC0415
 
     looks = []
     aws = Aws(region=args.region)

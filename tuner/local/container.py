@@ -231,7 +231,7 @@ class Container:
 def _objects(job: JobDir) -> Objects:
     if job.record.get("s3_endpoint") is None:
         return Tree(job.state_dir)
-    from tuner.local.bucket import LocalBucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not
+    from tuner.local.served.bucket import LocalBucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not
 
     return LocalBucket(job.state_dir, job.record["region"])
 

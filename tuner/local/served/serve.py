@@ -23,9 +23,9 @@ from typing import Any, cast
 
 from tuner.core.clock import Clock, SystemClock
 from tuner.local.faults import AnswerLost
+from tuner.local.served.signature import KeyPair, check_signature, key_pair
 from tuner.local.service import LocalSageMaker
 from tuner.local.settings import BadSettings
-from tuner.local.signature import KeyPair, check_signature, key_pair
 from tuner.local.validate import Refused
 
 _MAX_BYTES = 1 << 20  # CreateTrainingJob at all its limits has half as much
