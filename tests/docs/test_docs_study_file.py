@@ -151,11 +151,11 @@ def test_each_piece_of_a_study_file_is_valid(block: str, tmp_path: Path) -> None
     training = piece["training"] if top else piece
     if "hyperparameters" in piece:  # of an image that starts itself
         training = training | {"entrypoint": "image", "image_uri": "1.dkr.ecr.us-east-1.amazonaws.com/x:1"}
-    on_aws = "algorithm" in training or "entrypoint" in training
+    on_aws = not {"algorithm", "entrypoint", "framework"}.isdisjoint(training)
     whole = MINIMAL | {"training": ({} if "algorithm" in training else MINIMAL["training"]) | training}
     if on_aws:
         whole |= {"backend": "sagemaker"}
-        whole["training"] |= {"metrics": [{"name": "loss", "regex": "loss=(.*)"}]}
+        whole["training"] |= {"metrics": [*training.get("metrics", []), {"name": "loss", "regex": "loss=(.*)"}]}
     load(tmp_path, whole)
 
 
