@@ -1,6 +1,7 @@
 """What a script may make of its checkpoint folder, as the agent takes it: files go up, and nothing else; no hanging."""
 
 import os
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -136,10 +137,12 @@ def test_what_the_store_does_not_take_is_tried_again(
     folder: Path, store: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "model").write_text("weights")
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as full:
-        full.setattr(
-            "tuner.local.tree.put_in_place", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-        )
+        full.setattr(shutil, "copyfileobj", no_space)
         agent.sync()
         agent.sync()
     assert capfd.readouterr().err.count("could not be uploaded") == 1
