@@ -31,15 +31,12 @@ PHRASES = {
 ALLOWED: Counter[str] = Counter(
     {
         "tests": 71,
-        "tuner": 3,
+        "tuner": 2,
         "tuner/aws": 22,
         "tuner/cli": 7,
         "tuner/core": 16,
         "tuner/engine": 26,
-        "tuner/local": 14,
         "tuner/operations": 19,
-        "tuner/sagemaker": 5,
-        "tuner/simulator": 1,
         "tuner/store": 3,
     }
 )

@@ -72,7 +72,7 @@ class Checkpoints:
         self.keep_s = float(os.environ.get("TUNER_KEEP_S", DEFAULT_KEEP_S)) if keep_s is None else keep_s
 
     def latest(self) -> Optional[Checkpoint]:
-        """The newest checkpoint that is complete by its manifest's sizes and hashes; None where there is none."""
+        """The newest checkpoint that is complete by its manifest's sizes and hashes, or None."""
         for step in sorted(self._steps(), reverse=True):
             folder = self._folder(step)
             try:
@@ -262,7 +262,7 @@ def _verified(folder: Path, step: int) -> float:
         same_step, saved_at = manifest["step"] == step, float(manifest["saved_at"])
         files = {str(item["name"]): item for item in manifest["files"]}
     except (KeyError, TypeError):
-        raise ValueError("its manifest is none of ours") from None
+        raise ValueError("its manifest is not one of ours") from None
     if not same_step:
         raise ValueError("its manifest is of another step")
     for name, expected in files.items():

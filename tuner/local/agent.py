@@ -2,7 +2,7 @@
 
 It behaves as the real one was seen to, the unpleasant parts included: files go up in no promised order, one that is
 written in place goes up half-written, one that is deleted is deleted in S3, markers (`F.sagemaker-uploading`, then
-`F.sagemaker-uploaded`) appear beside the files, `*.sagemaker-ignore` stays behind. Nothing is copied down after the
+`F.sagemaker-uploaded`) appear next to the files, `*.sagemaker-ignore` stays behind. Nothing is copied down after the
 start. A put is atomic; that a kill tears the newest upload is a switch.
 
 Rules: standard library only (it runs in the supervisor). It never fails because of what the script does to the folder:

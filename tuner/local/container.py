@@ -1,8 +1,8 @@
 """The inside of a job's instance: its disk, its configuration files, its environment and its command.
 
-There is no image: the environment of whoever created the job stands for it, cut down to an allow-list as a container
-would cut it. `/opt/ml/...` is real where the job has a private mount namespace; elsewhere the command's arguments
-are rewritten and `TUNER_ML_ROOT` says where the folders are.
+There is no image: the environment of the process that created the job stands for it, cut down to an allow-list as a
+container would cut it. `/opt/ml/...` is real where the job has a private mount namespace. Elsewhere the command's
+arguments are rewritten, and `TUNER_ML_ROOT` says where the folders are.
 
 Rules: standard library only (the supervisor reads it). Each run begins with a fresh disk: what must survive an
 interruption goes to the checkpoint folder.
@@ -168,7 +168,7 @@ class Container:
             raise TransferFailed(f"ClientError: Data download failed:checkpoints: {error}") from error
 
     def upload(self) -> str | None:
-        """Put the artifacts into S3; where the model went, None if there is none. Raises `TransferFailed`."""
+        """Put the artifacts into S3; the address of the model, or None without one. Raises `TransferFailed`."""
         base = f"{self._job.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self._job.name}/output"
         self._pack(self._job.ml / "output/data", f"{base}/output.tar.gz")
         return self._pack(self._job.ml / "model", f"{base}/model.tar.gz")

@@ -13,7 +13,7 @@ from tuner.local.validate import Refused
 
 
 class AnswerLost(Exception):  # noqa: N818 - named for what happened
-    """The call was carried out, and whoever transports the answer is to drop it."""
+    """The call was carried out; the transport must drop its answer."""
 
 
 class ForcedErrors:

@@ -28,7 +28,7 @@ from typing import Any
 
 ENDS = frozenset({"Completed", "Failed", "Stopped", "MaxRuntimeExceeded", "MaxWaitTimeExceeded"})
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
-# struct flock of 64-bit Linux: type, whence, start, length, pid.
+# struct flock of 64-bit Linux: type, from where, start, length, pid.
 _FLOCK = "hhqqi0q"
 
 
@@ -209,7 +209,7 @@ def create_job(state_dir: Path, name: str, record: Mapping[str, Any], tags: list
 
 
 def open_job(state_dir: Path, name: str) -> JobDir | None:
-    """The job of that name; None if there is none."""
+    """The job of that name; None for an unknown name."""
     if not NAME.fullmatch(name):
         return None
     try:

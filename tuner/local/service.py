@@ -1,8 +1,8 @@
 """SageMaker's training operations on a state directory.
 
-There is no daemon: whoever calls does the work, and each call leaves the directory complete. A call that looks at a
-job first sees to it that the job is attended: one whose supervisor is gone is an instance that died, so what is left
-of its processes is ended, the interruption is recorded at its last sign of life, and a new supervisor goes on.
+There is no daemon: the calling process does the work, and each call leaves the directory complete. A call that looks
+at a job first checks that the job has a supervisor. A job without one is an instance that died: the call ends what is
+left of its processes, records the interruption at its last sign of life, and starts a new supervisor.
 
 Rules: error codes and texts are SageMaker's; the service does not know who calls, and imports nothing of ours that
 does. Finished jobs are parsed once per process and recognised by their history's time and size afterwards, so a list
@@ -189,7 +189,7 @@ class LocalSageMaker:
     # --- looking ---
 
     def _look(self, name: str) -> _Seen | None:
-        """A job as it is now, attended; None if there is none."""
+        """A job as it is now, with a supervisor; None for an unknown name."""
         seen = self._read(name)
         if seen is None or seen.rows[-1].status in ENDS:
             return seen

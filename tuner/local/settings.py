@@ -39,7 +39,7 @@ class LocalSettings:
     upload_markers: bool = True
     torn_upload: bool = False
     sync_stops_after_s: float = 0.0
-    # Notice before an interruption: SIGTERM so long before SIGKILL; 0 is none, since AWS documents none.
+    # Notice before an interruption: seconds from SIGTERM to SIGKILL. The default is no notice: AWS documents none.
     interruption_notice_s: float = 0.0
     # Whether MaxRuntimeInSeconds bounds all runs of a job together, or each of them. AWS does not say.
     max_runtime: Literal["all_runs", "each_run"] = "all_runs"

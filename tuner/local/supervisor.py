@@ -1,12 +1,12 @@
 """The process that looks after one job: it waits for capacity, runs the script, syncs, interrupts, stops, and ends.
 
 It is started by path, with the standard library alone (`python -I -S supervisor.py JOB_DIR`, 10 MB; with the
-interpreter's packages where `s3://` is an endpoint and not a folder), in a session of its own, and outlives whoever
-created the job. It was handed the job's lock and holds it until it dies; that it died
-is the death of the instance, and whoever looks next deals with it (`service.py`).
+interpreter's packages where `s3://` is an endpoint and not a folder), in a session of its own, and outlives the process
+that created the job. It inherits the job's lock and holds it until it dies. Its death is the death of the instance; the
+next call that looks at the job deals with it (`service.py`).
 
-Rules: it is the only one to move its job on, but for Stopping, which StopTrainingJob writes; each move says which
-status it expects to leave, so a stop that comes in between is never overrun. Nothing of a run survives the run. A
+Rules: it alone moves its job on, except to Stopping, which StopTrainingJob writes. Each move names the status that it
+expects to leave, so a stop that comes in between is never lost. Nothing of a run survives the run. A
 script is killed before its interruption is written: were we killed between the two, the lock would tell.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run by path: this package and no other of its name, which may be installed as well
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    importlib.import_module("tuner")  # its modules are found beside it from now on
+    importlib.import_module("tuner")  # its modules are found in its folder from now on
     sys.path.append(sys.path.pop(0))  # what else lies there must not stand before the standard library
 
 from tuner.local import namespace

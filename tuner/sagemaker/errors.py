@@ -1,7 +1,7 @@
 """What SageMaker's refusals mean: each error of a call as the decision that it asks for, with its text kept whole.
 
 Codes and texts are those that were documented or seen; what nobody has seen is judged by its HTTP status. The texts
-are hints wherever a decision can rest on something else, since AWS may word them anew at any time.
+are only hints wherever a decision can rest on something else, since AWS may change its words at any time.
 
 Rule: no value of a secret leaves here, although SageMaker repeats the environment in what it refuses.
 """

@@ -3,7 +3,7 @@
 It exists so that one module knows how SageMaker spells a job, in both directions: what is sent can be compared with
 what the service understood.
 
-Rules: pure, but for the values of secrets, which the caller gives and nobody keeps. Empty members are left out, since
+Rules: pure, except for the values of secrets, which the caller gives and nobody keeps. Empty members are left out:
 the service wants one element or no member. Raw members are merged last, and never over ours: that they do not try was
 checked when the study was launched, so a clash here is a bug.
 """

@@ -1,8 +1,8 @@
 """What SageMaker takes in a request: the shapes of botocore's own service model, and the rules between members.
 
 botocore sends names that are too long, values that match no pattern and instance types that do not exist, and the
-service refuses them one by one. Here all of it is found before anything is sent, for the adapter and for the local
-SageMaker alike: there is one reading of the rules.
+service refuses them one by one. Here all of it is found before anything is sent. The adapter and the local SageMaker
+both use this module: there is one reading of the rules.
 
 Rules: lengths, ranges, patterns, enums and required members come from the model, never from a list of ours; the texts
 follow the service's. A value of the environment is never repeated, since it may be a secret. `file:///` passes where a

@@ -4,8 +4,8 @@ It exists so that nothing else knows how SageMaker answers. The client is given:
 service's, and this module cannot tell which.
 
 Rules:
-- Every error is translated, once, into a class of `tuner.core.jobs`; SageMaker's own text stays in the message, beside
-  what it means, except values of the job's environment, which may be secrets and which SageMaker echoes.
+- Every error is translated, once, into a class of `tuner.core.jobs`; the message says what it
+  means and keeps SageMaker's own text, without values of the job's environment: SageMaker echoes them, secrets too.
 - What SageMaker would refuse is refused before it is sent, everything at once.
 - Secrets are looked up as a request is sent, by a function that is given, and kept by nobody.
 - An answer that misses what it must have is an answer that did not arrive: a proxy's page with status 200 parses to
@@ -144,7 +144,7 @@ class SageMakerJobs:
         **parameters: object,
     ) -> _Reply:
         """One call, counted; its errors are JobErrors about `subject`, a job's name or a prefix."""
-        # Not at import: whoever holds a client has botocore loaded, whoever only reads a store need not have it.
+        # Not at import: a process with a client has botocore loaded; a process that only reads a store may lack it.
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - see the line above
         from botocore.parsers import ResponseParserError  # noqa: PLC0415 - as above
 

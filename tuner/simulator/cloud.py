@@ -204,7 +204,7 @@ class SimulatedCloud:
         self._traps[name, status] = after_s
 
     def restart(self, name: str) -> None:
-        """The service replaces the job's instances: no interruption, but training begins anew."""
+        """The service replaces the job's instances: no interruption, but training begins again."""
         self.advance(self._clock.now())
         self._lose(self.jobs[name], "Restarting", "Launched instance was unhealthy, replacing it!")
 

@@ -1,7 +1,7 @@
 """`s3://` as an object store at an endpoint, in place of the folder: for a service whose callers use that store too.
 
-Only a supervisor of a job that was created with an endpoint imports this, since it needs the SDK. The endpoint comes as
-AWS_ENDPOINT_URL_S3, the credentials as everybody's: both are given by whoever started the supervisor.
+Only a supervisor of a job that was created with an endpoint imports this, since it needs the SDK. The process that
+starts the supervisor passes the endpoint as AWS_ENDPOINT_URL_S3, and the credentials in the usual variables.
 
 Rules: errors are the operating system's, as the tree's are: PermissionError where trying again is of no use before
 somebody acts, another OSError where it may be. A key that cannot be a file's name is passed over. What a script leaves

@@ -1,6 +1,6 @@
 """The local SageMaker on HTTP: the same handler as in process, for the `aws` command line and other SDKs.
 
-It runs programs for whoever calls, so it takes nothing on trust: each request is signed with the key pair of the state
+It runs programs for its callers, so it takes nothing on trust: each request is signed with the key pair of the state
 directory (`signature.py`), and names this address as its host, so that no web page can reach it by a name of its own.
 
 Rules: awsJson1.1, errors in SageMaker's shape, no header that would let a browser read an answer. What a caller can use

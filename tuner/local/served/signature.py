@@ -1,9 +1,9 @@
 """Who may call a served local SageMaker: the key pair of its state directory, and SigV4 as proof of holding it.
 
-A served service runs programs for whoever calls it, and a port on the loopback is open to every user and every web page
+A served service runs programs for its callers, and a port on the loopback is open to every user and every web page
 of the machine. So each request is signed, as on AWS, with a key that only the owner of the state directory can read.
 
-Rules: no cryptography of ours. The signature is computed anew by botocore's own signer from what was received, and
+Rules: no cryptography of ours. botocore's own signer computes the signature again from what was received; the two are
 compared in constant time. The body is always part of it, whatever hash the request claims; so are host, date, target.
 """
 
