@@ -1,4 +1,4 @@
-"""README and `docs/` in pieces: their pages, sections, tables, lists of keys, fenced blocks and commands."""
+"""README, CONTRIBUTING and `docs/` in pieces: pages, sections, tables, lists of keys, fenced blocks and commands."""
 
 import re
 import shlex

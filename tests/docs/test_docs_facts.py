@@ -7,12 +7,14 @@ import pytest
 
 from tests.docs import generate
 from tests.docs.pages import ROOT, TEXT, TEXTS, code, commands, entries, marked, section, table
-from tuner.cli import main
+from tuner.cli import main, printing
 from tuner.core import errors
 from tuner.core.events import EventKind
 from tuner.core.policy import ending
-from tuner.core.records import AttemptEnd, StudyState
+from tuner.core.records import AttemptEnd, Event, StudyState
 from tuner.local.settings import LocalSettings
+from tuner.operations import launch
+from tuner.reports import events
 
 COMMAND_LINE = TEXTS["docs/reference/command-line.md"]
 VERBS = dict(generate.leaves(main.parser()))
@@ -144,3 +146,25 @@ def test_folders_of_tests_that_are_named_are_there():
     assert len(folders) >= 5
     for folder in folders:
         assert (ROOT / "tests" / folder).is_dir(), folder
+
+
+def test_the_plan_that_is_shown_is_the_one_that_is_printed():
+    plan = printing.plan(launch.plan(ROOT / "studies" / "digits" / "study.yaml"))
+    lines = "\n".join(line.rstrip() for line in plan.splitlines())
+    assert f"$ tuner launch studies/digits/study.yaml\n{lines}\n" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("kind", "details"),
+    [
+        (EventKind.RUN_RESTARTED_FROM_ZERO, {"trial": 0, "run": 2}),
+        (EventKind.RUN_RESUMED, {"trial": 3, "run": 2, "step": 11}),
+        (EventKind.RUN_NOTHING_SAVED, {"trial": 7, "run": 2, "lost_s": 2.0}),
+    ],
+)
+def test_a_line_that_is_shown_is_a_sentence_of_its_event(kind, details):
+    moment = generate.MOMENT
+    event = Event(
+        seq=1, kind=kind, happened_at=moment, recorded_at=moment, trial=details["trial"], attempt=1, details=details
+    )
+    assert events.EVENTS[kind].sentence(event) + "\n" in TEXT
