@@ -5,10 +5,14 @@ with the code, so a change of the code that a page repeats cannot be forgotten.
 """
 
 import argparse
+import contextlib
+import io
+import json
 import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,13 @@ import yaml
 from tests import factories
 from tests.cli import cli_store
 from tests.docs.pages import ROOT
-from tuner.cli import main
+from tuner.cli import main, rehearse
 from tuner.core import errors, states
 from tuner.core.events import EventKind
 from tuner.core.policy import ending, stopping
-from tuner.reports import events, views
+from tuner.rehearse.records import Advice, Check, Ending, Evidence, Measures, Rehearsal, Result, RunSeen, SavesSeen
+from tuner.reports import events
+from tuner.reports.records import LocalJobRow
 from tuner.spec import keys, sections, study_file
 
 WIDTH = 118
@@ -203,18 +209,50 @@ def stop_text(rule: stopping.Rule) -> str:
 # --- JSON
 
 
+CALLS = {
+    "status STUDY": "status digits",
+    "trials STUDY": "trials digits",
+    "show STUDY TRIAL": "show digits 0",
+    "best STUDY": "best digits",
+    "compare STUDY…": "compare digits",
+    "logs STUDY TRIAL": "logs digits 0",
+    "audit STUDY": "audit digits --force",
+    "gc STUDY": "gc digits --dry-run",
+    "doctor [FILE]": "doctor",
+    "db current": "db current",
+}
+
+
 def documents() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        store = cli_store.seed(Path(folder))
-        study = store.study("digits")
-        made = {
-            "status STUDY": views.status_view(store, study, cli_store.NOW),
-            "trials STUDY": views.trials_view(store, study),
-            "show STUDY TRIAL": views.show_view(store, study, 0),
-            "best STUDY": views.best_view(store, study),
-        }
-        store.close()
+    made = {verb: called(words) for verb, words in CALLS.items()}
+    made["local jobs"] = [dict.fromkeys(field.name for field in fields(LocalJobRow))]
+    made["rehearse FILE"] = rehearse.document(rehearsed())
     return "\n\n".join(f"### `tuner {verb} --json`\n\n{item(keys_in(made[verb]) + '.', '')}" for verb in made)
+
+
+def called(words: str) -> Any:
+    """The document that a verb prints of the tests' study."""
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        Path(".tuner").mkdir()
+        cli_store.seed(Path(folder)).close()
+        main.main(["--store", "sqlite:///tuner.db", *words.split(), "--json"])
+    return json.loads(printed.getvalue())
+
+
+def rehearsed() -> Rehearsal:
+    run = RunSeen(ending=Ending.CUT, started_at=0, points={}, reported_at={})
+    saves = SavesSeen(after_steps=())
+    return Rehearsal(
+        study="",
+        params={},
+        checks=(Check(name="", result=Result.PASSED, text=""),),
+        evidence=Evidence(
+            objectives=(), tolerance=0, grace_s=0, isolated=True, reference=run, saves=saves, interrupted=(run,)
+        ),
+        measures=Measures(steps=1),
+        advice=(Advice(**dict.fromkeys(field.name for field in fields(Advice))),),
+    )
 
 
 def keys_in(document: Any) -> str:

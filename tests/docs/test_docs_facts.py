@@ -54,6 +54,14 @@ def test_a_verb_has_help_and_its_section_names_its_options_and_no_others(verb):
     assert all(action.help for action in parser._actions if action.option_strings)
 
 
+def test_every_document_is_described():
+    told = {
+        " ".join(word for word in head.split() if word.islower())
+        for head in re.findall(r"^### `tuner (.*?) --json`$", TEXTS["docs/reference/json.md"], re.MULTILINE)
+    }
+    assert told == {verb for verb, parser in VERBS.items() if "json" in {action.dest for action in parser._actions}}
+
+
 def test_the_table_of_exit_codes_is_the_contract():
     named = [int(number) for row in table("exit code") for number in row[0].split(",")]
     assert named == [*(int(code) for code in errors.Exit), 130, 143]
