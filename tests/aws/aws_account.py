@@ -1,7 +1,7 @@
 """An AWS account on this machine: moto where it is right, the local SageMaker for jobs, canned answers for the rest."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,9 @@ def wire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every client of a session that is opened from now on what moto lacks."""
 
     class Session(boto3.session.Session):
-        def __init__(self, **_: object) -> None:
-            super().__init__(botocore_session=_quick_session())
+        def __init__(self, *, profile_name: str | None = None, **given: Any) -> None:
+            del profile_name  # this machine has none
+            super().__init__(botocore_session=_quick_session(), **given)
 
         def client(self, service: str, **given: Any) -> Any:
             made = super().client(service, **given)
@@ -164,7 +165,7 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
                 sent["request"].url, 400, f"<R><Error><Code>{code}</Code><Message>{text}</Message></Error></R>"
             )
         return _response(sent["request"].url, 400, {"__type": code, "message": text})
-    if operation == "GetCallerIdentity":
+    if operation == "GetCallerIdentity" and not _assumes_a_role(sent["request"].headers):
         arn = f"arn:aws:iam::{account.caller}:user/moto"
         result = (
             f"<GetCallerIdentityResult><Arn>{arn}</Arn><Account>{account.caller}</Account></GetCallerIdentityResult>"
@@ -177,6 +178,11 @@ def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
     if operation == "GetProducts":
         return _response(sent["request"].url, 200, {"PriceList": account.price_list})
     return None
+
+
+def _assumes_a_role(headers: Mapping[str, bytes | str]) -> bool:
+    """Whether a call is signed with the keys of a role, which moto draws: they begin with ASIA."""
+    return "Credential=ASIA" in str(headers.get("Authorization"))
 
 
 def _heads(account: Account, url: str) -> list[tuple[int, str]]:

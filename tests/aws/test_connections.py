@@ -180,6 +180,7 @@ def test_threads_that_want_a_client_at_once_get_one_that_is_made_once(monkeypatc
 
     class Session:
         region_name = REGION
+        events = mock.Mock()
 
         def client(self, service: str, **_: object) -> mock.Mock:
             inside.append(service)
