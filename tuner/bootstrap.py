@@ -235,7 +235,7 @@ def write_record(job: Job, resume: Optional[ResumePoint]) -> None:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-class Script:
+class ScriptProcess:
     """The script's process group, as PID 1 sees it."""
 
     def __init__(self) -> None:
@@ -339,7 +339,7 @@ def write_failure(root: Path, code: int, said: str) -> None:
 
 
 def main() -> int:
-    script = Script()
+    script = ScriptProcess()
     try:
         job = read_job()
         prepare(job)

@@ -201,7 +201,7 @@ def stops() -> str:
     return "\n".join(item(stop_text(rule), f"{number}. ") for number, rule in enumerate(stopping.RULES, 1))
 
 
-def stop_text(rule: stopping.Rule) -> str:
+def stop_text(rule: stopping.StopRule) -> str:
     waits = " The stop waits for a checkpoint, at most `stop_within`." if rule.waits else ""
     return f"**{rule.name}**: {rule.why} Reason `{rule.reason}`.{waits}"
 

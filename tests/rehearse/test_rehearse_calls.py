@@ -13,7 +13,7 @@ import pytest
 import rehearsed as scripts
 from test_rehearse_findings import nothing_is_left
 
-from tuner.cli.rehearse import Progress, advice_lines, verdict
+from tuner.cli.rehearse import ProgressLines, advice_lines, verdict
 from tuner.cli.table import render
 from tuner.core.clock import VirtualClock
 from tuner.rehearse.records import (
@@ -169,7 +169,7 @@ def test_progress_is_one_line_that_is_redrawn_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     clock, stream = clock_at_noon(), Terminal()
-    progress = Progress(clock, stream)
+    progress = ProgressLines(clock, stream)
     progress.phase("a phase with a long name and \x1b[31m in it")
     for step in (1, 2, 3):
         clock.jump(timedelta(seconds=1))
@@ -183,7 +183,7 @@ def test_progress_is_one_line_that_is_redrawn_on_a_terminal(monkeypatch):
 
 def test_progress_is_plain_lines_at_most_every_ten_seconds_elsewhere(capsys):
     clock = clock_at_noon()
-    progress = Progress(clock, sys.stderr)
+    progress = ProgressLines(clock, sys.stderr)
     progress.phase("to its end")
     for step in range(1, 26):
         clock.jump(timedelta(seconds=1))

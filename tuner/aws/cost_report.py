@@ -133,7 +133,7 @@ def audit_bill(study: Study, attempts: Sequence[Attempt], files: Sequence[Path])
 def read(files: Sequence[Path], marker: str) -> Report:
     """Sum up the lines whose resource holds `marker`. Raises UserError for a file that is no such report."""
     jobs: dict[str, Billed] = {}
-    seen = _Seen()
+    seen = _BillSeen()
     count, final = 0, True
     starts_at = ends_at = ""
     for file in files:
@@ -158,7 +158,7 @@ def read(files: Sequence[Path], marker: str) -> Report:
     )
 
 
-class _Seen:
+class _BillSeen:
     """What was counted already, by digests: a report that is given twice would make every bill twice as high."""
 
     def __init__(self) -> None:

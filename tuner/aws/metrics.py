@@ -40,7 +40,7 @@ _SETTLES = timedelta(seconds=120)
 
 
 @dataclass(slots=True)
-class _Seen:
+class _MetricSeen:
     """How far a metric of one job was read."""
 
     until: datetime
@@ -85,7 +85,7 @@ class CloudMetrics:
         self._metrics = tuple(metrics)
         self._clock = clock
         self._views: dict[str, _TrialView] = {}  # by prefix
-        self._seen: dict[tuple[str, str], _Seen] = {}  # by job, metric
+        self._seen: dict[tuple[str, str], _MetricSeen] = {}  # by job, metric
         self._asked_at: datetime | None = None  # the store
         self._looked_at: datetime | None = None
 
@@ -146,9 +146,9 @@ class CloudMetrics:
             seen.covered = until
         self._looked_at = now
 
-    def _since(self, attempt: Attempt, metric: str) -> _Seen:
+    def _since(self, attempt: Attempt, metric: str) -> _MetricSeen:
         begun_at = attempt.submitted_at or attempt.created_at
-        return self._seen.setdefault((attempt.job_name, metric), _Seen(begun_at.replace(second=0, microsecond=0)))
+        return self._seen.setdefault((attempt.job_name, metric), _MetricSeen(begun_at.replace(second=0, microsecond=0)))
 
     def _fetch(self, wanted: Sequence[tuple[str, str]], until: datetime) -> None:
         request: dict[str, Any] = {

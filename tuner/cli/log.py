@@ -40,7 +40,7 @@ def _handlers(verbosity: int, file: str | None) -> list[logging.Handler]:
     if verbosity:
         made.append(_StandardError(logging.INFO if verbosity == 1 else logging.DEBUG))
     for handler in made:
-        handler.setFormatter(_Line())
+        handler.setFormatter(_LogLine())
     return made
 
 
@@ -51,12 +51,12 @@ def _file_handler(file: str) -> logging.Handler:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"TUNER_LOG: the log {file!r} cannot be written: {reason}", Exit.USAGE) from error
-    handler = _Stream(stream)
+    handler = _LogStream(stream)
     handler.setLevel(logging.DEBUG)
     return handler
 
 
-class _Line(logging.Formatter):
+class _LogLine(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("{asctime}.{msecs:03.0f}Z {levelname} {name}: {message}", "%Y-%m-%dT%H:%M:%S", style="{")
         self.converter = time.gmtime
@@ -65,7 +65,7 @@ class _Line(logging.Formatter):
         return safe(super().format(record))
 
 
-class _Stream(logging.StreamHandler[TextIO]):
+class _LogStream(logging.StreamHandler[TextIO]):
     """Closes what it writes to; drops what cannot be written."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name

@@ -52,7 +52,7 @@ _NEAR = 1.25  # an interval that is so close to the best one is as good
 def run(args: Arguments) -> int:
     """Rehearse a study's script, and say whether it is fit for spot."""
     clock = SystemClock()
-    progress = Progress(clock, sys.stderr)
+    progress = ProgressLines(clock, sys.stderr)
     try:
         with _ending_signals():
             outcome = rehearse(args.file, _options(args), progress, clock, learned_rates(args.store))
@@ -139,7 +139,7 @@ def _ending_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-class Progress:
+class ProgressLines:
     """How far a rehearsal is, on one line of a terminal or on plain lines."""
 
     def __init__(self, clock: Clock, stream: TextIO) -> None:

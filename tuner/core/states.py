@@ -3,8 +3,8 @@
 There are two machines. A *trial* is what the sampler proposed; an *attempt* is one training job
 made for it. A trial has at most one live attempt.
 
-The attempt machine is driven by the job's own status history, row by row, and by two wishes of ours: that it be
-submitted (the row's first state) and that it stop. A poll may have missed rows, so any later state may be reached
+The attempt machine is driven by the job's own status history, row by row, and by two decisions of ours: to
+submit it (the row's first state) and to stop it. A poll may have missed rows, so any later state may be reached
 directly. There is no step back, with two exceptions, which are the point of this project: an interrupted attempt
 trains again, and a job that the service restarted waits again. Once an attempt is
 stopping, rows about running change nothing any more; they are still recorded.

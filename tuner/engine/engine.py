@@ -62,7 +62,7 @@ _LEASE_MARGIN_S = 5.0
 _STUDIES_RECALLED = 50
 
 
-class Listener(Protocol):
+class EngineListener(Protocol):
     """Is informed of what an engine does."""
 
     def committed(self, events: tuple[Event, ...]) -> None:
@@ -108,7 +108,7 @@ class Services:
     jobs: JobService
     progress: Callable[[], Progress]
     proposer: Callable[[StudySpec], Proposer]
-    listener: Listener
+    listener: EngineListener
     crash_point: Callable[[str], None] = _live_on
     calls: Calls = UNMETERED
     hints: Hints | None = None

@@ -1,7 +1,8 @@
-"""Writing what the rules say about live jobs: wishes to stop, stops that are due, and moves to another pool.
+"""Writing what the rules say about live jobs: stop orders, stops that are due, and moves to another pool.
 
 Rules: why and when a job is stopped is decided by `core.policy.stopping`, where a waiting job moves by
-`core.policy.placement`. Here a wish is recorded with its event before it is carried out; the dispatcher sends the stop.
+`core.policy.placement`. A stop order is recorded here with its event before it is carried out; the dispatcher
+sends the stop.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tuner.engine.unit_of_work import UnitOfWork
 
 
 def stop_if_due(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial) -> None:
-    """Record why the live job of a trial should stop, and carry out a recorded wish that is due."""
+    """Record why the live job of a trial should stop, and carry out a recorded stop order that is due."""
     attempt = trial.attempt
     if attempt is None or attempt.state is AttemptState.STOPPING:
         return

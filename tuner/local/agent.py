@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tuner.local.tree import Objects, open_regular
+from tuner.local.tree import JobStorage, open_regular
 
 _UPLOADING, _UPLOADED, _IGNORE = ".sagemaker-uploading", ".sagemaker-uploaded", ".sagemaker-ignore"
 MARKERS = (_UPLOADING, _UPLOADED, _IGNORE)
@@ -29,7 +29,7 @@ _Stamp = tuple[int, int, int]
 class Agent:
     """Keeps the objects under one prefix equal to the files of one folder."""
 
-    def __init__(self, objects: Objects, uri: str, folder: Path, *, markers: bool) -> None:
+    def __init__(self, objects: JobStorage, uri: str, folder: Path, *, markers: bool) -> None:
         self._objects = objects
         self._uri = uri
         self._folder = folder

@@ -23,7 +23,7 @@ from tuner.local.agent import Agent
 from tuner.local.jobdir import JobDir
 from tuner.local.namespace import OPT_ML, OwnTmp
 from tuner.local.processes import MARK
-from tuner.local.tree import Objects, Tree, open_regular
+from tuner.local.tree import JobStorage, Tree, open_regular
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -228,7 +228,7 @@ class Container:
         return word
 
 
-def _objects(job: JobDir) -> Objects:
+def _objects(job: JobDir) -> JobStorage:
     if job.record.get("s3_endpoint") is None:
         return Tree(job.state_dir)
     from tuner.local.served.bucket import LocalBucket  # noqa: PLC0415 - boto3, which a supervisor without an endpoint has not

@@ -43,7 +43,7 @@ Params = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _JobSeen:
     """A job as last read, and by which stamp it is recognised as unchanged."""
 
     stamp: tuple[int, int, int]
@@ -71,7 +71,7 @@ class LocalSageMaker:
         self._clock = clock or SystemClock()
         self._s3_endpoint = s3_endpoint
         self._faults = ForcedErrors()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _JobSeen] = {}
         self._children: set[int] = set()
         self._operations: dict[str, Callable[[Params], Params]] = {
             "CreateTrainingJob": self.create_training_job,
@@ -188,7 +188,7 @@ class LocalSageMaker:
 
     # --- looking ---
 
-    def _look(self, name: str) -> _Seen | None:
+    def _look(self, name: str) -> _JobSeen | None:
         """A job as it is now, with a supervisor; None for an unknown name."""
         seen = self._read(name)
         if seen is None or seen.rows[-1].status in ENDS:
@@ -198,7 +198,7 @@ class LocalSageMaker:
                 self._revive(seen.job)
         return self._read(name)
 
-    def _read(self, name: str) -> _Seen | None:
+    def _read(self, name: str) -> _JobSeen | None:
         known = self._seen.get(name)
         try:
             if known is not None and known.job.stamp() == known.stamp:
@@ -212,10 +212,10 @@ class LocalSageMaker:
             stamp, rows = job.stamp(), job.rows()
         except FileNotFoundError:  # deleted in between
             return None
-        seen = self._seen[name] = _Seen(stamp, job, rows, views.summary(job, rows))
+        seen = self._seen[name] = _JobSeen(stamp, job, rows, views.summary(job, rows))
         return seen
 
-    def _all(self, lag_s: float) -> Iterator[_Seen]:
+    def _all(self, lag_s: float) -> Iterator[_JobSeen]:
         """Every job, attended, as it was `lag_s` ago."""
         for name in job_names(self.state_dir):
             seen = self._look(name)
@@ -333,9 +333,9 @@ class LocalSageMaker:
             raise Refused("ThrottlingException", "Rate exceeded")
 
 
-def _as_of(seen: _Seen, moment: float) -> _Seen | None:
+def _as_of(seen: _JobSeen, moment: float) -> _JobSeen | None:
     rows = [row for row in seen.rows if row.at <= moment]
-    return _Seen(seen.stamp, seen.job, rows, views.summary(seen.job, rows)) if rows else None
+    return _JobSeen(seen.stamp, seen.job, rows, views.summary(seen.job, rows)) if rows else None
 
 
 def _name_taken(name: str, settings: LocalSettings) -> Refused:

@@ -53,7 +53,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-class Objects(Protocol):
+class JobStorage(Protocol):
     """What a job's instance needs of `s3://`, whatever that is. OSError and ValueError where it cannot be had."""
 
     def fetch(self, uri: str, folder: Path) -> list[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tuner.aws.prepare import Prepared
     from tuner.aws.rates import SharedCalls
     from tuner.core.jobs import JobService
-    from tuner.engine.engine import Listener, Services
+    from tuner.engine.engine import EngineListener, Services
     from tuner.sagemaker.service import SageMakerJobs
     from tuner.search.proposer import Proposer
     from tuner.storage.bundle import Bundle
@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "EngineListener"
     ) -> "Services":
         """Everything that the engine of a recorded study is given."""
         ...
@@ -118,7 +118,7 @@ class LocalBackend:
         return self.jobs()
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "EngineListener"
     ) -> "Services":
         """A local market starts at the study's launch."""
         from tuner.local.market import write_market  # noqa: PLC0415 - as above
@@ -180,7 +180,7 @@ class AwsBackend:
         return RetryingJobService(RateLimited(self.jobs(next_page=calls.page), calls), clock)
 
     def services(
-        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "Listener"
+        self, study: Study, spec: StudySpec, *, store: "Store", clock: Clock, listener: "EngineListener"
     ) -> "Services":
         given = _services(self.jobs(), self.objects(patient=False), store=store, clock=clock, listener=listener)
         given = self._shared(given, study)
@@ -260,7 +260,7 @@ def moved_to(study: Study) -> Path | None:
 
 
 def _services(
-    jobs: "JobService", objects: "Objects", *, store: "Store", clock: Clock, listener: "Listener"
+    jobs: "JobService", objects: "Objects", *, store: "Store", clock: Clock, listener: "EngineListener"
 ) -> "Services":
     from tuner.engine.engine import Services  # noqa: PLC0415 - imports Optuna
     from tuner.storage.progress import PrefixProgress  # noqa: PLC0415

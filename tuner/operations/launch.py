@@ -1,6 +1,6 @@
 """The composition root, and the verbs that begin a study or go on with one: `launch` and `resume`.
 
-It checks a study against its backend before anything is written, wires engine, store, proposer and service (`driving`),
+It checks a study against its backend before anything is written, wires engine, store, proposer and service (`drive`),
 and decides nothing about trials. The other verbs have modules of their own: `change` and `look`.
 
 Rules: nothing is written before everything that can be checked was checked. `plan` asks nobody but this machine;

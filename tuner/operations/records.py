@@ -1,10 +1,10 @@
-"""What the verbs of `study` take and give: the records between the composition root and whoever prints.
+"""What the verbs of `study` take and give: the records between the composition root and what prints them.
 
 They stand apart so that the command line can be read, tested and started without the engine, and so that a display
 never sees more of a study than it shows.
 
-Rules: records only, frozen and slotted, but for `Signals`, which is the two-stage Ctrl-C. Text in them may come from
-scripts and services: whoever shows it makes its control characters visible. Amounts are in dollars here, since they
+Rules: records only, frozen and slotted, except `Signals`, which is the two-stage Ctrl-C. Text in them may come from
+scripts and services: the code that shows it makes control characters visible. Amounts are in dollars here, since they
 are for eyes; the ledger stays in micro-dollars. Nothing heavy is imported: `tuner --help` passes through this module.
 """
 

@@ -435,7 +435,7 @@ class SimulatedCloud:
         self._after(job.script.upload_s, job, self._finish)
 
     def _stop(self, job: SimulatedJob, end: str) -> None:
-        """A wish of ours, or a limit: the script is told, and has its grace."""
+        """Send the script SIGTERM, for a stop order or a limit, and give it its grace period."""
         if job.status is not JobStatus.IN_PROGRESS:
             return
         uploading = job.secondary == "Uploading"

@@ -175,7 +175,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoints:
+class CheckpointSettings:
     """`root` is an `s3://` URI that ends in `/`; None is the account's default bucket (never for a local study)."""
 
     root: str | None
@@ -251,7 +251,7 @@ class StudySpec:
     training: Training
     capacity: Capacity
     budget: Budget
-    checkpoints: Checkpoints
+    checkpoints: CheckpointSettings
     prices: Mapping[str, Decimal]
     tags: Mapping[str, str]
     backend: Backend

@@ -15,7 +15,7 @@ from tuner.spec.market import LOCAL
 from tuner.spec.records import (
     Budget,
     Capacity,
-    Checkpoints,
+    CheckpointSettings,
     Component,
     Json,
     Objective,
@@ -213,7 +213,7 @@ _BUDGET = record(
 )
 
 _CHECKPOINTS = record(
-    Checkpoints,
+    CheckpointSettings,
     (
         Key(
             name="root",

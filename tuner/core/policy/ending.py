@@ -73,7 +73,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class EndRule:
     """One row of the table."""
 
     name: str
@@ -106,7 +106,7 @@ def after_end(ended: EndedAttempt) -> Verdict | None:
     return None if rule is None else rule.verdict(ended)
 
 
-def first_rule(ended: EndedAttempt) -> Rule | None:
+def first_rule(ended: EndedAttempt) -> EndRule | None:
     """The rule that decides; None if the trial already waits and goes on waiting."""
     waits = ended.trial.state is not TrialState.RUNNING
     if waits and ended.intent is not Intent.RUN:
@@ -196,9 +196,9 @@ def _after_fault(ended: EndedAttempt) -> datetime:
     return ended.now + back_off(ended.trial.faults + 1, ended.policy.poll_s)
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[EndRule, ...] = (
     # the trial has its result, or the user or the pruner wants none
-    Rule(
+    EndRule(
         name="cancelled",
         ended="any end, after `tuner cancel`",
         means="cancelled",
@@ -206,7 +206,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.CANCEL,
         reason=lambda _: "cancelled",
     ),
-    Rule(
+    EndRule(
         name="no metric",
         ended="`completed`, no metric",
         means="failed, reason `no_metric`",
@@ -214,21 +214,21 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=lambda _: "no_metric",
     ),
-    Rule(
+    EndRule(
         name="reached its rung",
         ended="`completed`, metric there, stopped to pause",
         means="paused at its rung",
         applies=lambda ended: _completed(ended) and ended.attempt.stop_reason is StopReason.PAUSE,
         event=TrialEvent.PAUSE,
     ),
-    Rule(
+    EndRule(
         name="completed",
         ended="`completed`, metric there",
         means="succeeded, also while it was being stopped for any other reason",
         applies=_completed,
         event=TrialEvent.SUCCEED,
     ),
-    Rule(
+    EndRule(
         name="verdict of the pruner",
         ended="any other end, after the pruner decided",
         means="pruned: the verdict is stored",
@@ -236,7 +236,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.PRUNE,
         reason=lambda ended: f"pruned at step {ended.trial.pruned_at_step}",
     ),
-    Rule(
+    EndRule(
         name="max_run",
         ended="`max_run`",
         means="failed, reason `max_run`",
@@ -244,7 +244,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=lambda _: "max_run",
     ),
-    Rule(
+    EndRule(
         name="stopped to prune",
         ended="`stopped` by the pruner",
         means="pruned",
@@ -252,14 +252,14 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.PRUNE,
         reason=lambda _: "pruned",
     ),
-    Rule(
+    EndRule(
         name="stopped to pause",
         ended="`stopped` to pause",
         means="paused",
         applies=_stopped_for(StopReason.PAUSE),
         event=TrialEvent.PAUSE,
     ),
-    Rule(
+    EndRule(
         name="stopped without progress",
         ended="`stopped`: three whole runs without a newer checkpoint or from zero, and it may not go on demand",
         means="failed, reason `no_progress`",
@@ -267,7 +267,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=_stop_reason,
     ),
-    Rule(
+    EndRule(
         name="out of memory",
         ended="`script_error`, out of memory",
         means="failed, reason `out_of_memory: …`; tried again only if `retry_on` names its exit code, or words that"
@@ -276,7 +276,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=_said,
     ),
-    Rule(
+    EndRule(
         name="script error",
         ended="`script_error`",
         means="failed, with the script's last lines; the next trials run anyway, so rehearse first",
@@ -284,7 +284,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=_said,
     ),
-    Rule(
+    EndRule(
         name="rejected",
         ended="`rejected`",
         means="failed, with the service's words; after three equal refusals in a row nothing new is begun until"
@@ -293,7 +293,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=_said,
     ),
-    Rule(
+    EndRule(
         name="faults used up",
         ended="`service_fault`, stalled, or `script_error` named by `retry_on`: more than `max_faults` of these",
         means="failed, with the last reason",
@@ -302,7 +302,7 @@ RULES: tuple[Rule, ...] = (
         reason=_last_fault,
     ),
     # it would go on, but a limit ends it
-    Rule(
+    EndRule(
         name="max_run used up",
         ended="any end below, `max_run` used up by all attempts together",
         means="failed, reason `max_run`; attempt n is sent only what the attempts before it left, and the engine stops"
@@ -311,7 +311,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.FAIL,
         reason=lambda _: "max_run",
     ),
-    Rule(
+    EndRule(
         name="per-trial budget used up",
         ended="any end below, or waiting for the next attempt: final figures reach the per-trial budget (nine tenths"
         " of it if it was stopped for it)",
@@ -321,7 +321,7 @@ RULES: tuple[Rule, ...] = (
         reason=lambda _: str(StopReason.TRIAL_BUDGET),
         while_waiting=True,
     ),
-    Rule(
+    EndRule(
         name="no progress",
         ended="any end below: three whole runs without a newer checkpoint or from zero, and it may not go on demand"
         " from spot (`capacity.on_demand_after`)",
@@ -331,7 +331,7 @@ RULES: tuple[Rule, ...] = (
         reason=lambda _: str(StopReason.NO_PROGRESS),
     ),
     # it goes on
-    Rule(
+    EndRule(
         name="stopped by the user",
         ended="`stopped` by `tuner stop`",
         means="backs off without a deadline, until `resume`",
@@ -339,7 +339,7 @@ RULES: tuple[Rule, ...] = (
         event=TrialEvent.BACK_OFF,
         reason=lambda _: "the study was stopped",
     ),
-    Rule(
+    EndRule(
         name="stopped to move",
         ended="`stopped`, to move",
         means="backs off, then the next attempt at once, in another pool or on demand, with the same prefix",
@@ -348,7 +348,7 @@ RULES: tuple[Rule, ...] = (
         reason=_stop_reason,
         due_at=_at_once,
     ),
-    Rule(
+    EndRule(
         name="stopped for a limit",
         ended="`stopped` at the deadline, or because the job passed its `max_run`",
         means="backs off, resumable",
@@ -357,7 +357,7 @@ RULES: tuple[Rule, ...] = (
         reason=_stop_reason,
         due_at=_at_once,
     ),
-    Rule(
+    EndRule(
         name="stopped for its budget",
         ended="`stopped`, per-trial budget",
         means="backs off, then the next attempt at once: its final figures are below nine tenths of the limit",
@@ -366,7 +366,7 @@ RULES: tuple[Rule, ...] = (
         reason=_stop_reason,
         due_at=_at_once,
     ),
-    Rule(
+    EndRule(
         name="fault",
         ended="`service_fault`, `stopped` because it stalled, or `script_error` named by `retry_on`",
         means="backs off, then the next attempt; at most `max_faults` of these",
@@ -375,7 +375,7 @@ RULES: tuple[Rule, ...] = (
         reason=lambda ended: ended.fault_reason,
         due_at=_after_fault,
     ),
-    Rule(
+    EndRule(
         name="capacity",
         ended="`max_wait`, `capacity`",
         means="backs off, then the next attempt with the same prefix; never limited by a count of failures",
@@ -384,7 +384,7 @@ RULES: tuple[Rule, ...] = (
         reason=lambda ended: str(ended.attempt.end),
         due_at=_later,
     ),
-    Rule(
+    EndRule(
         name="stopped from outside",
         ended="`stopped` from outside",
         means="backs off, then the next attempt",
@@ -393,7 +393,7 @@ RULES: tuple[Rule, ...] = (
         reason=lambda _: "stopped from outside",
         due_at=_later,
     ),
-    Rule(
+    EndRule(
         name="foreign job",
         ended="`foreign`: the job name was taken",
         means="nothing was submitted; the next number is used",

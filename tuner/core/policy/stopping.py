@@ -1,8 +1,8 @@
 """Why a job should be stopped, by when, and whether it may be stopped now: one ordered list of named rules.
 
 Rules: pure. The first rule of `RULES` that applies decides. A stop of the user or for a limit waits for a checkpoint,
-since it should cost no work; every other stop is sent at once. A wish to stop that was recorded stays until another
-rule takes its place.
+since it should cost no work; every other stop is sent at once. A recorded stop order stays until another rule takes
+its place.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class LiveJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class StopRule:
     """One reason to stop."""
 
     name: str
@@ -42,21 +42,21 @@ class Rule:
     waits: bool = False  # for a checkpoint, at most `stop_within`
 
 
-def reason_to_stop(job: LiveJob) -> Rule | None:
+def reason_to_stop(job: LiveJob) -> StopRule | None:
     """The first rule that applies; None while the job should go on."""
     return next((rule for rule in RULES if rule.applies(job)), None)
 
 
-def stop_by(rule: Rule, job: LiveJob) -> datetime:
+def stop_by(rule: StopRule, job: LiveJob) -> datetime:
     """When a stop that this rule asks for is sent at the latest."""
     waits = rule.waits and job.intent is not Intent.STOP_NOW
     return job.now + timedelta(seconds=job.policy.stop_within_s if waits else 0.0)
 
 
 def may_stop_now(job: LiveJob) -> bool:
-    """Whether a recorded wish to stop is carried out now.
+    """Whether a recorded stop order is carried out now.
 
-    A stop that waits is sent once a checkpoint newer than the wish lies in the store, or nothing trains.
+    A stop that waits is sent once a checkpoint newer than the order lies in the store, or nothing trains.
     """
     attempt = job.attempt
     if attempt.stop_reason is None:
@@ -88,72 +88,72 @@ def _stalled(job: LiveJob) -> bool:
     return trains and patience_s is not None and job.silent_s is not None and job.silent_s > patience_s
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[StopRule, ...] = (
+    StopRule(
         name="cancelled",
         why="The user cancelled the study.",
         applies=lambda job: job.intent is Intent.CANCEL,
         reason=StopReason.CANCEL,
     ),
-    Rule(
+    StopRule(
         name="not asked for",
         why="The study begins no further job, and this one was not sent to the service yet.",
         applies=_not_asked_for,
         reason=StopReason.USER,
         waits=True,
     ),
-    Rule(
+    StopRule(
         name="pruned",
         why="The pruner decided against the trial.",
         applies=lambda job: job.trial.pruned_at_step is not None,
         reason=StopReason.PRUNE,
     ),
-    Rule(
+    StopRule(
         name="over budget",
         why="The trial may have cost more than its own budget.",
         applies=lambda job: job.past_limit,
         reason=StopReason.TRIAL_BUDGET,
     ),
-    Rule(
+    StopRule(
         name="no progress on spot",
         why="Spot takes away what the trial trains each time before it is saved; on demand keeps it.",
         applies=lambda job: job.no_progress and job.may_go_on_demand,
         reason=StopReason.MOVE,
     ),
-    Rule(
+    StopRule(
         name="no progress",
         why="Whole runs of the trial trained without a newer checkpoint, and it has nowhere else to go.",
         applies=lambda job: job.no_progress,
         reason=StopReason.NO_PROGRESS,
     ),
-    Rule(
+    StopRule(
         name="stalled",
         why="The job trains, but nothing new came from it for `stall_after`.",
         applies=_stalled,
         reason=StopReason.STALL,
     ),
-    Rule(
+    StopRule(
         name="stopped by the user",
         why="The user stopped the study.",
         applies=lambda job: job.intent in (Intent.STOP, Intent.STOP_NOW),
         reason=StopReason.USER,
         waits=True,
     ),
-    Rule(
+    StopRule(
         name="past the deadline",
         why="The deadline of the study is over.",
         applies=lambda job: past_deadline(job.policy, job.now),
         reason=StopReason.LIMIT,
         waits=True,
     ),
-    Rule(
+    StopRule(
         name="ran out",
         why="The job used up its `max_run`, and the service let it run on.",
         applies=lambda job: has_run_out(job.attempt),
         reason=StopReason.LIMIT,
         waits=True,
     ),
-    Rule(
+    StopRule(
         name="waits on spot",
         why="The job waits for spot capacity, and the trial's next attempt would be on demand.",
         applies=lambda job: job.waits and job.may_go_on_demand,
