@@ -33,10 +33,8 @@ ALLOWED: Counter[str] = Counter(
         "tests": 71,
         "tuner": 2,
         "tuner/aws": 22,
-        "tuner/cli": 7,
-        "tuner/core": 16,
-        "tuner/engine": 26,
-        "tuner/operations": 19,
+        "tuner/engine": 2,
+        "tuner/operations": 6,
         "tuner/store": 3,
     }
 )
