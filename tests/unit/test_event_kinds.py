@@ -140,6 +140,14 @@ def test_every_reason_to_stop_is_explained(why):
             {"changes": ["trials: 4 -> 5"], "bundle_uri": "s3://b/"},
             "accepted the study file and the code as they are now: trials: 4 -> 5",
         ),
+        ("trial.prune", {"reason": "pruned at step 4"}, "trial 3 pruned at step 4"),
+        ("trial.prune", {}, "trial 3 pruned"),
+        ("trial.back_off", {"reason": "max_run"}, "trial 3 waits for its next attempt: max_run"),
+        (
+            "trial.back_off",
+            {"reason": "move"},
+            "trial 3 waits for its next attempt: the trial continues on other capacity",
+        ),
         ("copied", {"of": 1, "files": 2}, "trial 3: copied 2 checkpoint files of trial 1"),
         (
             "checkpoint.torn",

@@ -179,7 +179,7 @@ def _why_failed(event: Event) -> str:
 _STOPS: Mapping[str, str] = {
     StopReason.PRUNE: "the pruner ended the trial",
     StopReason.PAUSE: "the trial reached its rung",
-    StopReason.MOVE: "its next attempt runs on other capacity",
+    StopReason.MOVE: "the trial continues on other capacity",
     StopReason.LIMIT: "a time limit is reached (budget.deadline, or max_run of the job)",
     StopReason.STALL: "nothing came from the job for training.stall_after; this counts as a fault",
     StopReason.TRIAL_BUDGET: "the trial may have cost its whole budget.per_trial_usd",
@@ -250,6 +250,22 @@ def _accepted(event: Event) -> str:
     return f"accepted the study file and the code as they are now{f': {listed}' if listed else ''}"
 
 
+def _why_waits(event: Event) -> str:
+    """The reason is text, or a stored reason of a stop."""
+    reason = str(_of(event, "reason") or "")
+    return _after_colon(_STOPS.get(reason, reason))
+
+
+def _pruned(event: Event) -> str:
+    """The reason says "pruned at step 3" already."""
+    reason = gist(str(_of(event, "reason") or ""))
+    return (
+        f"trial {event.trial} {reason}"
+        if reason.startswith("pruned")
+        else f"trial {event.trial} pruned{_reason(event)}"
+    )
+
+
 def _about_trial(text: str, tail: Sentence = lambda _: "") -> Sentence:
     return lambda event: f"trial {event.trial}{text}{tail(event)}"
 
@@ -258,10 +274,10 @@ def _about_trial(text: str, tail: Sentence = lambda _: "") -> Sentence:
 EVENTS: Mapping[EventKind, Reported | NotReported] = {
     EventKind.TRIAL_PROPOSE: NotReported("the trial's first attempt is reported, with where it runs"),
     EventKind.TRIAL_SUBMIT: NotReported("the attempt is reported, with where it runs"),
-    EventKind.TRIAL_BACK_OFF: Reported("warn", _about_trial(" waits for its next attempt", _reason)),
+    EventKind.TRIAL_BACK_OFF: Reported("warn", _about_trial(" waits for its next attempt", _why_waits)),
     EventKind.TRIAL_PAUSE: Reported("info", _about_trial(" is paused", _reason)),
     EventKind.TRIAL_SUCCEED: Reported("good", _about_trial(" succeeded")),
-    EventKind.TRIAL_PRUNE: Reported("info", _about_trial(" pruned", _reason)),
+    EventKind.TRIAL_PRUNE: Reported("info", _pruned),
     EventKind.TRIAL_FAIL: Reported("error", _about_trial(" failed", _why_failed)),
     EventKind.TRIAL_CANCEL: Reported("warn", _about_trial(" cancelled")),
     EventKind.ATTEMPT_SUBMIT: Reported("info", _attempt),
