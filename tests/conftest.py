@@ -1,7 +1,7 @@
 """What all tests share: databases of both kinds, migrated once and then copied, and a Hypothesis that leaves no chance.
 
 No test may fail because the machine is slow or the dice fell badly: Hypothesis draws the same examples every time and
-has no deadline, and whoever waits for a process waits for a condition, with a limit that only a fault can reach.
+has no deadline, and a test that waits for a process waits for a condition, with a limit that only a fault can reach.
 """
 
 import os

@@ -31,7 +31,7 @@ def served(state_dir: Path, *, s3_endpoint: str | None = None, **options) -> Ite
 
 @functools.cache
 def session() -> boto3.session.Session:
-    """One that knows nothing of whoever runs the tests: no profile, no files."""
+    """A session without the profile and the files of the user who runs the tests."""
     nowhere = (None, None, os.devnull, None)
     variables = {"profile": (None, None, None, None), "config_file": nowhere, "credentials_file": nowhere}
     return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=variables))

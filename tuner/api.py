@@ -1,6 +1,6 @@
 """The Python API: launch, resume and load studies, and look at them as pandas frames.
 
-Rules: a `Study` holds a name and an address and reads the store anew each time, so it may be kept in a notebook while
+Rules: a `Study` holds a name and an address and reads the store again each time, so it may be kept in a notebook while
 the study runs. Amounts are dollars, times aware and in UTC; what is not known is missing (None, NaN, NaT). pandas is
 loaded when the first frame is asked for.
 """
@@ -153,7 +153,7 @@ class Study:
 
     @property
     def optuna(self) -> "optuna.Study":
-        """The study as Optuna sees it, for its plots and importances; made anew at each access, to be read only."""
+        """The study as Optuna sees it, for its plots and importances; made again at each access, and read only."""
         from tuner.search.recorded import earlier_rows, view_rows  # noqa: PLC0415 - Optuna is slow to import
 
         with self._opened() as (store, found):

@@ -123,7 +123,7 @@ def _quick_session() -> botocore.session.Session:
 
 
 class _Jobs(LocalSageMaker):
-    """The local service, but for what a test refuses."""
+    """The local service, except for the calls that a test refuses."""
 
     def __init__(self, account: Account) -> None:
         super().__init__(account.state_dir, region=REGION)
@@ -149,7 +149,7 @@ class _Jobs(LocalSageMaker):
 
 
 def _answer(account: Account, sent: dict[str, Any]) -> AWSResponse | None:
-    """Answer instead of moto: what a test refuses, quotas, no prices. None: whoever is next."""
+    """Answer instead of moto: what a test refuses, quotas, no prices. None: moto or the local service answers."""
     operation = sent["event_name"].rpartition(".")[2]
     account.calls.append(operation)
     if operation == "HeadBucket":

@@ -1,4 +1,4 @@
-"""An AWS account on this machine, empty but for what most studies need."""
+"""An AWS account on this machine, with nothing except what most studies need."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -64,7 +64,7 @@ def test_attempts_and_restarts_come_in_order(account: Account, group: Group) -> 
     group.stream("k-00001-002", 1, 300, ["fifth"], at_s=500)
     group.stream("k-00001-001", 1, 200, ["third", "fourth"], at_s=100)
     group.stream("k-00001-001", 1, 100, ["first", "second"])
-    group.stream("k-00001-0011", 1, 100, ["another job's, whose name begins alike"])
+    group.stream("k-00001-0011", 1, 100, ["another job's, whose name begins in the same way"])
     assert text(logs(account, ["k-00001-001", "k-00001-002"])) == "first\nsecond\nthird\nfourth\nfifth\n"
 
 

@@ -278,7 +278,7 @@ def test_without_a_root_the_default_bucket_has_to_be_there(account: Account, tmp
 
 
 def test_a_default_bucket_has_to_be_the_accounts_own(account: Account, tmp_path: Path) -> None:
-    """Its name can be guessed: whoever made it first, and opened it, would give jobs their code."""
+    """Its name can be guessed: a stranger who made it first, and opened it, would give jobs their code."""
     default = f"sagemaker-us-east-1-{ACCOUNT}"
     boto3.client("s3").create_bucket(Bucket=default)
     for root in (f"checkpoints: {{root: s3://{default}/tuner/}}\n", "", None):

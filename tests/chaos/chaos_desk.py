@@ -63,7 +63,7 @@ class ChaosDesk(Desk):
         assert self.engine.returncode == 0, err
 
     def hears(self, text: str) -> bool:
-        """Whether this engine has said that; `end_engine` and whoever reads its errors get the rest."""
+        """Whether this engine has printed that text; `end_engine` and readers of its errors get the rest."""
         assert self.engine is not None
         assert self.engine.stderr is not None
         os.set_blocking(self.engine.stderr.fileno(), False)
@@ -226,7 +226,7 @@ def command_line(pid: int) -> str:
 
 
 def destroy(desk: ChaosDesk, kills: int, chance: random.Random) -> dict[str, int]:
-    """Kill so many processes, engines and supervisors alike, and tear a checkpoint now and then."""
+    """Kill `kills` processes, engines as well as supervisors, and tear a checkpoint now and then."""
     counts = {"engine": 0, "supervisor": 0, "pool": 0, "torn": 0}
     while counts["engine"] + counts["supervisor"] < kills:
         if desk.engine_ended:

@@ -1,4 +1,4 @@
-"""A team on one database: whoever spends or destroys in another's study is asked first."""
+"""A team on one database: a user who spends money or deletes in another's study is asked first."""
 
 from pathlib import Path
 

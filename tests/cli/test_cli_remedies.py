@@ -77,7 +77,7 @@ def texts(tree: ast.AST) -> Iterator[str]:
 
 
 def test_no_text_holds_a_command_in_words() -> None:
-    """Such a command would lose the options of the call. A verb that is named alone in backticks is none."""
+    """Such a command would lose the options of the call. A verb alone in backticks is not a command."""
     command = re.compile(rf"\btuner (?:{'|'.join(VERBS)})\b(?!`)")
     found = [(path, text) for path in SOURCES for text in texts(ast.parse(path.read_text())) if command.search(text)]
     assert found == []

@@ -52,7 +52,7 @@ class World(ABC):
 
     @abstractmethod
     def lose_capacity(self, for_s: float) -> None:
-        """All spot capacity is taken now, and is back after so many seconds."""
+        """All spot capacity is taken now, and is back after `for_s` seconds."""
 
     @abstractmethod
     def entrypoint(self, work: str) -> tuple[str, ...]: ...
@@ -137,7 +137,7 @@ def assert_never_started(seen: Observation) -> None:
 
 
 def assert_continues(before: Observation, after: Observation) -> None:
-    """A row once shown never changes but for its end and its message."""
+    """A row once shown changes only its end and its message."""
 
     def fixed(rows: tuple[HistoryRow, ...]) -> list[tuple[str, datetime]]:
         return [(row.status, row.started_at) for row in rows]

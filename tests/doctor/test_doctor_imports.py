@@ -41,9 +41,7 @@ def missing(folder: Path, script: str, level: str = "error") -> list[str]:
 def test_what_the_script_imports_has_to_be_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: list[str]
 ) -> None:
-    monkeypatch.chdir(
-        tmp_path
-    )  # the state directory would be made here, and whoever runs the tests may not write there
+    monkeypatch.chdir(tmp_path)  # the state directory would be made here: the checkout may be read-only
     assert missing(tmp_path, script) == [f"train.py imports {name}, which is not installed here" for name in told]
 
 

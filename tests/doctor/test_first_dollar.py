@@ -412,7 +412,7 @@ def test_the_study_s_own_members_go_with_it(cloud, tmp_path):
 
 
 def test_what_only_the_study_s_own_machines_may_be_told_is_no_hindrance(cloud, tmp_path):
-    """How long a job may be pending is for accelerated instances; ours is none."""
+    """How long a job may be pending is for accelerated instances; ours is not accelerated."""
     members = f"role: {ROLE}, request: {{StoppingCondition: {{MaxPendingTimeInSeconds: 7200}}}}"
     file = study_file(tmp_path, ("[ml.m5.large]", "[ml.g5.xlarge]"), (f"role: {ROLE}", members))
     found = prepare.prepare(smallest(load(file)), cloud.aws(), None, SystemClock().now())

@@ -17,7 +17,7 @@ from tuner.spec.workload import specimen
 
 ACCOUNT = "123456789012"
 ME = Identity(account=ACCOUNT, arn=f"arn:aws:iam::{ACCOUNT}:user/team/ann")
-# IAM calls a service as boto3 does, but for these.
+# IAM's names of services, where they differ from boto3's.
 SERVICE_IN_IAM = {"service-quotas": "servicequotas"}
 # Operations whose right has another name.
 ACTIONS = {
@@ -219,7 +219,7 @@ KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
     ],
 )
 def test_a_key_is_an_arn_however_it_is_written(study, written, resource, alias):
-    """IAM refuses a policy with a resource that is none; an alias in an ARN would not mean the key behind it."""
+    """IAM refuses a policy with a resource that is no ARN; an alias in an ARN would not mean the key behind it."""
     spec = replace(study, sagemaker=replace(study.sagemaker, kms_key=written))
     me = Identity(account=ACCOUNT, arn=f"arn:aws-cn:iam::{ACCOUNT}:user/ann")
     for policy in documents(place(spec, me, "eu-west-1")).values():

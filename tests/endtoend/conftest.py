@@ -116,7 +116,7 @@ class Desk:
         return {str(prefix): point.step for prefix, point in points.items() if point is not None}
 
     def saved(self, step: int, trials: int) -> bool:
-        """Whether so many trials have come so far."""
+        """Whether that number of trials has reached the step."""
         return sum(newest >= step for newest in self.steps().values()) >= trials
 
     def take_capacity(self, down_s: float) -> None:

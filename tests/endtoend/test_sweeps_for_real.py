@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-PATIENCE_S = 240  # of whoever waits for a process: reached by a fault alone
+PATIENCE_S = 240  # the limit of a wait for a process; only a fault reaches it
 
 
 def all_is_well(desk, trials=6):

@@ -81,7 +81,7 @@ def test_a_dropped_spot_flag_stops_the_study_after_one_job(make_sweep):
     assert (line.level, job.name in str(line.text)) == ("error", True)
     assert "tuner resume sweep" in str(line.text)
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == str(engine.live.halted), "also whoever looks later learns why it stopped"
+    assert status["warnings"][0] == str(engine.live.halted), "a user who looks later learns why it stopped, too"
     # nobody failed, and at the poll after the job was made it was told to stop
     assert {trial.state for trial in sweep.trials()} == {TrialState.BACKING_OFF}
     assert not [trial for trial in sweep.trials() if "user" in trial.reason], "who asked for nothing is told so"
@@ -128,7 +128,7 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     assert engine.run(lambda: False) is StudyState.STOPPED
     states = Counter(trial.state for trial in sweep.trials())
     assert states[TrialState.SUCCEEDED] == 3, "those that ran went on to their end"
-    assert states[TrialState.FAILED] == 3, "three that were refused alike"
+    assert states[TrialState.FAILED] == 3, "three that were refused for the same reason"
     assert len(sweep.trials()) <= 6 + 2, "those that had been begun in the same tick; no other"
     (halted,) = events(sweep, "halted")
     (line,) = narrate([halted])
@@ -137,7 +137,7 @@ def test_jobs_refused_alike_end_the_asking_not_the_trials(make_sweep):
     assert "tuner resume sweep --retry-failed" in str(line.text)
     assert str(engine.live.halted) in str(line.text)
     status = status_view(sweep.store, sweep.store.study_by_id(sweep.study.id), sweep.clock.now())
-    assert status["warnings"][0] == str(engine.live.halted), "also whoever looks later learns why it stopped"
+    assert status["warnings"][0] == str(engine.live.halted), "a user who looks later learns why it stopped, too"
     assert sweep.engine().live.halted, "and the next process asks for nothing either"
 
     sweep.cloud.create = plain

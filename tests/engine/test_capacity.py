@@ -151,7 +151,7 @@ def test_an_attempt_is_not_given_to_another_type_while_its_job_may_exist(make_sw
 
 
 def test_a_dearer_type_is_not_taken_where_the_budget_has_no_room_for_it(make_sweep):
-    """The first type's price fits twice, the second's does not fit beside it."""
+    """The first type's price fits twice, the second's does not fit in addition."""
     sweep = make_sweep(
         changes=study(THIRD, FIRST, trials=2, parallel=2, budget={"usd": 0.7}),
         settings=SimulatorSettings(quotas={THIRD: 1}),
@@ -369,7 +369,7 @@ def test_who_trains_for_nothing_on_demand_fails(make_sweep):
 @pytest.mark.parametrize("per_run", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_trial_uses_no_more_than_its_max_run_whichever_way_the_service_counts(make_sweep, per_run, seed):
-    """It is interrupted every few minutes; nobody but us would end it where each run counts anew."""
+    """It is interrupted every few minutes; if the limit counts each run by itself, only the engine ends it."""
     changes = study(
         FIRST,
         trials=2,

@@ -1,4 +1,4 @@
-"""What `launch` calls "at most": it is not passed under the reading that stands beside it."""
+"""What `launch` calls "at most": it is not passed under the reading that is printed with it."""
 
 import re
 

@@ -85,7 +85,7 @@ class User:
         return self.does(change.request_cancel, "sweep", **options)
 
     def cron(self, cycles: int) -> list[list[tuple[str, StudyOutcome]]]:
-        """What so many cycles say."""
+        """The outcomes of that number of cycles."""
         told = []
         for _ in range(cycles):
             told.append(self.does(launch.resume_all_once, others_too=True))
@@ -259,7 +259,7 @@ def test_cycles_do_not_go_on_with_jobs_that_are_not_what_was_asked_for(user):
 
 
 def test_what_is_taken_up_is_recorded_as_running_before_it_has_a_job(user):
-    """Whoever dies right after leaves what the next cycle finds."""
+    """If the process dies right after, the next cycle finds the study."""
     someone = at_work(user, script=UNSAVED)
     someone.stop(now_=True)
     assert someone.study.state is StudyState.STOPPED
@@ -395,7 +395,7 @@ def test_a_cycle_that_does_not_end_is_no_well_driven_study(user):
     assert "has not ticked for" in problems(someone)[0]
 
 
-# --- whoever waits for an engine
+# --- waiting for another engine
 
 
 def held_elsewhere(someone: User) -> None:

@@ -52,7 +52,7 @@ def went_on(step):
 @pytest.mark.parametrize(
     ("proofs", "expected"),
     [
-        ([{}, OVER, OVER, OVER], 3),  # each wrote its files anew
+        ([{}, OVER, OVER, OVER], 3),  # each wrote its files again
         ([{}, OVER, OVER, went_on(4)], 0),  # in the end one of them was of use
         ([{}, OVER, {}, OVER], 1),  # of the third one nothing is known
         ([{}, went_on(5), went_on(5), went_on(5), went_on(5)], 0),  # the last one may have got on
@@ -92,7 +92,7 @@ def test_three_whole_runs_for_nothing_are_the_last(make_sweep, script):
 
 @pytest.mark.parametrize("manifests", [True, False])
 def test_a_script_that_starts_over_each_time_is_ended(make_sweep, manifests):
-    """Each run writes its files anew, and without manifests any file counts as newer."""
+    """Each run writes its files again, and without manifests any file counts as newer."""
     outages = [(1000.0 + 700 * n, 1020.0 + 700 * n) for n in range(40)]
     script = script_of(epochs=20, step_s=60.0, manifests=manifests, resumes=False)
     sweep = make_sweep(outages=outages, script=script, changes=ONE)
@@ -186,8 +186,8 @@ def test_nothing_is_promised_when_capacity_is_taken_and_what_was_lost_is_told(ma
     taken = next(index for index, line in enumerate(lines) if "capacity was taken" in line)
     assert lines[taken] == "capacity was taken from trial 0; its job waits for it"
     (lost_s,) = (run.lost_work_s for run in sweep.store.runs(sweep.study.id) if run.number == 1)
-    anew = f"trial 0 started from the beginning (attempt 1, run 2): no usable checkpoint was saved, {lost_s:.0f} s"
-    assert [line for line in lines if "from the beginning" in line] == ([] if every else [f"{anew} of work lost"])
+    line = f"trial 0 started from the beginning (attempt 1, run 2): no usable checkpoint was saved, {lost_s:.0f} s"
+    assert [text for text in lines if "from the beginning" in text] == ([] if every else [f"{line} of work lost"])
     assert broken(sweep) == []
 
 

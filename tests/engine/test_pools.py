@@ -191,10 +191,10 @@ def known_as(interruptions: int, up_h: float, waits: int, wait_min: float) -> Po
     )
 
 
-def test_the_order_of_the_study_file_decides_between_the_unknown_and_the_alike():
+def test_the_order_of_the_study_file_decides_between_pools_that_are_unknown_or_equal():
     assert placement.choose_pool([], policy(), snapshot(), on_demand=False) == A
-    alike = snapshot(stats={A: known_as(10, 100, 20, 10), B: known_as(8, 100, 20, 8)})
-    assert placement.choose_pool([], policy(), alike, on_demand=False) == A
+    equal = snapshot(stats={A: known_as(10, 100, 20, 10), B: known_as(8, 100, 20, 8)})
+    assert placement.choose_pool([], policy(), equal, on_demand=False) == A
 
 
 def test_a_pool_that_is_much_slower_loses_its_place_to_one_that_is_not_known():

@@ -89,7 +89,7 @@ def test_a_torn_newest_step_goes_and_the_newest_complete_one_stays(make_sweep, t
 
 
 def rewritten(objects, prefix, step=3):
-    """What a run leaves that is interrupted while it saves a step anew: the old manifest, other bytes, as many."""
+    """What a run leaves if interrupted while it saves a step again: the old manifest, other bytes, equal sizes."""
     objects.write(f"{prefix}step-{step:08d}/weights", bytes([7]) * 1000)
 
 
@@ -181,7 +181,7 @@ def test_nothing_but_checkpoints_of_own_trials_is_ever_deleted(make_sweep, tmp_p
     ],
 )
 def test_a_row_that_points_elsewhere_deletes_nothing(make_sweep, tmp_path, prefix):
-    """Whoever writes to the database can name any prefix."""
+    """A user who writes to the database can name any prefix."""
     sweep, objects = make_sweep(), DirectoryObjects(tmp_path / "s3")
     for uri in NEIGHBOURS:
         objects.write(uri.format(key=sweep.study.key), b"theirs")

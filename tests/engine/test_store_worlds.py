@@ -1,6 +1,6 @@
 """The engine on both kinds of database: what it decides is the same, and a server that breaks costs only time.
 
-SQLite's side of crashes stands in `test_crashes`; here PostgreSQL is put beside it, and then broken under the engine.
+SQLite's side of crashes stands in `test_crashes`; here PostgreSQL is compared with it, then broken under the engine.
 """
 
 from collections.abc import Callable

@@ -45,7 +45,7 @@ def line(**changes: object) -> bytes:
         pytest.param(line(step="1"), id="step as text"),
         pytest.param(b'{"step": 1, "at": 1, "metrics": {"loss": 1' + b"0" * 400 + b"}}\n", id="value beyond floats"),
         pytest.param(b'{"step": 1' + b"0" * 5000 + b', "at": 1, "metrics": {"loss": 1}}\n', id="5,000 digits"),
-        pytest.param(line(at=math.nan), id="time that is none"),
+        pytest.param(line(at=math.nan), id="not a time"),
         pytest.param(line(at=-1.0), id="time before times"),
         pytest.param(line(at=253402300799), id="year 9999, which overflows with a time zone"),
         pytest.param(line(at=None), id="no time"),

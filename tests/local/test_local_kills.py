@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("TUNER_TEST_KILLS", "30"))
 SEED = int(os.environ.get("TUNER_TEST_SEED", "1"))
 LONGEST_S = max(3.0, 0.15 * KILLS)
 JOBS = [f"job-{number:02d}" for number in range(20)]
-# What may follow what; written down here anew, not taken from the code.
+# The transitions that are allowed; written here a second time, not taken from the code.
 FOLLOWS = {
     "Starting": {"Downloading", "Stopping"},
     "Downloading": {"Training", "Interrupted", "Stopping", "Failed"},

@@ -1,4 +1,4 @@
-"""Two things that fall due at once, or are found late: what happened first counts, however slow whoever looks is."""
+"""Two things that fall due at once, or are found late: what happened first counts, however late the service looks."""
 
 import os
 import signal

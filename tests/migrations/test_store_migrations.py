@@ -96,7 +96,7 @@ def test_a_migration_that_fails_leaves_nothing(blank_url: str) -> None:
 
 
 def test_an_installed_package_carries_its_revisions(tmp_path: Path) -> None:
-    """As in the wheel: `migrations/` inside the package, and no source tree beside it."""
+    """As in the wheel: `migrations/` inside the package, and no source tree next to it."""
     shutil.copytree(ROOT / "tuner", tmp_path / "tuner", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "migrations", tmp_path / "tuner" / "_migrations")
     program = "from tuner.store import store; print(store.__file__, store.upgrade('sqlite:///new.db'))"

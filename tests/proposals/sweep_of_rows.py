@@ -168,7 +168,7 @@ class Sweep:
 
 
 def seen(proposer: Proposer) -> list[tuple]:
-    """All that a sampler or pruner can see of the trials, but for pickles: they contain uninitialised memory."""
+    """All that a sampler or pruner can see of the trials, except pickles, which contain uninitialised memory."""
     return [
         (
             t.number,

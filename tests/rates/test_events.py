@@ -148,7 +148,7 @@ def test_what_is_no_event_is_no_hint(body: str) -> None:
 
 
 def test_each_study_takes_its_own_and_leaves_the_others(aws: Aws, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also names that begin alike, and what no study knows."""
+    """Also with names that share a beginning, and with messages of no study."""
     monkeypatch.setattr(hints, "VISIBILITY_S", 1)  # so soon do the others see what one has left
     keys = ("mine", "mine2", "mine-abcdef", "theirs")  # the third one's study is named as the first one's key
     names = [job_name(key, n, 1) for key in keys for n in range(12)]

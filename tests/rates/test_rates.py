@@ -41,7 +41,7 @@ def calls(store: Store, clock: VirtualClock) -> SharedCalls:
 
 
 def spent(calls: SharedCalls, call: Call, tries: int) -> int:
-    """How many of so many calls could be made."""
+    """How many of the tried calls could be made."""
     done = 0
     for _ in range(tries):
         try:
@@ -156,7 +156,7 @@ class _Engines:
 
 
 def list_of(calls: SharedCalls, pages: int) -> bool:
-    """Whether a list of so many pages was complete."""
+    """Whether a list of that number of pages was complete."""
     try:
         for _ in range(pages):
             calls.page()

@@ -50,7 +50,7 @@ FINDINGS = {
         ["half of state.json it fails: ", "JSONDecodeError"],
     ),
     "pads its one file": (scripts.PADS_ITS_ONE_FILE, FIT, ["half of state.json made no difference"]),
-    "writes in place and begins anew": (
+    "writes in place and begins again": (
         scripts.WRITES_IN_PLACE_AND_BEGINS_ANEW,
         FIT | {"torn file": "failed"},
         ["half of state.json it starts over from zero", "rename"],

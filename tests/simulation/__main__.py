@@ -13,7 +13,7 @@ from tests.simulation.soak import Outcome, run
 from tests.simulation.world import new_store, postgres_stores
 from tuner.store.store import Store
 
-# One seed in so many is told twice: the second telling must be the first, to the last event.
+# One seed in this number runs twice: both runs must write the same events.
 TWICE_EVERY = 10
 
 

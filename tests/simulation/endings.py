@@ -1,6 +1,6 @@
 """What must hold once a story is over: everything has ended, and what is told of it is what happened.
 
-8 everything_ends; 6 runs_are_proven, against what the cloud itself did; 3 view_is_the_rows, built anew;
+8 everything_ends; 6 runs_are_proven, against what the cloud itself did; 3 view_is_the_rows, built again;
 values_are_true; rest_for_budget_is_due; and `store_check`, which is what `tuner status --check` asks.
 """
 
@@ -104,7 +104,7 @@ def _values_are_true(soak: "Soak", trials: list[Trial]) -> Iterator[str]:
 def _rest_for_budget_is_due(soak: "Soak", study: Study) -> Iterator[str]:
     """What is left over when a study rests for lack of budget pays for no trial that waits, nor for a new one.
 
-    Whatever type it would go to, but for those of which the account allows none.
+    This holds for every type of which the account allows an instance.
     """
     spec, attempts = parsed(study.spec), soak.store.attempts(study.id)
     if live := [attempt.job_name for attempt in attempts if attempt.live]:
@@ -141,4 +141,4 @@ def _rebuilt_view_is_the_rows(soak: "Soak") -> Iterator[str]:
         for each in (fresh.study, process.engine.live.proposer.study)
     ]
     if shown[0] != shown[1] and not process.died:
-        yield "the view in memory differs from one built anew"
+        yield "the view in memory differs from one built from the rows"

@@ -4,7 +4,7 @@
 view_is_the_rows; 4 submission_keeps_the_limits, spend_and_reservations_fit,
 reservation_covers, quota_is_kept, on_demand_is_allowed, max_run_is_kept, spend_keeps_the_budget; 5 ledger_is_the_bill;
 6 one_prefix_per_trial, and in `endings` runs_are_proven; 7 time_runs_forward; 8 in `endings` everything_ends;
-9 same_seed_same_events, in `__main__`. Beside them: interruptions_are_levels, one_writer, guarded (in `world`),
+9 same_seed_same_events, in `__main__`. In addition: interruptions_are_levels, one_writer, guarded (in `world`),
 cancelling_stays, and what an engine must notice (in `noticed`).
 
 Rules: 1 to 7 after every tick in which something was written, at every death, and at the moment of each commit, create
@@ -48,7 +48,7 @@ parsed = cache(from_json)
 
 @cache
 def printed(recorded: str, trials: int, further_jobs: int, *, per_run: bool) -> int:
-    """What `launch` calls "at most" where there is no budget, for so many trials and jobs beyond one of each."""
+    """What `launch` calls "at most" where there is no budget, for these trials and jobs beyond one a trial."""
     spec = replace(parsed(recorded), trials=trials)
     more = further_jobs * workload.ceiling(spec).further_job_microusd
     if per_run:
@@ -163,7 +163,7 @@ class Invariants:
             yield f"{[a.job_name for a in made]} make {bound} spent and reserved of {limit}"
 
     def _on_demand_is_allowed(self, made: Sequence[Attempt]) -> Iterator[str]:
-        """4: on demand from the first, or after so many losses, or after three runs for nothing; and then for good."""
+        """4: on demand at once, or after the allowed losses, or after three runs for nothing; and then for good."""
         soak, rules = self._soak, self._spec().capacity
         for attempt in made:
             earlier = soak.store.attempts(soak.study.id, trial=attempt.trial)[: attempt.number - 1]

@@ -268,13 +268,13 @@ def _with_rule(name, applies):
 
 
 def _believes_the_clock():
-    """Silence is what its clock says has passed since the last sign, whoever was away and however it was set."""
+    """Silence is the clock's time since the last sign, even if the engine was away or the clock was set."""
 
     def note_silence(trial, _policy, now, *, news):
         last = trial.silence
         sign = (len(trial.attempts), len(trial.runs), trial.checkpoint_step, trial.checkpoint_at)
-        anew = news or last.looked_at is None or sign != last.sign
-        passed_s = 0.0 if anew else last.lasted_s + (now - last.looked_at).total_seconds()
+        begins = news or last.looked_at is None or sign != last.sign
+        passed_s = 0.0 if begins else last.lasted_s + (now - last.looked_at).total_seconds()
         trial.silence = live_trial.Silence(now, sign, passed_s)
 
     return mock.patch.object(liveness, "note_silence", note_silence)
@@ -453,7 +453,7 @@ def find(mutation: Mutation, seeds: range) -> tuple[int, Outcome] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="give up on a mutation after so many")
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="give up on a mutation after this number of seeds")
     parser.add_argument("--only", default="", help="mutations whose description contains this")
     chosen = parser.parse_args()
     survivors = 0

@@ -4,7 +4,7 @@ steady_jobs_go_on, stall_is_noticed; no_progress_is_due, no_progress_is_noticed;
 trial_budget_is_kept, trial_budget_is_noticed.
 
 Rules: the truth is the cloud's own, by its own time. What is true at the end of a tick must be noticed at the next one:
-an engine may have been suspended in mid-tick. Who reads nothing, or was loaded anew, begins anew.
+an engine may have been suspended in mid-tick. An engine that reads nothing, or was loaded again, starts over.
 """
 
 from collections.abc import Iterator

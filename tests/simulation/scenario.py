@@ -33,7 +33,7 @@ _GRID = {
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A misfortune of the menu, so many seconds after the launch; `draw` seeds what it chooses."""
+    """A misfortune of the menu, `at_s` seconds after the launch; `draw` seeds what it chooses."""
 
     at_s: float
     kind: str
@@ -134,7 +134,7 @@ def _outages(rng: random.Random, safety_s: float) -> tuple[str | None, tuple[Out
 
 
 def _storm(rng: random.Random, safety_s: float) -> tuple[Outage, ...]:
-    """Capacity that is taken every few minutes: whoever does not save gets nowhere."""
+    """Capacity that is taken every few minutes: a script that does not save gets nowhere."""
     drawn = exponential_outages(rng.getrandbits(32), mean_s=rng.uniform(120, 240), down_s=rng.uniform(10, 40))
     return tuple(_until(drawn, safety_s))
 

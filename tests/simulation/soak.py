@@ -34,7 +34,7 @@ from tuner.spec.sections import parse
 from tuner.spec.study_file import SpecError, StudySpec, apply_set, to_json
 from tuner.store.store import LeaseHeld, LeaseLost, Store, StoreUnreachable
 
-# The liveness phase: all of it takes at most this long in virtual time, and so many ticks.
+# The liveness phase takes at most this long in virtual time, and at most this number of ticks.
 _CALM_DAYS = 20
 _TICKS_MAX = 6000
 _RESTS_MAX = 6

@@ -73,7 +73,7 @@ SCRIPTS = (
     _does("a failure file of its own", "open(os.environ['SM_OUTPUT_DIR'] + '/failure', 'w').write('me'); sys.exit(4)"),
     _does("a child process", "sys.exit(subprocess.run([sys.executable, '-c', 'import sys; sys.exit(9)']).returncode)"),
     _does("much output", "print('x' * 5_000_000); print('end')"),
-    Script("a module beside it", {"train.py": "import beside\n" + LOOK, "beside.py": "value = 1\n"}),
+    Script("a module next to it", {"train.py": "import beside\n" + LOOK, "beside.py": "value = 1\n"}),
     Script("in a folder", {"deep/train.py": LOOK}, {"epochs": "3"}, "deep/train.py"),
     Script("a shell script", {"train.sh": '#!/bin/sh\npython3 a.py "$@"\n', "a.py": LOOK}, {"a": "x y"}, "train.sh"),
     Script("a shell script that fails", {"train.sh": "#!/bin/sh\nexit 12\n"}, {}, "train.sh"),

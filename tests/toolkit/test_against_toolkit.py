@@ -1,4 +1,4 @@
-"""The bootstrap against SageMaker's own entrypoint, script by script: alike, or different for a reason given here."""
+"""The bootstrap against SageMaker's own entrypoint, script by script: equal, or different for a reason given here."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ LAYOUT = "the toolkit's own view of itself; what scripts read of it is compared 
 # What depends on the machine, not on the entrypoint.
 MACHINE = {"num_cpus", "num_gpus", "SM_NUM_CPUS", "SM_NUM_GPUS"}
 
-# By script, what differs and why. Everything that is not named here is alike.
+# By script, what differs and why. Everything that is not named here is equal.
 DIFFERENCES: dict[str, dict[str, str]] = {
     "no hyperparameter": {
         **dict.fromkeys(

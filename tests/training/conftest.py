@@ -19,7 +19,7 @@ def container(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on, nor is given before it is used: below those of whoever asks for any.
+    """A port that nobody listens on, and that the system gives to nobody: it is below the ephemeral ports.
 
     Other workers begin their search elsewhere.
     """

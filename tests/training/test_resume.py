@@ -92,7 +92,7 @@ def interrupted(container: Container, rng: random.Random) -> int:
 
 @pytest.mark.parametrize(("seed", "keep_s"), [(1, "600"), (2, "0.2")])
 def test_digits_resumes_bit_for_bit(container: Container, seed: int, keep_s: str) -> None:
-    """Whether old checkpoints are kept for long, or for less than an upload takes: then a run may begin anew."""
+    """Whether old checkpoints are kept for long, or for less than an upload takes: then a run may start over."""
     shutil.copytree(STUDIES / "digits", container.source, dirs_exist_ok=True)
     container.hyperparameters = {"hidden": "16", "layers": "1", "epochs": "6", "activation": "tanh"}
     container.environment = {"TUNER_KEEP_S": keep_s}

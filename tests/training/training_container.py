@@ -93,7 +93,7 @@ class Container:
             time.sleep(0.005)
 
     def sync(self, rng: random.Random, most: int | None = None) -> None:
-        """What the agent does in one round: whole files, any order, deletions too; at most so many files."""
+        """What the agent does in one round: whole files, any order, deletions too; at most `most` files."""
         local, remote = _files(self.checkpoints), _files(self.store)
         changes = [name for name, stamp in local.items() if remote.get(name) != stamp] + sorted(
             remote.keys() - local.keys()

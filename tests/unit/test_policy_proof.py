@@ -113,7 +113,7 @@ def test_a_first_run_from_a_copied_checkpoint_is_believed_only_beyond_its_step(f
 
 
 def test_a_run_that_begins_before_the_newest_checkpoint_did_not_resume_from_it():
-    """A script that takes its best checkpoint: step 2, with step 19 beside it."""
+    """A script that takes its best checkpoint: step 2, although step 19 is there, too."""
     runs = [run(1, 0, 40), run(2, 100)]
     records = by_run(record("a", 1), record("b", 101, resume=19, saved=28.5, own=38))
     told = {(1, "a"): steps(1, 19, 10), (1, "b"): steps(3, 9, 110)}

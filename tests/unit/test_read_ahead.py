@@ -25,7 +25,7 @@ class Lines:
         self.away: set[str] = set()
 
     def expect(self, prefixes: object) -> None:
-        raise AssertionError("reads are begun by whoever reads ahead")
+        raise AssertionError("only `ReadAhead` begins reads")
 
     def read(self, prefix: str) -> ProgressReport:
         self.looks[prefix] += 1

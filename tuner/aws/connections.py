@@ -3,11 +3,12 @@
 It exists so that profile, region, retries and time-outs are chosen in one place, and so that everything beside the job
 service and S3 (which have error families of their own) answers with one error that tells what its caller must decide.
 
-Rules: boto3 is imported when the first client is made. A client makes one attempt per call: whoever calls has a clock
-and a budget of calls, and a hidden retry would spend both. A `patient` one tries again by itself: for verbs that are
-their own caller and whose calls may be repeated, such as copying a hundred objects. Endpoints are botocore's affair
-(AWS_ENDPOINT_URL_*), so that a study can be run against a service on this machine. Credentials that a service refused
-are read anew before the next call: who renews them need not restart a running engine. Nothing of them is kept or shown.
+Rules: boto3 is imported when the first client is made. A client makes one attempt per call, because its caller has a
+clock and a budget of calls, and a hidden retry would spend both. A `patient` client retries by itself. It is for
+verbs without a retrying caller whose calls may be repeated, such as copying a hundred objects. botocore chooses the
+endpoints (AWS_ENDPOINT_URL_*), so that a study can run against a service on this machine. Refused credentials
+are read again before the next call, so that a running engine need not restart after they were renewed. Credentials
+are never stored or shown.
 """
 
 import logging
@@ -141,7 +142,7 @@ class Aws:
         return _LastingClient(self, service, patient=patient)
 
     def doubt(self) -> None:
-        """The credentials were refused: read them anew before the next call."""
+        """The credentials were refused: read them again before the next call."""
         self._refused = True
 
     @property
@@ -166,7 +167,7 @@ class Aws:
 
 
 class _LastingClient:
-    """Looks its client up at each call, so that renewed credentials reach whoever was given it long ago."""
+    """Looks its client up at each call, so that an object that was made long ago uses renewed credentials."""
 
     def __init__(self, aws: Aws, service: str, *, patient: bool) -> None:
         self._aws = aws

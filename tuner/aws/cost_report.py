@@ -5,7 +5,7 @@ it on an account. It asks no service: the store and the files are enough.
 
 Rules: reports are read as they stream, column names old and new (`lineItem/ResourceId`, `line_item_resource_id`); of a
 report nothing is kept but the sums of this study's jobs. Only compute is compared: storage, tax, discounts and the
-negation of savings plans are shown beside it. What the report cannot know yet is "not billed yet", not a difference.
+negation of savings plans are shown separately. What the report cannot know yet is "not billed yet", not a difference.
 Files of one delivery may overlap: a line is counted once, wherever its id and its interval come again; of reports
 without ids, one that was given before is refused. Another delivery of the same month gives its lines other ids (AWS:
 "can't be used to identify the same line item across different reports"), which nothing tells from a job whose hour is
@@ -70,7 +70,7 @@ class Report:
     jobs: Mapping[str, Billed]  # by ARN
     lines: int
     repeated: int  # lines of this study's jobs that came more than once, and were counted once
-    other_ids: int  # lines of this study's jobs like one of another file, but for the id: counted
+    other_ids: int  # lines of this study's jobs that differ from one of another file in the id only: counted
     starts_at: datetime
     ends_at: datetime
     final: bool

@@ -92,7 +92,7 @@ def storage(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
 
 
 def try_storage(objects: Objects, uri: str) -> Iterator[Finding]:
-    """Whether whoever launches may do there what bundles and checkpoints need."""
+    """Check that the caller may read, write and delete there, as bundles and checkpoints need."""
     written = uri.encode()
     try:
         try:

@@ -1,7 +1,7 @@
 """The rule and the queue that bring SageMaker's events to engines: as a template to deploy, or made and removed here.
 
-It exists so that whoever may not create queues can hand a template to somebody who may, and whoever may needs one
-command. Both make the same: one rule and one queue for an account in a region, for all its studies.
+A user without the right to create queues hands the template to somebody who has it; a user with the right needs one
+command. Both ways make the same: one rule and one queue for an account in a region, for all its studies.
 
 Rules: the queue takes messages from that rule alone, is encrypted, and forgets within minutes, since late hints are
 worth nothing. Making is repeatable, and so is removing. The queue is recorded in the store only once it is there, and

@@ -29,7 +29,7 @@ SOURCE = "doctor --first-dollar"
 # What one job cannot show, and why.
 BEYOND = (
     "whether a script is told when spot capacity is reclaimed: unless it happened to this job",
-    "whether MaxRuntimeInSeconds starts anew after an interruption: it would take hours of a job",
+    "whether MaxRuntimeInSeconds starts again after an interruption: it would take hours of a job",
     "whether TrainingTimeInSeconds counts the gap between two runs: unless this job was interrupted",
     "how far Search lags: it is not used",
 )

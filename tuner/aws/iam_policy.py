@@ -1,4 +1,4 @@
-"""The least rights that work: an IAM policy for whoever runs `tuner`, and one for the role that jobs run with.
+"""The least rights that work: an IAM policy for the user of `tuner`, and one for the role that jobs run with.
 
 It exists because the alternative is AmazonSageMakerFullAccess. The caller's statements are kept beside the API calls
 that need them, and a test demands that these are exactly the calls that the code can make. The role's are what the
@@ -327,7 +327,7 @@ def _of_study(spec: StudySpec) -> PolicyScope:
 
 
 def _address(uri: str) -> str:
-    """Bucket and key: a bucket alone ends in a slash, else others whose names begin alike would be meant, too."""
+    """Bucket and key: a bucket alone ends in a slash, else the policy would cover buckets with longer names, too."""
     address = uri.removeprefix("s3://")
     return address if "/" in address else f"{address}/"
 

@@ -120,7 +120,7 @@ class CloudLogs:
         found: list[_Line] = []
         for position, name in enumerate(reversed(names)):
             streams = self._streams(name)
-            if position > 1 and len(found) >= count:  # whoever follows does not look at it any more
+            if position > 1 and len(found) >= count:  # following does not read it any more
                 break
             wanted = 0 if position and len(found) >= count else count
             for host in _hosts(streams):
@@ -135,11 +135,11 @@ class CloudLogs:
                 self._closed.add(stream.name)
                 if len(found) >= count:
                     continue
-            found = [*self._last(stream, count - len(found)), *found]  # also none: whoever follows goes on from there
+            found = [*self._last(stream, count - len(found)), *found]  # also for 0 lines: following goes on from there
         return found
 
     def _last(self, stream: _Stream, count: int) -> list[_Line]:
-        """Up to so many lines from the end of a stream; it is read on from there."""
+        """Read up to `count` lines from the end of a stream; following goes on from there."""
         found: list[_Line] = []
         token: str | None = None
         while True:

@@ -196,7 +196,7 @@ class CloudMetrics:
         return all(covered is not None and covered >= ended_at for covered in looks)
 
     def _last_values(self, view: _TrialView, attempt: Attempt) -> Iterator[MetricPoint]:
-        """Read once; later where the service does not answer now, which whoever observes jobs says."""
+        """Read the final values once, or later if the service does not answer (the observer of jobs reports that)."""
         try:
             found = {} if attempt.arn is None else self._jobs.describe(attempt.job_name).final_metrics
         except JobNotFound:

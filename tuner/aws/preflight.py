@@ -73,7 +73,7 @@ def credentials_remedy(error: AwsError) -> str:
     if error.is_about_credentials:
         return "log in (aws sso login, aws configure), or name a profile that works: sagemaker.profile or AWS_PROFILE"
     if error.is_about_rights:
-        return "grant the right to whoever launches"
+        return "grant the right to the user who launches"
     return "see that this machine reaches AWS, and that AWS_REGION and AWS_ENDPOINT_URL say what you mean"
 
 
@@ -213,7 +213,7 @@ class _Use:
 
     key: str
     named: bool = True  # by the user, not by us
-    role_only: bool = False  # the jobs' role reads or writes there, and whoever launches need not be able to
+    role_only: bool = False  # only the jobs' role reads or writes there, not the user who launches
 
 
 def buckets(aws: Aws, spec: StudySpec) -> Iterator[Finding]:

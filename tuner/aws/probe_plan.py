@@ -40,8 +40,8 @@ _LETTERS = "bcdfghjklmnpqrstvwxz"
 _SCRIPT = "first_dollar_probe.py"
 # A framework's image for these is another than the one for CPUs.
 _ACCELERATED = ("ml.p", "ml.g", "ml.trn", "ml.inf")
-# Of `sagemaker.request`: what is about other machines than ours, some of them billed beside it (of the limits that one
-# is for accelerated instances alone); and what would leave a version of a model that is none.
+# Members of `sagemaker.request` that the probe leaves out. Some are about other machines, which may be billed
+# separately; one limit is for accelerated instances only; and one would register a version of a model without use.
 _NOT_OURS = (
     "ResourceConfig", "StoppingCondition", "DebugRuleConfigurations", "ProfilerRuleConfigurations",
     "ModelPackageConfig",

@@ -8,8 +8,8 @@ with the next one; a call that nobody foresaw takes one of its own. Where severa
 than its part. Describing what can wait leaves some calls for finding out about a job that a create met. Lists cost a
 call a page, are begun only when the pages of the last one are there, and take half of their bucket's rate at most:
 others of the account list, too. Pages of one list keep the distance of that rate: a list that is refused in the middle
-is begun anew, and AWS need not allow the burst that our buckets hold. But for that, a call that is not there is
-`OutOfCalls`, at once: only `RetryingJobService` ever waits.
+is begun again, and AWS need not allow the burst that our buckets hold. Otherwise a call without a token raises
+`OutOfCalls` at once: only `RetryingJobService` ever waits.
 """
 
 import os

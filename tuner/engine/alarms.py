@@ -45,8 +45,8 @@ def compare(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial, seen: Observati
         return
     halted = stored(
         f"job {attempt.job_name} is not what was asked for: {'; '.join(lines)}. The study and its jobs are stopped, "
-        f"since the next would come out alike: look for what changes requests on their way (the versions of boto3 and "
-        f"botocore, a proxy)",
+        f"since the next would differ in the same way: look for what changes requests on their way (the versions of "
+        f"boto3 and botocore, a proxy)",
         Command("resume", unit.study.name),
     )
     live.halted = from_stored(halted)
@@ -65,7 +65,7 @@ def rejected(live: LiveStudy, unit: UnitOfWork, job: str, reason: str) -> None:
     halt(
         live,
         unit,
-        f"{REJECTED_ALIKE} jobs in a row were refused alike, the last one so: {reason}",
+        f"{REJECTED_ALIKE} jobs in a row were refused for the same reason, the last one so: {reason}",
         "--retry-failed",
     )
 

@@ -320,7 +320,7 @@ def upload_bundle(spec: StudySpec, objects: "Objects") -> str:
 
 
 def _metrics(spec: StudySpec) -> list[str]:
-    """What is looked for in CloudWatch: the objectives, and what the study file names beside them."""
+    """Names of the metrics to read from CloudWatch: the objectives, and further ones that the study file names."""
     names = [objective.metric for objective in spec.objectives] + [metric.name for metric in spec.training.metrics]
     return [name for name in dict.fromkeys(names) if name != COST_METRIC]
 

@@ -36,7 +36,7 @@ _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 def doctor(file: Path | None, store_url: str, clock: Clock) -> list[Finding]:
-    """Look at everything; nothing is created, but for one small object in S3 that is deleted again."""
+    """Check everything; nothing is created except one small object in S3, which is deleted again."""
     spec, of_file = (None, []) if file is None else _study_file(file)
     found = [*_python(), *_store(store_url)]
     if spec is None or spec.backend == "local":
@@ -68,7 +68,7 @@ def known(file: Path, store_url: str) -> list[Fact]:
 
 
 def policies(file: Path | None) -> dict[str, Json]:
-    """The IAM policies of a study, or with words to fill in. Raises UserError for a file that is none of AWS."""
+    """The IAM policies of a study, or with words to fill in. Raises UserError if the study does not run on AWS."""
     if file is None:
         return iam_policy.documents(iam_policy.place(None, None, None))
     with operating_errors():
@@ -131,7 +131,7 @@ def _state_directory() -> Iterator[Finding]:
 
 def _mounts() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
-        inside = Path(folder) / "ml"  # what has to be made for the mount lies beside it
+        inside = Path(folder) / "ml"  # files that the mount needs are made next to this folder
         inside.mkdir()
         isolation = find_isolation(inside)
     if isolation.is_private:

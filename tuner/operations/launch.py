@@ -5,7 +5,7 @@ and decides nothing about trials. The other verbs have modules of their own: `ch
 
 Rules: nothing is written before everything that can be checked was checked. `plan` asks nobody but this machine;
 `prepare` asks AWS, where a study runs there, and a launch needs what it found. An amount is called "at most" only where
-it cannot be passed under the reading that stands beside it: what the engine reserves, on the dearest type listed.
+it cannot be passed under the reading that is printed with it: what the engine reserves, on the dearest type listed.
 """
 
 import os
@@ -284,7 +284,7 @@ def _expects_cycles(study: Study, store: Store) -> bool:
     """Whether a cycle has something to do; what the user brought to rest waits for the user.
 
     A study that rests for a limit, or is finished, is taken up once for each `set` since then: the engine says whether
-    that was enough, and the rest that it records anew ends the search.
+    that was enough, and if it comes to rest again, the record of that ends the search.
     """
     if study.state.active or study.state is StudyState.CANCELLED:
         return study.state.active

@@ -349,5 +349,5 @@ def _begin(connection: sa.Connection) -> None:
 
 def near(name: str, known: list[str]) -> str:
     """A hint for an unknown name: the most similar names, or the first five."""
-    alike = get_close_matches(name, known) or sorted(known)[:5]
-    return f"; there are: {', '.join(alike)}" if alike else "; the store has none yet"
+    similar = get_close_matches(name, known) or sorted(known)[:5]
+    return f"; there are: {', '.join(similar)}" if similar else "; the store has none yet"
