@@ -84,11 +84,11 @@ def planned(account, folder, seed=1):
     return plan(found.spec, found.rates, random.Random(seed))
 
 
-def run(account, folder, store, say=lambda _: None, **changes):
+def run(account, folder, store, report=lambda _: None, **changes):
     """Facts by name, of a job that went well; `changes` as of `Changed`."""
     asked = planned(account, folder)
     place = Changed(account.backends, **changes).on_aws(asked.spec)
-    outcome = first_dollar.run(asked, place, store, SystemClock(), say=say, pace=PACE)
+    outcome = first_dollar.run(asked, place, store, SystemClock(), report=report, pace=PACE)
     assert outcome.fault is None
     assert {fact.scope for fact in outcome.facts} == {SCOPE}
     return {fact.name: fact.value for fact in outcome.facts}
@@ -157,11 +157,11 @@ def test_the_switches_of_the_local_service_turn_its_answers(cloud, tmp_path, sto
         files = (cloud.state_dir / "jobs").rglob("beat-*.json")
         return [at for path in files if (at := path.stat().st_mtime) < clock.now().timestamp() - 1]
 
-    def say(line):
+    def report(line):
         while line.endswith(": Training") and not written():
             clock.wait(clock.now() + timedelta(seconds=0.05))
 
-    facts = run(cloud, tmp_path, store, say)
+    facts = run(cloud, tmp_path, store, report)
     assert facts["probe.stop_again"] != "accepted"
     assert facts["probe.sync_delay_s"]["max"] > 0.5
 
@@ -174,11 +174,11 @@ def test_a_look_that_comes_late_loses_nothing(cloud, tmp_path, store):
     held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
     clock = SystemClock()
 
-    def say(line):
+    def report(line):
         while line.endswith("created") and len(list(probe_watch.beats(asked, place.objects()))) < PACE.beats:
             clock.wait(clock.now() + timedelta(seconds=0.05))
 
-    outcome = first_dollar.run(asked, held, store, clock, say=say, pace=PACE)
+    outcome = first_dollar.run(asked, held, store, clock, report=report, pace=PACE)
     facts = {fact.name: fact.value for fact in outcome.facts}
     assert facts["probe.sigterm"].items() >= {"received": True, "synced": True, "in_model": True}.items()
     assert facts["probe.billable_mid_run"] is False
@@ -253,7 +253,7 @@ def test_it_records_which_events_came_how_much_later(cloud, tmp_path, store, que
             detail = {"TrainingJobName": name, "TrainingJobStatus": status, "SecondaryStatus": secondary}
             put(cloud.aws(), entry(name, Detail=json.dumps(detail)))
 
-    facts = run(cloud, tmp_path, store, say=tell)
+    facts = run(cloud, tmp_path, store, report=tell)
     told = facts["probe.events"]
     assert all(0 <= after_s < 60 for after_s in told["after_s"].values())
     assert "InProgress/Training" in told["missing"]
@@ -278,7 +278,7 @@ def test_without_a_queue_it_says_how_to_have_one(cloud, tmp_path, store, capsys)
 def test_a_queue_that_is_gone_is_said_once_and_the_rest_is_found(cloud, tmp_path, store, queue):
     cloud.aws().client("sqs").delete_queue(QueueUrl=queue)
     lines = []
-    facts = run(cloud, tmp_path, store, say=lines.append)
+    facts = run(cloud, tmp_path, store, report=lines.append)
     assert "probe.events" not in facts
     assert sum("which events come is not seen: " in line for line in lines) == 1
     assert "probe.sync_delay_s" in facts
@@ -443,7 +443,7 @@ def test_however_it_is_left_the_job_is_stopped(cloud, tmp_path, store):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first_dollar.run(asked, place, store, SystemClock(), say=interrupt, pace=PACE)
+        first_dollar.run(asked, place, store, SystemClock(), report=interrupt, pace=PACE)
     assert place.jobs().describe(asked.name).status.value in ("Stopping", "Stopped")
     assert store.facts(SCOPE) == []
 
@@ -452,7 +452,7 @@ def test_a_store_that_fails_after_the_job_costs_no_second_one(cloud, tmp_path, s
     asked = planned(cloud, tmp_path)
     cloud.refuse["ListServiceQuotas"] = ("AccessDenied", "no")
     place = cloud.backends.on_aws(asked.spec)
-    facts = first_dollar.run(asked, place, store, SystemClock(), say=lambda _: None, pace=PACE).facts
+    facts = first_dollar.run(asked, place, store, SystemClock(), report=lambda _: None, pace=PACE).facts
     assert "probe.rates" not in {fact.name for fact in facts}, "what was not answered is not recorded"
 
 
@@ -533,7 +533,7 @@ def refused(planned, place, store, **failures):
     held = SimpleNamespace(aws=place.aws, scope=place.scope, jobs=lambda: jobs, objects=place.objects)
     lines = []
     with pytest.raises((JobError, KeyboardInterrupt, AssertionError)):
-        first_dollar.run(planned, held, store, VirtualClock(at(0)), say=lines.append, pace=PACE)
+        first_dollar.run(planned, held, store, VirtualClock(at(0)), report=lines.append, pace=PACE)
     return jobs, lines
 
 

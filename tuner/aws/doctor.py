@@ -3,9 +3,9 @@
 It exists so that a first launch on an account works. `launch` asks what would keep every job from running; here also
 what would hurt later: a right that only `logs` needs, a role that may not write, a clock that drifts.
 
-Rules: the study is completed as `launch` does it (`prepare`), and what is examined is that one: what one of them would
-mind, the other does. For the rest as of `preflight`: one function a check, each finding with its remedy, what cannot be
-asked is said and stops nobody. One small object is written, below the study's own root, read and deleted again; nothing
+Rules: the study is completed as `launch` does it (`prepare`), and the completed study is examined, so that `doctor`
+and `launch` agree. As in `preflight`, each check is one function and each finding has its remedy; a question that
+cannot be asked is a warning. One small object is written, below the study's own root, read and deleted again; nothing
 else is changed.
 """
 

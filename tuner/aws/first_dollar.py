@@ -57,7 +57,7 @@ def run(
     store: FactStore,
     clock: Clock,
     *,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     pace: Pace | None = None,
 ) -> ProbeOutcome:
     """Run the job, watch it, record what was found. Raises JobError, AwsError, ObjectsError, UserError."""
@@ -65,7 +65,7 @@ def run(
     objects = place.objects()
     queue = hints.queue_of(store.facts(place.scope))
     try:
-        seen = watch(planned, place, objects, queue, clock, say, pace)
+        seen = watch(planned, place, objects, queue, clock, report, pace)
         found = dict(findings(planned, seen, objects))
     finally:
         with suppress(ObjectsError):  # a few kilobytes; what went wrong first is said

@@ -1,4 +1,4 @@
-"""What would keep a study's jobs from running on AWS, looked for before any is created.
+"""Find what would keep a study's jobs from running on AWS, before a job is created.
 
 It exists because each of these mistakes costs a user minutes to hours when SageMaker finds it: a role that it may not
 assume, a bucket in another region, a quota of zero. `launch` asks all of it before anything is written, `doctor` too.
@@ -117,7 +117,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 def role(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """It is there, in this account, and SageMaker may assume it. That there is none is said by who looks for one."""
+    """Check that the role exists in this account and that SageMaker may assume it. `prepare` reports a missing role."""
     named = spec.sagemaker.role
     if named is None:
         return
@@ -415,7 +415,7 @@ def _quota_finding(name: str, value: int | None, count: int, parallel: int) -> F
 
 
 def image(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """It is there, where that can be seen: in the account's own registry."""
+    """Check that the image exists, if it is in the account's own registry: others cannot be looked into."""
     uri = spec.training.image_uri
     if uri is None:
         if spec.training.framework is None and spec.training.algorithm is None:

@@ -141,7 +141,7 @@ def _image(spec: StudySpec, aws: Aws) -> str | None:
 
 
 def _refuse(found: Iterator[Finding] | list[Finding]) -> None:
-    """All that is wrong, in one line: who mends one thing at a time asks AWS each time."""
+    """All that is wrong, in one line, so that the user can mend everything before the next call to AWS."""
     errors = [_line(finding) for finding in found if finding.level == "error"]
     if errors:
         raise UserError("; ".join(errors), Exit.REFUSED)

@@ -1,7 +1,7 @@
 """What the one job of `doctor --first-dollar` showed, and whether a study would work here.
 
-Rules: what one job cannot show is said to be unknown, never guessed. An absent answer is null. A job that failed, never
-trained or saved nothing is a fault of the path that it was to prove, whatever facts it left.
+Rules: a fact that one job cannot show is reported as unknown, never guessed. An absent answer is null. If the job
+failed, never trained or saved nothing, the path that it had to prove has a fault, although some facts were found.
 """
 
 import io
@@ -59,8 +59,8 @@ def fault_of(planned: ProbePlan, seen: Seen, *, saved: bool) -> str | None:
     options = cli_options(planned.spec.region, planned.spec.sagemaker.profile)
     log = f"aws logs tail {LOG_GROUP} --since 1h --log-stream-name-prefix {planned.name}/ {options}"
     if last.status is JobStatus.FAILED:
-        said = " ".join(last.failure.split()) or "SageMaker gives no reason"
-        return f"{planned.name} failed: {said}; {_ADVICE[classify_failure(last.failure)]} (its log: {log})"
+        reason = " ".join(last.failure.split()) or "SageMaker gives no reason"
+        return f"{planned.name} failed: {reason}; {_ADVICE[classify_failure(last.failure)]} (its log: {log})"
     if not any(row.status == "Training" for row in last.history):
         return (
             f"{planned.name} never trained: it ended as {last.secondary}; if it waited for capacity, run it again later"
@@ -89,19 +89,19 @@ def _list_lag_s(seen: Seen) -> float | None:
 
 
 def _events(seen: Seen) -> Json:
-    """How much later than Describe an event told of each status; None where Describe never showed it.
+    """How much later an event showed each status than Describe; None where Describe never showed it.
 
-    `missing` are those that Describe showed and no event told of.
+    `missing` are those that Describe showed and no event did.
     """
-    if seen.told is None:
+    if seen.notified is None:
         return None
     shown = seen.described
     return {
         "after_s": {
             status: round((at - shown[status]).total_seconds(), 1) if status in shown else None
-            for status, at in seen.told.items()
+            for status, at in seen.notified.items()
         },
-        "missing": [status for status in shown if status not in seen.told],
+        "missing": [status for status in shown if status not in seen.notified],
     }
 
 

@@ -175,7 +175,7 @@ def probe_request(planned: ProbePlan, code_uri: str, pace: Pace) -> JobRequest:
 
 
 def _raw(request: Mapping[str, Json]) -> dict[str, Json]:
-    """What the study's jobs are told beside what we say: a private registry, for one, is not reached without."""
+    """The members of the study's own request that the probe needs too, such as those for a private registry."""
     kept = {name: value for name, value in request.items() if name not in _NOT_OURS}
     algorithm = kept.get("AlgorithmSpecification")
     if isinstance(algorithm, dict):  # the container is started by us, also where the study leaves it to its image

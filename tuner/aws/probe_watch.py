@@ -52,7 +52,7 @@ class Seen:
     # when each status was seen first, in which way
     described: dict[str, datetime] = field(default_factory=dict)
     listed: dict[str, datetime] = field(default_factory=dict)
-    told: dict[str, datetime] | None = None  # by events; None: nobody listened
+    notified: dict[str, datetime] | None = None  # by events; None: no queue was read
     may_exist: bool = False  # the job was asked for, and not refused
     trained: bool = False
     billable_mid_run: bool = False
@@ -68,44 +68,44 @@ def watch(  # noqa: PLR0917 - the parts of one run
     objects: Objects,
     queue: str | None,
     clock: Clock,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     pace: Pace,
 ) -> Seen:
-    jobs, seen = place.jobs(), Seen(told=None if queue is None else {})
+    jobs, seen = place.jobs(), Seen(notified=None if queue is None else {})
     request = probe_request(planned, upload_probe(planned, objects), pace)
     gives_up_at = clock.now() + timedelta(seconds=planned.max_wait_s + AFTER_S + 600)
     final_at: datetime | None = None
     try:  # from here on there may be a job, also where the answer to its creation was lost
         _create(jobs, request, seen)
-        say(f"{planned.name}: created")
+        report(f"{planned.name}: created")
         seen.name_taken = _name_taken(jobs, request)
         while clock.now() < gives_up_at:
-            _look(planned, jobs, clock, seen, say)
+            _look(planned, jobs, clock, seen, report)
             if queue is not None:
-                _listen(planned, place.aws, queue, clock, seen, say, pace)
+                _listen(planned, place.aws, queue, clock, seen, report, pace)
             last, now = seen.last, clock.now()
             if last is not None and last.status.final:
                 final_at = final_at or now
                 # the bill may come a moment after the end, the list and the event later still
-                heard = seen.told is None or status_of(last) in seen.told
-                settled = last.billable_s is not None and status_of(last) in seen.listed and heard
+                notified = seen.notified is None or status_of(last) in seen.notified
+                settled = last.billable_s is not None and status_of(last) in seen.listed and notified
                 if settled or (now - final_at).total_seconds() > pace.settle_s:
                     return seen
             elif seen.stop_sent_at is None and seen.trained and len(list(beats(planned, objects))) >= pace.beats:
                 # not before a look showed it training: files may come between a look and here, and what is told of a
                 # running job and of its end would be lost
-                _stop(planned, place.aws, clock, seen, say)
+                _stop(planned, place.aws, clock, seen, report)
             clock.wait(now + timedelta(seconds=pace.poll_s))
         raise UserError(
             f"doctor: {planned.name} did not end in time; it is asked to stop: see it in the console", Exit.NOT_FINISHED
         )
     finally:
         if seen.last is None or not seen.last.status.final:
-            _stop_for_certain(planned, jobs, clock, seen, say, pace)
+            _stop_for_certain(planned, jobs, clock, seen, report, pace)
 
 
 def _stop_for_certain(  # noqa: PLR0917 - as above
-    planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+    planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, report: Callable[[str], None], pace: Pace
 ) -> None:
     """Several times: a call may be throttled, and a job whose creation was not answered may show itself late."""
     for left in reversed(range(_STOP_TRIES)):
@@ -116,9 +116,9 @@ def _stop_for_certain(  # noqa: PLR0917 - as above
                 return
         except JobError as error:
             if not left:
-                say(f"{planned.name}: could not be told to stop ({error}); it ends by its own limits")
+                report(f"{planned.name}: could not be told to stop ({error}); it ends by its own limits")
         else:
-            say(f"{planned.name}: asked to stop")
+            report(f"{planned.name}: asked to stop")
             return
         if left:
             clock.wait(clock.now() + timedelta(seconds=pace.poll_s))
@@ -146,12 +146,12 @@ def _name_taken(jobs: JobService, request: JobRequest) -> str | None:
     return "accepted: the name was given twice"
 
 
-def _look(planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+def _look(planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, report: Callable[[str], None]) -> None:
     """Describe, then list: a list that is behind shows an older status than the one just described."""
     with suppress(JobError):  # the next look may succeed
         last = jobs.describe(planned.name)
         if seen.last is None or seen.last.secondary != last.secondary:
-            say(f"{planned.name}: {last.secondary}")
+            report(f"{planned.name}: {last.secondary}")
         seen.last = last
         seen.described.setdefault(status_of(last), clock.now())
         if last.status is JobStatus.IN_PROGRESS and last.secondary == "Training":
@@ -168,21 +168,21 @@ def status_of(seen: Observation | JobSummary) -> str:
 
 
 def _listen(  # noqa: PLR0917 - as above
-    planned: ProbePlan, aws: Aws, queue: str, clock: Clock, seen: Seen, say: Callable[[str], None], pace: Pace
+    planned: ProbePlan, aws: Aws, queue: str, clock: Clock, seen: Seen, report: Callable[[str], None], pace: Pace
 ) -> None:
     """Take this job's events; those of others stay. What was lost with one look makes nothing certain any more."""
-    if seen.told is None:
+    if seen.notified is None:
         return
     try:
         for event in hints.receive(aws.lasting("sqs"), queue, planned.name.__eq__, wait_s=pace.listen_s):
             status = f"{event.get('TrainingJobStatus')}/{event.get('SecondaryStatus')}"
-            seen.told.setdefault(status, clock.now())
+            seen.notified.setdefault(status, clock.now())
     except AwsError as error:
-        seen.told = None
-        say(f"{planned.name}: which events come is not seen: {error}")
+        seen.notified = None
+        report(f"{planned.name}: which events come is not seen: {error}")
 
 
-def _stop(planned: ProbePlan, aws: Aws, clock: Clock, seen: Seen, say: Callable[[str], None]) -> None:
+def _stop(planned: ProbePlan, aws: Aws, clock: Clock, seen: Seen, report: Callable[[str], None]) -> None:
     """Twice: what the second one is answered is not documented."""
     stop = aws.client("sagemaker").stop_training_job
     try:
@@ -192,7 +192,7 @@ def _stop(planned: ProbePlan, aws: Aws, clock: Clock, seen: Seen, say: Callable[
             raise
         return  # it has ended since the last look: the next one shows how
     seen.stop_sent_at = clock.now()
-    say(f"{planned.name}: asked to stop")
+    report(f"{planned.name}: asked to stop")
     try:
         ask(stop, TrainingJobName=planned.name)
         seen.stop_again = "accepted"

@@ -77,7 +77,7 @@ def _first_dollar(args: Arguments) -> int:
             create = Command("doctor", str(args.file), "--events", "create")
             say(safe(render(Message("to see which events come, first: ", create), args.options)))
         _agree(yes=args.yes)
-        outcome = first_dollar.run(planned, place, store, clock, say=lambda line: say(safe(line)), pace=_PACE)
+        outcome = first_dollar.run(planned, place, store, clock, report=lambda line: say(safe(line)), pace=_PACE)
     if args.json:
         facts = {fact.name: fact.value for fact in outcome.facts}
         out_json({"scope": place.scope, "ok": outcome.fault is None, "fault": outcome.fault, "facts": facts})

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 
-# Verbs and options that have their place but no code yet: named, so that nobody wonders.
+# Planned verbs and options without code yet; the refusal says so.
 UNBUILT = (
     *(("plan",), ("export",), ("ui",)),
     ("compare", "--format", "html"),
@@ -164,7 +164,7 @@ def _leaving_by_sigterm() -> Iterator[None]:
 
 
 def _refuse_unbuilt(arguments: Sequence[str]) -> None:
-    """Say so where a verb of the plan, or an option of one, is typed that has no code yet."""
+    """Refuse a planned verb or option that has no code yet."""
     before = _Parser(prog="tuner", add_help=False, allow_abbrev=False)
     before.add_argument("--store")
     before.add_argument("-v", "--verbose", action="count")
