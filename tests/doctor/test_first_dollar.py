@@ -216,7 +216,7 @@ def test_what_a_job_that_was_interrupted_shows(cloud, tmp_path):
         trained=True,
         described={"Starting": at(5), "Training": at(65), "Stopped": at(215)},
         listed={"Starting": at(5), "Training": at(72.5)},
-        told={"Starting": at(4), "Stopped": at(217.25), "Uploading": at(214)},
+        notified={"Starting": at(4), "Stopped": at(217.25), "Uploading": at(214)},
     )
     found = dict(probe_findings.findings(asked, seen, DirectoryObjects(tmp_path / "s3")))
     assert found["interruptions"] == 1
