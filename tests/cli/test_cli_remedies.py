@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tuner
 from tuner.cli.main import parser
 from tuner.core.commands import Command, stored
 from tuner.core.records import HALTED, Change, Intent, StudyState
+from tuner.local.market import write_market
 from tuner.operations import lease_holder
 from tuner.operations.backend import BACKENDS, LocalBackend
 from tuner.spec import workload
@@ -220,6 +222,9 @@ def test_an_orphan_is_ended(finished: Desk) -> None:
     backend = BACKENDS.of(study)
     assert isinstance(backend, LocalBackend)
     request = workload.job_request(from_json(study.spec), study, trials[0], attempts[0])
+    # a job that waits for capacity does not end before it is asked to
+    gone = {"kind": "at", "at_s": [0.0], "down_s": 1e6, "started_at": datetime.now(UTC).isoformat()}
+    write_market(finished.folder / ".tuner", study.key, gone)
     backend.jobs().create(replace(request, name=f"{study.key}-00077-001"))
     audit = finished.run("audit", "small")
     assert audit.code == 1

@@ -5,13 +5,14 @@ import re
 
 import pytest
 
+from tests import factories
 from tests.docs import generate
 from tests.docs.pages import ROOT, TEXT, TEXTS, code, commands, entries, marked, section, table
 from tuner.cli import main, printing
 from tuner.core import errors
 from tuner.core.events import EventKind
 from tuner.core.policy import ending
-from tuner.core.records import AttemptEnd, Event, StudyState
+from tuner.core.records import AttemptEnd, StudyState
 from tuner.local.settings import LocalSettings
 from tuner.operations import launch
 from tuner.reports import events
@@ -172,7 +173,7 @@ def test_the_plan_that_is_shown_is_the_one_that_is_printed():
 )
 def test_a_line_that_is_shown_is_a_sentence_of_its_event(kind, details):
     moment = generate.MOMENT
-    event = Event(
-        seq=1, kind=kind, happened_at=moment, recorded_at=moment, trial=details["trial"], attempt=1, details=details
+    event = factories.event(
+        kind=kind, happened_at=moment, recorded_at=moment, trial=details["trial"], attempt=1, details=details
     )
     assert events.EVENTS[kind].sentence(event) + "\n" in TEXT
