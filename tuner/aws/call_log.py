@@ -3,8 +3,8 @@
 It exists because AWS support asks for request ids, and because a slow sweep is mostly waiting for answers.
 
 Rules: only names, codes and ids are recorded. Bodies, headers and addresses may hold secrets, and so may the texts of
-errors, which repeat them. A call that the SDK tried several times is one record with the number of its retries. Where
-nobody listens, a call costs one comparison.
+errors, which repeat them. A call that the SDK tried several times is one record with the number of its retries. If
+logging is off, a call costs one comparison.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Connections to AWS: the only maker of boto3 clients that leave this machine.
 
-It exists so that profile, region, retries and time-outs are chosen in one place, and so that everything beside the job
-service and S3 (which have error families of their own) answers with one error that tells what its caller must decide.
+Profile, region, retries and time-outs are chosen here and nowhere else. All services except SageMaker and S3, which
+have error families of their own, answer with one error that tells what its caller must decide.
 
 Rules: boto3 is imported when the first client is made. A client makes one attempt per call, because its caller has a
 clock and a budget of calls, and a hidden retry would spend both. A `patient` client retries by itself. It is for
@@ -43,7 +43,10 @@ _CREDENTIAL_CODES = frozenset(
 
 
 class AwsError(Exception):
-    """An AWS service did not do what it was asked. `code` is its own word, or botocore's class; "" is never one."""
+    """An AWS service did not do what it was asked.
+
+    `code` is the service's error code, or the name of botocore's exception. It is never empty.
+    """
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -51,7 +54,7 @@ class AwsError(Exception):
 
     @property
     def is_about_credentials(self) -> bool:
-        """Whether it is of no use to ask anything before the user renews credentials."""
+        """Whether every call fails until the user renews the credentials."""
         return self.code in _CREDENTIAL_CODES or any(word in self.code for word in _CREDENTIAL_WORDS)
 
     @property
@@ -76,7 +79,7 @@ class Aws:
     """One account in one region, as the user's profile and environment name it."""
 
     def __init__(self, *, region: str | None = None, profile: str | None = None, account: str | None = None) -> None:
-        """`account`: the only one that may be spoken to; None is whichever the credentials belong to."""
+        """`account`: the only account that may be called; None means the account of the credentials."""
         self._wanted_region = region
         self._profile = profile
         self._account = account
@@ -194,7 +197,7 @@ class _LastingClient:
 
 
 def _unusable(text: str) -> Exception:
-    """What botocore itself raises when it has no credentials, with a text of ours."""
+    """The error that botocore raises without credentials, with our message."""
     from botocore.exceptions import NoCredentialsError  # noqa: PLC0415 - as above
 
     class CredentialsUnusableError(NoCredentialsError):
@@ -204,12 +207,12 @@ def _unusable(text: str) -> Exception:
 
 
 def cli_options(region: str, profile: str | None) -> str:
-    """What an aws command has to say that is pasted into a shell: else it is about whatever that one's account is."""
+    """The options that a printed aws command needs: without them it would use the account of the user's shell."""
     return f"--region {region}" + (f" --profile {shlex.quote(profile)}" if profile else "")
 
 
 def ask(call: Callable[..., Any], *arguments: object, **parameters: object) -> Any:  # noqa: ANN401 - JSON
-    """Make one call of a client. Raises AwsError, in one line, for everything that can go wrong on the way."""
+    """Make one call of a client. Raises AwsError with a one-line message for every failure."""
     from boto3.exceptions import Boto3Error  # noqa: PLC0415 - as above
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
     from botocore.parsers import ResponseParserError  # noqa: PLC0415
@@ -225,6 +228,6 @@ def ask(call: Callable[..., Any], *arguments: object, **parameters: object) -> A
 
 
 def _line(said: object) -> str:
-    """Foreign words as one line: a proxy answers with a whole page."""
+    """A foreign message as one line: a proxy may answer with a whole page."""
     text = " ".join(str(said).split())
     return text if len(text) <= _LINE_MAX else f"{text[:_LINE_MAX]} …"

@@ -1,7 +1,7 @@
 """What AWS billed for a study's jobs, read from Cost and Usage Reports and joined to the ledger on the job's ARN.
 
-It exists because the ledger rests on one formula, billed seconds times the on-demand rate, and only the bill can prove
-it on an account. It asks no service: the store and the files are enough.
+The ledger rests on one formula: billed seconds times the on-demand rate. Only the bill of an account can prove it. No
+service is called: the store and the files are enough.
 
 Rules: reports are read as they stream, column names old and new (`lineItem/ResourceId`, `line_item_resource_id`); of a
 report nothing is kept but the sums of this study's jobs. Only compute is compared: storage, tax, discounts and the

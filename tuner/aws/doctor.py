@@ -1,7 +1,7 @@
 """What could keep a study from running on AWS, beyond what `launch` looks at: clocks, rights, storage, prices.
 
-It exists so that a first launch on an account works. `launch` asks what would keep every job from running; here also
-what would hurt later: a right that only `logs` needs, a role that may not write, a clock that drifts.
+A first launch on an account should work. `launch` checks what would keep every job from running. This module also
+checks what would hurt later: a right that only `logs` needs, a role that may not write, a clock that drifts.
 
 Rules: the study is completed as `launch` does it (`prepare`), and the completed study is examined, so that `doctor`
 and `launch` agree. As in `preflight`, each check is one function and each finding has its remedy; a question that
@@ -34,7 +34,7 @@ _LOOKED_UP = "then look again: nothing that depends on it was looked at"
 
 
 def examine(aws: Aws, spec: StudySpec, now: datetime) -> Iterator[Finding]:
-    """Everything about an account that a study needs, in the order in which a user would mend it."""
+    """Check everything that a study needs of an account, in the order in which a user would fix it."""
     yield from clock_skew(aws, now)
     found = list(preflight.identity(aws))
     yield from found
@@ -128,7 +128,7 @@ def try_storage(objects: Objects, uri: str) -> Iterator[Finding]:
 
 
 def rights(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """What IAM says of the caller and of the role. A simulation: bucket and key policies are not part of it."""
+    """Ask IAM's policy simulator about the caller and the role. Bucket and key policies are not part of it."""
     where = iam_policy.place(spec, aws.identity, aws.region)
     policy = Command("doctor", "FILE" if spec.file is None else str(spec.file), "--policy")
     caller = iam_policy.principal(aws.identity.arn)
@@ -182,7 +182,7 @@ def _simulated(aws: Aws, arn: str, needed: Iterator[Right], where: PolicyScope, 
 
 
 def _verdicts(aws: Aws, arn: str, right: Right, where: PolicyScope) -> dict[str, bool | None]:
-    """For each action of a statement whether it is allowed on all of its resources; None: there was no answer."""
+    """Whether each action of a statement is allowed on all of its resources; None without an answer."""
     context = [
         {
             "ContextKeyName": key,
@@ -217,7 +217,7 @@ def _evaluations(client: Any, query: dict[str, Any]) -> Iterator[Mapping[str, An
 
 
 def _specimen(resource: str) -> str:
-    """One resource that a pattern means: a simulation asks about things, not about patterns."""
+    """One resource that matches a pattern: the simulator takes resources, not patterns."""
     return resource if resource == "*" else resource.replace("*", "x")
 
 

@@ -1,13 +1,12 @@
 """One smallest spot job that finds out what AWS does not document, as far as one job for a few cents can.
 
-It exists because what we assume of AWS (docs/explanation/what-aws-leaves-open.md) differs from account to account
-or was never measured by us, and because a first job through the whole path (role, image, bucket, signals, bill) proves
-more than any look. What was found is recorded as facts of the account and region.
+Some of our assumptions about AWS (docs/explanation/what-aws-leaves-open.md) differ between accounts, and some were
+never measured. One job through the whole path (role, image, bucket, signals, bill) proves more than any check. Its
+findings are stored as facts of the account and region.
 
-`probe_plan` says what is asked for and what it can cost, `probe_watch` runs the job, `probe_findings` reads what it
-showed.
+`probe_plan` makes the request and its cost limit, `probe_watch` runs the job, `probe_findings` reads the results.
 
-Rules: everything that is written lies below one prefix, which is deleted at the end, however the run is left.
+Rules: everything is written below one prefix, which is deleted at the end, however the run ends.
 """
 
 from collections.abc import Callable
@@ -45,7 +44,7 @@ class FactStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeOutcome:
-    """What the job showed. `fault`: why a study would not work here, and what to look at, in one line."""
+    """The findings of the job. `fault`: one line that says why a study would fail here, and what to check."""
 
     facts: tuple[Fact, ...]
     fault: str | None

@@ -1,12 +1,12 @@
-"""Hints of SageMaker's events: what EventBridge puts into a queue, as soon as a job changes.
+"""Hints from SageMaker's events: EventBridge puts one into a queue as soon as a job changes.
 
 It exists because lists are scarce and late. `events_setup` makes the rule and the queue and records the queue with the
 account; every engine of that account and region finds it there. Nothing depends on it: an event may be missing, late,
 doubled or out of order, and a hint only makes a job due to be described.
 
-Rules: one queue serves all studies. Who looks deletes only what is about its own jobs; what is not, it leaves, and the
-queue shows it to others a moment later and drops it after minutes. One look a tick, bounded in messages. A queue that
-does not answer is trouble, said once in a while, and nothing else.
+Rules: one queue serves all studies. An engine deletes only the messages about its own jobs. The queue shows the
+others to other engines a moment later and drops them after minutes. Each tick reads a bounded number of messages. A
+queue that does not answer is reported now and then, and has no other effect.
 """
 
 import json
@@ -54,7 +54,7 @@ class QueueHints:
         self._failed_at: datetime | None = None
 
     def receive(self) -> list[Hint]:
-        """What came since the last look. Raises ServiceUnavailable, then keeps quiet for minutes."""
+        """The hints since the last call. Raises ServiceUnavailable, then stays quiet for minutes."""
         if self._failed_at is not None and abs(self._clock.now() - self._failed_at) < _TRY_AGAIN:
             return []
         self._failed_at = None
@@ -79,7 +79,7 @@ def receive(
     *,
     wait_s: int = _WAIT_S,
 ) -> Iterator[Mapping[str, Any]]:
-    """The details of events about jobs of ours. They alone are deleted: should that fail, they come twice.
+    """The details of events about our jobs. Only these are deleted; if that fails, they come twice.
 
     Raises AwsError.
     """
@@ -118,7 +118,7 @@ def parse(body: str) -> Hint | None:
 
 
 def _detail(body: str) -> Mapping[str, Any] | None:
-    """What an event says of a job, by its name at least; None for anything else."""
+    """The details of an event about a named job; None for anything else."""
     try:
         detail = json.loads(body)["detail"]
         name = detail["TrainingJobName"]

@@ -1,10 +1,10 @@
 """The least rights that work: an IAM policy for the user of `tuner`, and one for the role that jobs run with.
 
-It exists because the alternative is AmazonSageMakerFullAccess. The caller's statements are kept beside the API calls
-that need them, and a test demands that these are exactly the calls that the code can make. The role's are what the
-container and SageMaker's own agents do on its behalf, by AWS's documentation.
+The alternative would be AmazonSageMakerFullAccess. Each statement of the caller lists the API calls that need it, and
+a test demands that these are exactly the calls that the code can make. The role's statements cover what the container
+and SageMaker's agents do in its name, according to AWS's documentation.
 
-Rules: pure; an ARN names what the study file names, and stands with a word in capitals where that is not known. A
+Rules: pure. An ARN names what the study file names; an unknown part is a word in capitals. A
 resource is `*` only where IAM knows no narrower one, or where the call is made before the narrower one is known.
 """
 
@@ -45,7 +45,7 @@ UNKNOWN_ACCOUNT = "ACCOUNT"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyScope:
-    """What ARNs are made of."""
+    """The parts of ARNs."""
 
     partition: str = "aws"
     region: str = "REGION"
@@ -63,7 +63,7 @@ class PolicyScope:
 
 
 def place(spec: StudySpec | None, identity: Identity | None, region: str | None) -> PolicyScope:
-    """As much as study file and credentials tell."""
+    """As far as the study file and the credentials say."""
     made = PolicyScope() if spec is None else _of_study(spec)
     if region is not None:
         made = replace(made, region=region)
@@ -88,7 +88,7 @@ def principal(arn: str) -> str:
 
 
 def caller_rights(where: PolicyScope) -> Iterator[Right]:
-    """What `tuner` itself calls, from `launch` to `doctor`."""
+    """The rights for the calls of `tuner` itself, from `launch` to `doctor`."""
     yield from _ON_JOBS
     yield from _ON_STORAGE
     yield from _LOOKS
@@ -110,7 +110,7 @@ def caller_rights(where: PolicyScope) -> Iterator[Right]:
 
 
 def role_rights(where: PolicyScope) -> Iterator[Right]:
-    """What the container does, and SageMaker in the role's name: channels, checkpoint sync, logs, metrics, image."""
+    """The rights for the container and for SageMaker in the role's name: data, checkpoints, logs, metrics, image."""
     objects = ("arn:{partition}:s3:::{bucket}/{prefix}*", "arn:{partition}:s3:::{outputs}*")
     # deletions of the script reach S3 through the checkpoint agent
     yield Right(sid="Objects", actions=("s3:DeleteObject", "s3:GetObject", "s3:PutObject"), resources=_unique(objects))
@@ -333,7 +333,7 @@ def _address(uri: str) -> str:
 
 
 def _image(uri: str | None) -> str:
-    """An image in ECR, as its ARN ends."""
+    """The end of the ARN of an image in ECR."""
     found = _ECR.match(uri or "")
     return "*:*:repository/*" if found is None else f"{found[2]}:{found[1]}:repository/{found[3]}"
 

@@ -33,7 +33,7 @@ def find_image(framework: Framework, *, region: str, instance_types: Sequence[st
 
 
 def find_role(session: Any) -> str:  # noqa: ANN401 - a boto3 session, which has no type without its stubs
-    """The role that this notebook, or whatever runs under a role, has. Raises SdkRefused."""
+    """The role of this notebook or of any caller with a role. Raises SdkRefused."""
     remedy = "write sagemaker: {role: NAME or ARN}"
     sdk = _sdk("sagemaker.core.helper.session_helper", "a study without sagemaker.role", remedy)
     try:

@@ -1,10 +1,10 @@
-"""What jobs on AWS printed, from CloudWatch Logs: attempt after attempt, restart after restart.
+"""The output of jobs on AWS, from CloudWatch Logs: attempt by attempt, restart by restart.
 
 SageMaker writes each host of each start of a job to a stream of its own, `JOB/algo-HOST-EPOCH` in one group, so that a
 restart opens new streams. They are read stream by stream: the call that searches a group is limited to 5 a second for
 a whole account and is for people.
 
-Rules: bounded memory, whatever a script printed: a page of each host at a time, in the order of time. A page may be
+Rules: memory is bounded, whatever a script printed: one page of each host at a time, ordered by time. A page may be
 empty with more behind it: only a token that stays the same is the end. A throttled call waits, and is made again. A
 stream goes on growing for minutes after the next start of its host opened a newer one: the agent delivers late, and the
 last lines before an interruption are those that explain it. What lies further back is read to its end once.
@@ -82,7 +82,7 @@ class CloudLogs:
     # --- forwards
 
     def _news(self, job: str) -> Iterator[str]:
-        """What a job printed since the last look, by time."""
+        """The new lines of a job, by time."""
         streams = self._streams(job)
         full = self._full(streams)
         open_streams = [stream for stream in streams if stream.name not in self._closed]
@@ -90,7 +90,7 @@ class CloudLogs:
         yield from map(self._shown, heapq.merge(*parts, key=attrgetter("at_ms")))
 
     def _full(self, streams: Sequence[_Stream]) -> set[str]:
-        """The streams of a job that nothing is on its way to any more."""
+        """The streams of a job to which nothing more will be added."""
         now, full = self._clock.now(), set[str]()
         for host in _hosts(streams):
             names = [stream.name for stream in streams if stream.host == host]
@@ -116,7 +116,7 @@ class CloudLogs:
     # --- backwards
 
     def _tail(self, names: Sequence[str], count: int) -> list[_Line]:
-        """The last lines, newest streams first; what is older is never asked for."""
+        """The last lines, newest streams first. Older lines are never requested."""
         found: list[_Line] = []
         for position, name in enumerate(reversed(names)):
             streams = self._streams(name)
@@ -182,7 +182,7 @@ class CloudLogs:
         )
 
     def _ask(self, call: Callable[..., Any], **parameters: object) -> Any:  # noqa: ANN401 - JSON
-        """One call, made again after a pause where there were too many."""
+        """Make one call; repeat it after a pause if it is throttled."""
         for pause_s in _PAUSES_S:
             try:
                 return ask(call, **parameters)

@@ -1,4 +1,4 @@
-"""Progress of jobs without our bootstrap, from CloudWatch: nobody writes what they print under their prefixes.
+"""The progress of jobs without our bootstrap, from CloudWatch: no file under their prefixes holds their metrics.
 
 They are built-in algorithms and images that start themselves (`entrypoint: image`). SageMaker finds the metrics in
 such a job's log and puts them into CloudWatch, averaged over each minute and without a step; the last
@@ -41,7 +41,7 @@ _SETTLES = timedelta(seconds=120)
 
 @dataclass(slots=True)
 class _MetricSeen:
-    """How far a metric of one job was read."""
+    """How far one metric of a job was read."""
 
     until: datetime
     covered: datetime | None = None  # the last look asked for everything before this
@@ -90,11 +90,11 @@ class CloudMetrics:
         self._looked_at: datetime | None = None
 
     def expect(self, prefixes: Iterable[str]) -> None:
-        """These will be read next."""
+        """Note which prefixes will be read next."""
         self._inner.expect(prefixes)
 
     def read(self, prefix: str) -> ProgressReport:
-        """What is new. Raises OSError for services that do not answer."""
+        """The new progress. Raises OSError if a service does not answer."""
         try:
             self._look()
         except AwsError as error:
@@ -107,7 +107,7 @@ class CloudMetrics:
         return replace(report, points=(*report.points, *points), whole_through=view.whole_through)
 
     def forget(self, prefix: str) -> None:
-        """A trial has ended."""
+        """Forget a trial that has ended."""
         self._inner.forget(prefix)
         view = self._views.pop(prefix, None)
         for attempt in view.attempts if view else ():

@@ -1,7 +1,7 @@
 """Find what would keep a study's jobs from running on AWS, before a job is created.
 
-It exists because each of these mistakes costs a user minutes to hours when SageMaker finds it: a role that it may not
-assume, a bucket in another region, a quota of zero. `launch` asks all of it before anything is written, `doctor` too.
+Each of these mistakes costs a user minutes to hours if SageMaker finds it: a role that it may not assume, a bucket in
+another region, a quota of zero. `launch` checks all of them before anything is written, and so does `doctor`.
 
 Rules: each check is one function from an account and a study to findings, each with its remedy, and asks only what
 reads. Quotas are asked for once, since a launch also places its first jobs by them. The study was completed, as far as
@@ -43,7 +43,7 @@ class Quotas:
 
 
 def examine(aws: Aws, spec: StudySpec, known: Quotas) -> list[Finding]:
-    """Everything that `launch` looks at, in the order in which a user would mend it. Of credentials that work."""
+    """Every check of `launch`, in the order in which a user would fix the findings. The credentials must work."""
     found = [
         *region(aws),
         *role(aws, spec),
@@ -69,7 +69,7 @@ def identity(aws: Aws) -> Iterator[Finding]:
 
 
 def credentials_remedy(error: AwsError) -> str:
-    """What helps against an account that does not answer."""
+    """The remedy if an account does not answer."""
     if error.is_about_credentials:
         return "log in (aws sso login, aws configure), or name a profile that works: sagemaker.profile or AWS_PROFILE"
     if error.is_about_rights:
@@ -78,7 +78,7 @@ def credentials_remedy(error: AwsError) -> str:
 
 
 def region(aws: Aws) -> Iterator[Finding]:
-    """It is one where SageMaker is, as far as boto3 knows: an older one does not know the newest."""
+    """Check that SageMaker exists in the region, as far as boto3 knows: an old one does not know the newest."""
     known = _regions(aws)
     if aws.region not in known:
         yield Finding(
@@ -89,7 +89,7 @@ def region(aws: Aws) -> Iterator[Finding]:
 
 
 def _region_doubt(aws: Aws, error: AwsError) -> str:
-    """What helps where a region that is wrong looks like a network or like credentials that fail."""
+    """The remedy for a wrong region, which looks like a failing network or failing credentials."""
     try:
         name, known = aws.region, _regions(aws)
     except AwsError:
@@ -102,7 +102,7 @@ def _region_doubt(aws: Aws, error: AwsError) -> str:
 
 
 def _regions(aws: Aws) -> list[str]:
-    """Where SageMaker is, of all partitions, without asking anybody. Raises AwsError."""
+    """The regions of SageMaker in all partitions, without a call. Raises AwsError."""
     session = aws.session
     partitions = session.get_available_partitions()
     return [name for each in partitions for name in session.get_available_regions("sagemaker", partition_name=each)]
@@ -183,7 +183,7 @@ def _trusts_sagemaker(document: object) -> bool | None:
 
 
 def _is_about_assuming(statement: Mapping[str, Any]) -> bool:
-    """Whether it is about SageMaker and sts:AssumeRole, be it by name, by wildcard or by what it does not except."""
+    """Whether a statement covers SageMaker and sts:AssumeRole, by name, by wildcard or by `Not…`."""
     return _covers(statement, "Action", "sts:AssumeRole") and (
         "*" in _list(statement, "Principal")  # everybody, in either spelling
         or "*" in _list(statement.get("Principal"), "AWS")
@@ -193,7 +193,7 @@ def _is_about_assuming(statement: Mapping[str, Any]) -> bool:
 
 
 def _covers(holder: object, key: str, name: str) -> bool:
-    """Whether a name is among those that IAM is given by patterns, without regard to case; or not among `Not…`."""
+    """Whether IAM's patterns match a name, ignoring case; for `Not…`, whether they do not."""
     if isinstance(holder, dict) and f"Not{key}" in holder:
         return not _covers({key: holder[f"Not{key}"]}, key, name)
     return any(fnmatchcase(name.lower(), pattern.lower()) for pattern in _list(holder, key))
@@ -209,7 +209,7 @@ def _list(holder: object, key: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Use:
-    """What a study wants of a bucket: the key of the study file that names it, and who has to reach it."""
+    """How a study uses a bucket: the key of the study file that names it, and who must reach it."""
 
     key: str
     named: bool = True  # by the user, not by us
@@ -217,13 +217,13 @@ class _Use:
 
 
 def buckets(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """The buckets of checkpoints, outputs and inputs are there, may be used, and lie in the region of the jobs."""
+    """Check that the buckets of checkpoints, outputs and inputs exist, may be used, and are in the jobs' region."""
     for name, use in _uses(aws, spec).items():
         yield _look_at_bucket(aws, name, use)
 
 
 def _uses(aws: Aws, spec: StudySpec) -> dict[str, _Use]:
-    """Each bucket once, by its name, with the strictest of its uses."""
+    """Each bucket once, by name, with its strictest use."""
     root, outputs = spec.checkpoints.root, spec.sagemaker.outputs
     main = default_bucket(aws) if root is None else _bucket(root)
     found = {main: _Use(key="checkpoints.root", named=root is not None)}
@@ -255,7 +255,7 @@ def _look_at_bucket(aws: Aws, name: str, use: _Use) -> Finding:
 
 
 def _bucket_region(reply: Mapping[str, Any]) -> str | None:
-    """Where S3 says that a bucket lies: it does so in refusals, too, be they for a region or for rights."""
+    """The region of a bucket, as S3 reports it. S3 does so in refusals as well."""
     headers: Mapping[str, str] = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers.get("x-amz-bucket-region")
 
@@ -306,7 +306,7 @@ def _no_bucket(aws: Aws, name: str, error: AwsError, use: _Use) -> Finding:
 
 
 def instance_types(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """They are types that training jobs can have at all."""
+    """Check that training jobs can use the instance types at all."""
     known = _known_types(aws)
     for each in spec.training.instance_types:
         if each not in known:
@@ -330,7 +330,7 @@ def known_quotas(aws: Aws, spec: StudySpec) -> Quotas:
 
 
 def quotas(spec: StudySpec, known: Quotas) -> Iterator[Finding]:
-    """At least one of the types may be used at all, and how many of each at a time."""
+    """Check that the quotas allow at least one type, and how many instances of each."""
     if known.error is not None:
         yield _unasked("quotas", known.error, stays="the service itself says so when a quota is used up")
     count = spec.training.instance_count
@@ -346,7 +346,7 @@ def quotas(spec: StudySpec, known: Quotas) -> Iterator[Finding]:
 
 
 def quota_name(instance_type: str, *, spot: bool) -> str:
-    """What Service Quotas calls it; its unit is instances."""
+    """The name of the quota in Service Quotas; its unit is instances."""
     return f"{instance_type} for {'spot ' if spot else ''}training job usage"
 
 
@@ -460,7 +460,7 @@ def _look_at_image(aws: Aws, uri: str, parts: re.Match[str]) -> Iterator[Finding
 
 
 def request(spec: StudySpec) -> Iterator[Finding]:
-    """What CreateTrainingJob would refuse, known from its own model. Of a study in which nothing is open."""
+    """Check the requests by CreateTrainingJob's own model. The study must be complete."""
     training = spec.training
     if spec.account and spec.checkpoints.root and (training.image_uri or training.algorithm):
         for line in request_violations(spec):
@@ -468,7 +468,7 @@ def request(spec: StudySpec) -> Iterator[Finding]:
 
 
 def price(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
-    """Without a price no budget can be promised, and no spend be told."""
+    """Check that every type has a price: without one there is no budget and no spend."""
     card = RateCard(spec.prices)
     for each in spec.training.instance_types:
         try:
@@ -478,5 +478,5 @@ def price(aws: Aws, spec: StudySpec) -> Iterator[Finding]:
 
 
 def _unasked(what: str, error: AwsError, *, stays: str = "") -> Finding:
-    """Something that could not be looked at: no reason to stop."""
+    """A check that could not be made. It stops nobody."""
     return Finding(level="warn", what=f"{what}: could not be looked at: {error}", remedy=stays)

@@ -1,10 +1,10 @@
-"""Making a study ready for AWS, once: whatever its file leaves open is looked up, and everything is asked beforehand.
+"""Make a study ready for AWS, once: look up what its file leaves open, and check everything beforehand.
 
 Region, role, bucket, image and prices are looked up when a study is launched, and recorded with it: it goes on with
 the same ones, needs no SDK and no price list for it, and keeps its budget in the dollars in which it was promised.
 
-Rules: nothing is written here, neither by us nor on AWS. What would keep every job from running is refused in one line
-that names the remedy; what may be odd is told. A study file that leaves something open and one that was completed are
+Rules: nothing is written, neither here nor on AWS. A problem that would keep every job from running is refused in one
+line with its remedy; a smaller one is a warning. A study file that leaves something open and one that was completed are
 the same study: `carried` fills in what was recorded before they are compared.
 """
 
@@ -23,7 +23,7 @@ from tuner.spec.study_file import SpecError, StudySpec, completed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A study that lacks nothing, and what was found on the way.
+    """A complete study, and the findings.
 
     `rates` are by instance type, with their source; `quotas` in instances, as far as Service Quotas tells them.
     """
@@ -86,7 +86,7 @@ def complete(spec: StudySpec, aws: Aws, rates: Mapping[str, Rate]) -> tuple[Stud
 
 
 def _found(find: Callable[[], str | None]) -> tuple[str | None, list[str]]:
-    """What the SDK is asked for, or why there is none."""
+    """The answer of the SDK, or the reason why there is no answer."""
     try:
         return find(), []
     except image.SdkRefused as error:
@@ -141,7 +141,7 @@ def _image(spec: StudySpec, aws: Aws) -> str | None:
 
 
 def _refuse(found: Iterator[Finding] | list[Finding]) -> None:
-    """All that is wrong, in one line, so that the user can mend everything before the next call to AWS."""
+    """Refuse with all problems in one line, so that the user can fix all of them before the next call to AWS."""
     errors = [_line(finding) for finding in found if finding.level == "error"]
     if errors:
         raise UserError("; ".join(errors), Exit.REFUSED)

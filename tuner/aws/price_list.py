@@ -1,6 +1,6 @@
 """On-demand prices as AWS publishes them, asked of the Price List API and kept in the store.
 
-It exists because the shipped table ages. A study on AWS asks once, when it is planned or launched, and only where the
+The shipped table ages. So a study on AWS asks once, when it is planned or launched, and only where the
 store's copy is older than a week; its rates are then fixed for life, so that a budget is kept in the dollars in which
 it was promised.
 
@@ -48,7 +48,7 @@ class Listed:
 
 
 def listed(aws: Aws, region: str, cache: PriceCache | None, now: datetime) -> Listed:
-    """What the Price List API says, at most a week old; as much as is known where it does not answer."""
+    """The prices of the Price List API, at most a week old; older ones if it does not answer."""
     kept = [] if cache is None else cache.prices(region)
     if any(now - price.fetched_at < MAX_AGE for price in kept):
         return Listed(rates=_rates(kept))

@@ -1,4 +1,4 @@
-"""What the one job of `doctor --first-dollar` showed, and whether a study would work here.
+"""The findings of the one job of `doctor --first-dollar`, and whether a study would work here.
 
 Rules: a fact that one job cannot show is reported as unknown, never guessed. An absent answer is null. If the job
 failed, never trained or saved nothing, the path that it had to prove has a fault, although some facts were found.
@@ -53,7 +53,7 @@ def findings(planned: ProbePlan, seen: Seen, objects: Objects) -> Iterator[tuple
 
 
 def fault_of(planned: ProbePlan, seen: Seen, *, saved: bool) -> str | None:
-    """Why the way that a study's jobs go is not open, in one line with what to look at; None where it is."""
+    """One line that says why a study's jobs would fail, and what to check; None if they would work."""
     last = seen.last
     assert last is not None, "as above"
     options = cli_options(planned.spec.region, planned.spec.sagemaker.profile)
@@ -115,7 +115,7 @@ def _sync_delay(planned: ProbePlan, objects: Objects) -> Json:
 
 
 def _sigterm(planned: ProbePlan, seen: Seen, objects: Objects) -> Json:
-    """Whether the script was told, and which of its last words arrived: by the checkpoint sync, in the model."""
+    """Whether SIGTERM reached the script, and which of its last files arrived: by the checkpoint sync, in the model."""
     if seen.stop_sent_at is None or not seen.trained:
         return None
     synced = [_read(objects, info.uri) for info in objects.list(f"{planned.base}checkpoints/sigterm-")]
@@ -155,6 +155,6 @@ def _up_s(last: Observation) -> float:
 
 
 def rates_of(aws: Aws) -> Json:
-    """What Service Quotas says of calls per second; None where it does not."""
+    """The calls per second that Service Quotas allows; None if it does not say."""
     found, _ = preflight.read_quotas(aws, _RATES)
     return {_RATES[name]: value for name, value in sorted(found.items())} or None

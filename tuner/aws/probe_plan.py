@@ -50,7 +50,7 @@ _NOT_OURS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast: tests are faster."""
+    """The intervals of the probe; tests use shorter ones."""
 
     poll_s: float = 5.0
     beat_s: float = 5.0
@@ -61,7 +61,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbePlan:
-    """What will be asked for, and the most that it can cost."""
+    """The request, and the most that it can cost."""
 
     spec: StudySpec
     name: str
@@ -75,7 +75,7 @@ class ProbePlan:
         return f"{root(self.spec)}doctor/{self.name}/"
 
     def lines(self, study: StudySpec) -> list[str]:
-        """What the user agrees to; `study` is the file as it is written."""
+        """The lines that the user agrees to; `study` is the file as written."""
         spec = self.spec
         source = f"{self.rate.basis}, {self.rate.as_of}" if self.rate.as_of else self.rate.basis
         return [

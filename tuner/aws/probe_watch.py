@@ -107,7 +107,7 @@ def watch(  # noqa: PLR0917 - the parts of one run
 def _stop_for_certain(  # noqa: PLR0917 - as above
     planned: ProbePlan, jobs: JobService, clock: Clock, seen: Seen, report: Callable[[str], None], pace: Pace
 ) -> None:
-    """Several times: a call may be throttled, and a job whose creation was not answered may show itself late."""
+    """Stop several times: a call may be throttled, and a job whose creation was not answered may appear late."""
     for left in reversed(range(_STOP_TRIES)):
         try:
             jobs.stop(planned.name)
@@ -116,7 +116,7 @@ def _stop_for_certain(  # noqa: PLR0917 - as above
                 return
         except JobError as error:
             if not left:
-                report(f"{planned.name}: could not be told to stop ({error}); it ends by its own limits")
+                report(f"{planned.name}: could not be stopped ({error}); it ends by its own limits")
         else:
             report(f"{planned.name}: asked to stop")
             return
@@ -183,7 +183,7 @@ def _listen(  # noqa: PLR0917 - as above
 
 
 def _stop(planned: ProbePlan, aws: Aws, clock: Clock, seen: Seen, report: Callable[[str], None]) -> None:
-    """Twice: what the second one is answered is not documented."""
+    """Stop twice: the answer to the second call is not documented."""
     stop = aws.client("sagemaker").stop_training_job
     try:
         ask(stop, TrainingJobName=planned.name)

@@ -1,7 +1,7 @@
 """Calls of the job service, counted over all engines of an account in a region.
 
-It exists because AWS throttles an account, not an engine: each kind of call has a bucket in the store (see
-`store_account`), and no call is made that was not taken out of it before.
+AWS throttles an account, not an engine. So each kind of call has a bucket of tokens in the store (see
+`store.account`), and every call takes a token first.
 
 Rules: an engine takes what a tick needs in one short transaction per kind of call, and gives back what it did not use
 with the next one; a call that nobody foresaw takes one of its own. Where several engines are at work, none takes more
@@ -169,7 +169,7 @@ class SharedCalls:
         return given
 
     def _sharing(self) -> int:
-        """How many engines there are, this one among them."""
+        """The number of engines, this one included."""
         now = self._clock.now()
         if self._counted_at is None or not _within(now - self._counted_at, _COUNTED_S):
             self._engines, self._counted_at = max(1, self._store.engines(BACKEND, now)), now
@@ -177,12 +177,12 @@ class SharedCalls:
 
 
 def _within(passed: timedelta, seconds: float) -> bool:
-    """Whether so little time has passed; a clock that was set back makes nobody wait."""
+    """Whether less time has passed. A clock that was set back makes nobody wait."""
     return timedelta(0) <= passed < timedelta(seconds=seconds)
 
 
 class RateLimited:
-    """A job service none of whose calls is made before it was taken out of its bucket."""
+    """A job service that takes a token from a bucket before every call."""
 
     def __init__(self, jobs: JobService, calls: SharedCalls) -> None:
         self._jobs, self._calls = jobs, calls
@@ -205,9 +205,9 @@ class RateLimited:
 
 
 class RetryingJobService:
-    """A job service for those who have no next tick (audit, reconciliation): it waits for its turn, for minutes.
+    """A job service for callers without a next tick (audit, reconciliation): it waits minutes for its turn.
 
-    What may be asked twice is asked again, too, when no answer came; a job is not made twice.
+    A call that may be repeated is repeated if no answer came. A job is never created twice.
     """
 
     def __init__(self, jobs: JobService, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""What a verb is given: the words that were typed, and the use cases that they are handed to."""
+"""The arguments of a verb, and the use cases that it calls."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -13,4 +13,4 @@ class Arguments(argparse.Namespace):
     """The arguments of a verb, by the names of its options."""
 
     use_cases: "UseCases"
-    options: Options  # what commands in texts repeat of this call
+    options: Options  # the options that printed commands repeat

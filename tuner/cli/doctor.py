@@ -1,4 +1,4 @@
-"""`tuner doctor` in its several forms, and `tuner audit --cur`: what is asked of an account and of its bill.
+"""`tuner doctor` in its several forms, and `tuner audit --cur`: questions to an account and to its bill.
 
 Rules: results go to standard output, everything else to standard error. Only `doctor --first-dollar` spends money,
 and it asks first.
@@ -32,7 +32,7 @@ _PACE = probe_plan.Pace()
 
 
 def doctor(args: Arguments) -> int:
-    """Look at everything; or one of its other forms."""
+    """Check everything, or run one of the other forms."""
     if args.events is not None:
         return events.run(args)
     if args.first_dollar:
@@ -59,7 +59,7 @@ def doctor(args: Arguments) -> int:
 
 
 def _first_dollar(args: Arguments) -> int:
-    """Ask, run the one job, and print what it showed. The exit code tells a script whether the job worked."""
+    """Ask, run the one job, and print its findings. The exit code says whether the job worked."""
     if args.file is None:
         raise UserError("doctor: --first-dollar needs a study FILE: it names role, image and bucket", Exit.USAGE)
     clock = SystemClock()
@@ -92,7 +92,7 @@ def _first_dollar(args: Arguments) -> int:
 
 
 def _agree(*, yes: bool) -> None:
-    """Ask before a cent is spent. Raises UserError when nobody can be asked, or says no."""
+    """Ask before money is spent. Raises UserError if nobody can answer, or if the answer is no."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -104,7 +104,7 @@ def _agree(*, yes: bool) -> None:
 
 
 def bill(args: Arguments) -> int:
-    """`tuner audit STUDY --cur FILE`: the ledger against what AWS billed."""
+    """`tuner audit STUDY --cur FILE`: compare the ledger with the bill of AWS."""
     if args.stop_orphans:
         raise UserError("audit: --cur reads a report and --stop-orphans stops jobs: choose one", Exit.USAGE)
     with reading(args.store) as store:

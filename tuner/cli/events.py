@@ -1,4 +1,4 @@
-"""`tuner doctor --events`: the rule and the queue that tell engines early of jobs that changed.
+"""`tuner doctor --events`: the rule and the queue that notify engines of changed jobs early.
 
 Rules: printing the template calls no service and needs no account. Only `create` and `remove` change an account.
 """
@@ -30,7 +30,7 @@ _HOW = Message(
 
 
 def run(args: Arguments) -> int:
-    """Print the template, or make, record or remove what it describes. FILE names region and profile."""
+    """Print the template, or create, record or remove its resources. FILE names region and profile."""
     if args.events == "print":
         say(render(_HOW, args.options))
         out_json(events_setup.template())

@@ -1,8 +1,8 @@
-"""How a running study is shown: redrawn on a terminal, as plain lines elsewhere.
+"""The display of a running study: redrawn on a terminal, plain lines elsewhere.
 
-Rules: everything goes to standard error, so that standard output stays for results. Drawing happens only in `tick` and
-`event`, in the engine's own thread: no refreshing thread that a signal or a `fork` could meet halfway. Dollars of a
-local study are marked as simulated wherever they stand. Plain lines: one for each event, and a summary at most every
+Rules: everything goes to standard error, because standard output is for results. Drawing happens only in `tick` and
+`event`, in the engine's own thread: there is no refresh thread that a signal or a `fork` could interrupt. Dollars of a
+local study are always marked as simulated. Plain lines: one for each event, and a summary at most every
 ten seconds and only when it changed, so that a log of a night stays readable.
 """
 
@@ -28,12 +28,12 @@ _SUMMARY_EVERY = timedelta(seconds=10)
 _STYLES = {"info": "", "good": "green", "warn": "yellow", "error": "bold red"}
 _WORDS = {"warn": "warning: ", "error": "error: "}
 _BAR_WIDTH = 24
-# A terminal cannot scroll inside a live display: more trials in flight than this are counted, not listed.
+# A terminal cannot scroll inside a live display: more trials in flight than this are counted but not listed.
 _ROWS_SHOWN = 16
 
 
 class PlainDisplay:
-    """Lines for logs, pipes and people without a terminal."""
+    """Plain lines, for logs, pipes and screens that cannot redraw."""
 
     def __init__(self, clock: Clock, stream: TextIO | None = None, options: Options = ()) -> None:
         self._clock = clock
@@ -53,7 +53,7 @@ class PlainDisplay:
         self._print(line.at, level_text(line, self._options))
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to close."""
 
     def _print(self, at: datetime, text: str) -> None:
         self._stream.write(f"{at:%Y-%m-%dT%H:%M:%SZ} {safe(text)}\n")
@@ -61,7 +61,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A table of the trials in flight that is redrawn in place, with events scrolling away above it."""
+    """A table of the trials in flight that is redrawn in place. Events scroll above it."""
 
     def __init__(self, stream: TextIO | None = None, options: Options = ()) -> None:
         self._options = options
@@ -88,7 +88,7 @@ class LiveDisplay:
 
 
 class QuietDisplay:
-    """Shows nothing: for programs that look at the store themselves."""
+    """Shows nothing, for programs that read the store themselves."""
 
     def tick(self, view: EngineView) -> None:
         """Nothing to show."""
@@ -97,7 +97,7 @@ class QuietDisplay:
         """Nothing to show."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to close."""
 
 
 def choose(clock: Clock, stream: TextIO | None = None, options: Options = ()) -> Display:
@@ -106,7 +106,7 @@ def choose(clock: Clock, stream: TextIO | None = None, options: Options = ()) ->
 
 
 def level_text(line: EventLine, options: Options = ()) -> str:
-    """The text of an event; what must not be missed says so in words, since colour may be missing."""
+    """The text of an event. Warnings and errors say so in words, because colour may be missing."""
     return f"{_WORDS.get(line.level, '')}{render(line.text, options)}"
 
 
@@ -128,7 +128,7 @@ def spend_text(view: EngineView) -> str:
 
 
 def work_text(view: EngineView) -> str:
-    """What the market did to the work."""
+    """Interruptions, resumed runs and lost work."""
     zero = f", {counted(view.restarted_from_zero, 'run')} RESTARTED FROM ZERO" if view.restarted_from_zero else ""
     known = f"{lost_work(view.lost_work_s, view.lost_work_unknown_runs)} of work lost"
     lost = "work lost not known" if view.lost_work_s is None else known

@@ -1,6 +1,6 @@
 """`tuner local serve`: the local SageMaker as a service on a port, until Ctrl-C.
 
-Rules: what is printed on standard output can be pasted into a shell. Endpoints are handed to botocore as its own
+Rules: the lines on standard output can be pasted into a shell. Endpoints are handed to botocore as its own
 settings, so that supervisors, which are processes of their own, find them the same way.
 """
 
@@ -24,7 +24,7 @@ _REPORT_EVERY = timedelta(seconds=0.3)
 
 
 def serve(args: Arguments) -> int:
-    """Serve a state directory. Ends by Ctrl-C, which the caller turns into its exit code."""
+    """Serve a state directory until Ctrl-C. The caller turns that into the exit code."""
     from tuner.local.served.serve import LocalServer  # noqa: PLC0415 - botocore is slow to import
     from tuner.local.served.signature import KeyUnsafe  # noqa: PLC0415
     from tuner.local.service import LocalSageMaker  # noqa: PLC0415
@@ -55,7 +55,7 @@ def _tell(url: str, key_id: str, secret: str, region: str) -> None:
         "AWS_ACCESS_KEY_ID": key_id,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,  # what SDKs read that do not know the other
+        "AWS_DEFAULT_REGION": region,  # for SDKs that do not know the other variable
     }
     out("\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items()))
     sys.stdout.flush()

@@ -66,13 +66,13 @@ class _LogLine(logging.Formatter):
 
 
 class _LogStream(logging.StreamHandler[TextIO]):
-    """Closes what it writes to; drops what cannot be written."""
+    """A handler that closes its file and drops records that it cannot write."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Dropped."""
 
     def close(self) -> None:
-        with suppress(OSError):  # what was left could not be written
+        with suppress(OSError):  # the rest could not be written
             self.stream.close()
         super().close()
 

@@ -1,11 +1,11 @@
 """The command line: which verbs and options there are, and how a call ends.
 
-Parsing stands here, printing in its siblings, and what a verb does in `operations`. The module of a verb is imported
+This module parses; its siblings print; `operations` does the work. The module of a verb is imported
 when the verb is called, so that `tuner --help` loads no library.
 
 Rules: results go to standard output, progress and errors to standard error. A refusal is one line and an exit code of
 the contract (`errors.Exit`), never a traceback; a traceback is a bug. A reader that goes away (`tuner trials x | head`)
-ends the call in silence. SIGTERM leaves as Ctrl-C does, by an exception: what a verb has begun, its `finally` ends.
+ends the call in silence. SIGTERM raises an exception as Ctrl-C does, so that each `finally` of a verb runs.
 """
 
 import argparse
@@ -43,14 +43,14 @@ exit codes: 0 done; 1 a check failed, or every trial failed; 2 usage or study fi
 
 
 class _Parser(argparse.ArgumentParser):
-    """A usage error is one line, as any other refusal."""
+    """Reports a usage error in one line, like any other refusal."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)", Exit.USAGE)
 
 
 class _ShowVersion(argparse.Action):
-    """Looked up when it is asked for: reading a distribution's metadata takes longer than everything else here."""
+    """Reads the version only on request: the metadata of a distribution takes longer to read than all else here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see above
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, use_cases: "UseCases | None" = None)
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a terminal with few characters must not make us fail
     options: Options = ()  # unknown until the call is parsed
     try:
         _refuse_unbuilt(arguments)
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _options(url: str | None) -> Options:
-    """What a printed command repeats of this call. A password is masked, because the user knows it."""
+    """What a printed command repeats of this call. A password is masked; the user knows it."""
     if not url:
         return ()
     from tuner.store.schema import StoreError, masked  # noqa: PLC0415 - SQLAlchemy, as whatever opens this store will

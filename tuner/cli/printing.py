@@ -1,6 +1,6 @@
 """The tables and lines of the command line: from the documents of `views` to text.
 
-Rules: every function returns a string and prints nothing, so that a closed pipe is met in one place and tests compare
+Rules: every function returns a string and prints nothing, so that one place handles a closed pipe and tests compare
 text. Foreign text goes through `safe`, in lines as in cells.
 """
 
@@ -46,7 +46,7 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 
 def plan(shown: LaunchPlan, stream: TextIO | None = None, *, every_setting: bool = False) -> str:
-    """What `launch` is about to do, and what it may cost, fit for `stream`."""
+    """The plan of `launch` and its possible cost, formatted for `stream`."""
     grid = Table.grid(padding=(0, 2))
     for label, value in (*(shown.rows if every_setting else ()), *shown.headline):
         grid.add_row(cell(label), cell(value))
@@ -58,7 +58,7 @@ def plan(shown: LaunchPlan, stream: TextIO | None = None, *, every_setting: bool
 
 
 def status(doc: Doc, now: datetime, options: Options = ()) -> str:
-    """One study, in a block."""
+    """The block of one study."""
     note = simulated_note(doc["simulated"])
     rows = [
         ("state", str(doc["state"])),
@@ -81,7 +81,7 @@ def status(doc: Doc, now: datetime, options: Options = ()) -> str:
 
 
 def pool_text(pool: Doc) -> str:
-    """What the study met in one pool."""
+    """The waits, interruptions and time of one pool."""
     rate, wait_s = pool["interruptions_per_h"], pool["mean_wait_s"]
     parts = [
         " ".join(filter(None, (pool["instance"], pool["capacity"], pool["zone"])))
@@ -95,7 +95,7 @@ def pool_text(pool: Doc) -> str:
 
 
 def studies(docs: Sequence[Doc], now: datetime, options: Options = ()) -> str:
-    """All studies of a store, one a line."""
+    """All studies of a store, one per line."""
     if not docs:
         return rendered(Message("no studies yet: ", Command("launch", "FILE")), options)
     columns = ["STUDY", "STATE", "ENDED", "TOTAL", "BEST", "SPENT", "INTERRUPTIONS", "LAST SIGN OF LIFE"]
@@ -116,7 +116,7 @@ def studies(docs: Sequence[Doc], now: datetime, options: Options = ()) -> str:
 
 
 def trials(docs: Sequence[Doc], *, simulated: bool) -> str:
-    """One row a trial."""
+    """One row per trial."""
     if not docs:
         return "no trials yet"
     figures = ["VALUE", "STEP", "ATT", "INT", "RESUMED", "SPENT", "LOST"]
@@ -140,12 +140,12 @@ def trials(docs: Sequence[Doc], *, simulated: bool) -> str:
     ]
     columns = ["TRIAL", "STATE", *figures, *(["INSTANCE"] if differ else []), "PARAMETERS"]
     lines = [render(table(columns, rows, right=["TRIAL", *figures], fold=["PARAMETERS"]))]
-    lines += [] if differ else [f"all on {safe(max(places))}"]  # a column that says one thing only is a line
+    lines += [] if differ else [f"all on {safe(max(places))}"]  # a column with one value only becomes a line
     return "\n".join([*lines, simulated_line()] if simulated else lines)
 
 
 def best(name: str, docs: Sequence[Doc], *, simulated: bool) -> str:
-    """The best trials, a block each."""
+    """The best trials, one block each."""
     if not docs:
         return f"{safe(name)} has no trial that succeeded yet"
     note = simulated_note(simulated)
@@ -206,7 +206,7 @@ def comparison(doc: Doc) -> str:
 
 
 def final_summary(doc: Doc, options: Options = ()) -> str:
-    """What a sweep came to: printed at the end of `launch` and `resume`."""
+    """The result of a sweep, printed at the end of `launch` and `resume`."""
     note = simulated_note(doc["simulated"])
     lines = [
         f"{safe(doc['study'])} is {doc['state']}: {trials_text(doc['trials'])}",
@@ -223,7 +223,7 @@ def final_summary(doc: Doc, options: Options = ()) -> str:
 
 
 def next_commands(doc: Doc) -> list[Command]:
-    """Commands to go on with, by the state that the study is in."""
+    """Commands to continue with, by the state of the study."""
     name: str = doc["study"]
     resume, cancel = Command("resume", name), Command("cancel", name)
     best = doc["best"][0] if isinstance(doc["best"], list) and doc["best"] else doc["best"]
@@ -239,7 +239,7 @@ def next_commands(doc: Doc) -> list[Command]:
             return [Command("set", name, "budget.deadline=…"), resume, cancel]
         case "stopped":
             return [resume, cancel]
-        case _:  # what was asked for goes on: `resume` would take a stop back
+        case _:  # continue the order: `resume` would take a stop back
             asked = how_to_go_on(name, Intent(doc["intent"]))
             return list(dict.fromkeys([asked, cancel]))
 
@@ -249,7 +249,7 @@ def warnings(doc: Doc, options: Options = ()) -> list[str]:
     lines = [f"warning: {safe(line)}" for line in doc["warnings"]]
     see = rendered(Message(" See ", Command("trials", doc["study"]), ", and `show` of such a trial."), options)
     if doc["never_checkpointed"] > doc["resumed_runs"]:
-        # one run taken away before its first checkpoint is bad luck; most of them are a script that saves too late
+        # one run that is lost before its first checkpoint is bad luck; many mean that the script saves too late
         runs = counted(doc["never_checkpointed"], "run")
         lines.insert(0, f"warning: {runs} ended before the first checkpoint: save earlier, or such work is lost")
     if doc["unproven_runs"]:
@@ -277,14 +277,14 @@ def warnings(doc: Doc, options: Options = ()) -> list[str]:
 
 
 def problems(doc: Doc) -> list[str]:
-    """What `status --check` found."""
+    """The findings of `status --check`."""
     if not doc["problems"]:
         return [f"{safe(doc['study'])}: every invariant holds"]
     return [f"{safe(doc['study'])}: problem: {safe(line)}" for line in doc["problems"]]
 
 
 def findings(found: Sequence[Finding], options: Options = ()) -> str:
-    """One a line, its remedy below it: side by side they are wider than any terminal."""
+    """One finding per line, with its remedy below it: side by side they are wider than any terminal."""
     grid = Table.grid(padding=(0, 2))
     for f in found:
         remedy = [Text(f"remedy: {safe(rendered(f.remedy, options))}", style="dim")] if f.remedy else []
@@ -314,7 +314,7 @@ def audit(name: str, found: Audit, options: Options = ()) -> str:
 
 
 def gc(doc: Doc) -> str:
-    """What is deleted of which trial, or would be."""
+    """The files of each trial that are deleted, or would be."""
     name, done = safe(doc["study"]), "would delete" if doc["dry_run"] else "deleted"
     left = f"{size(doc['left_bytes'])} stay{_a_month(doc['left_usd_per_month'], doc)}"
     if not doc["trials"]:
@@ -425,7 +425,7 @@ def simulated_line() -> str:
 
 
 def _resumed_from(doc: Doc, options: Options) -> str:
-    """Every step, or plainly a sum of them: a list that breaks off looks as if it were all."""
+    """Every step, or a summary that says so: a list that is cut would look complete."""
     steps: list[int] = doc["resumed_from_steps"]
     if not steps:
         return ""

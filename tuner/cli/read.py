@@ -1,7 +1,7 @@
-"""The verbs that look and change nothing: `status trials show logs best compare db local`.
+"""The verbs that read and change nothing: `status trials show logs best compare db local`.
 
-Rules: with `--json` standard output holds one document and nothing else. What the store refuses is one line with the
-exit code of the contract. No engine, no Optuna, no botocore and no pandas is loaded for a look.
+Rules: with `--json` standard output holds one document and nothing else. A refusal of the store is one line with the
+exit code of the contract. No engine, no Optuna, no botocore and no pandas is loaded to read.
 """
 
 import json
@@ -40,7 +40,7 @@ _WATCH_S = 2.0
 
 
 def status(args: Arguments) -> int:
-    """One study, or all of the store."""
+    """The status of one study, or of all studies in the store."""
     if args.watch:
         if args.json:
             raise UserError("status: --watch shows text and --json is one document: choose one", Exit.USAGE)
@@ -59,13 +59,13 @@ def status(args: Arguments) -> int:
 
 
 def watch(args: Arguments, clock: Clock) -> int:
-    """Show the status until no engine is expected at work: redrawn on a terminal, elsewhere whenever it changed."""
+    """Show the status until no engine should be at work: redrawn on a terminal, elsewhere printed at each change."""
     shown: list[views.View] = []
     with reading(args.store) as store, _screen() as screen:
         while True:
             now = clock.now()
             docs = _status_docs(store, args.study, now, args.options)
-            # the engine's sign of life moves each second: on paper that is no news
+            # the engine's last sign of life changes each second; that alone is not worth a line
             facts = [{key: value for key, value in doc.items() if key != "engine"} for doc in docs]
             if screen is not None:
                 screen.update(Text.from_ansi(_status_text(docs, args, store, now)), refresh=True)
@@ -100,7 +100,7 @@ def show(args: Arguments) -> int:
 
 
 def logs(args: Arguments) -> int:
-    """What the script printed. Control characters are shown, line ends are kept."""
+    """The output of the script. Control characters are made visible; line ends are kept."""
     if args.follow and args.json:
         raise UserError("logs: --follow never ends and --json is one document: choose one", Exit.USAGE)
     with reading(args.store) as store:
@@ -182,7 +182,7 @@ def local_jobs(args: Arguments) -> int:
 
 @contextmanager
 def reading(url: str | None) -> Iterator[Store]:
-    """The store, closed at the end, its refusals as UserError."""
+    """Open the store and close it at the end. Its errors become UserError."""
     store = context.open_store(url)
     try:
         with store_errors():
@@ -193,7 +193,7 @@ def reading(url: str | None) -> Iterator[Store]:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """What the store says no to, as the user must read it."""
+    """Turn errors of the store into a UserError that the user can act on."""
     try:
         yield
     except StudyNotFound as error:
@@ -205,12 +205,12 @@ def store_errors() -> Iterator[None]:
 
 
 def store_url(url: str | None) -> str:
-    """Where the store is, for what must not open it."""
+    """The URL of the store, for callers that must not open it."""
     return url or os.environ.get(context.STORE_VARIABLE) or context.DEFAULT_STORE
 
 
 def out(text: str) -> None:
-    """Results as text; documents and files of data go out as they are."""
+    """Print results as text. Documents and data go out unchanged."""
     _to_stdout(text)
 
 

@@ -2,7 +2,7 @@
 
 Rules: the verdict goes to standard output, progress to standard error: one line that is redrawn on a terminal, plain
 lines elsewhere. Ctrl-C and SIGTERM end the rehearsal and everything that it started; a second one does not disturb
-that. No store is made or written; one that is there is asked for what it has learned.
+that. No store is made or written. An existing store is read for the interruption rates that it has measured.
 """
 
 import shutil
@@ -41,16 +41,16 @@ from tuner.store.schema import SCHEMA, current
 from tuner.store.store import Store, StoreError
 
 _STYLES = {Result.PASSED: "green", Result.WARNING: "yellow", Result.FAILED: "bold red", Result.UNCLEAR: "yellow"}
-_DEFAULTS = RehearsalOptions()  # what the command line has no option for; tests are faster
+_DEFAULTS = RehearsalOptions()  # settings without an option; tests use faster ones
 _PLAIN_EVERY = timedelta(seconds=10)
 _REDRAW_EVERY = timedelta(seconds=0.1)
-_LEARNED_FROM_S = 10 * 3600.0  # fewer hours of running tell less than the assumption
+_LEARNED_FROM_S = 10 * 3600.0  # fewer hours of running say less than the assumption
 _LEAST_SHARE = 0.001
-_NEAR = 1.25  # an interval that is so close to the best one is as good
+_NEAR = 1.25  # an interval this close to the best one is as good
 
 
 def run(args: Arguments) -> int:
-    """Rehearse a study's script, and say whether it is fit for spot."""
+    """Rehearse a study's script and report whether it is fit for spot."""
     clock = SystemClock()
     progress = ProgressLines(clock, sys.stderr)
     try:
@@ -88,9 +88,10 @@ def _options(args: Arguments) -> RehearsalOptions:
 
 
 def learned_rates(url: str | None) -> Mapping[str, float]:
-    """Interruptions per hour of running that the user's store has seen on AWS, by instance type.
+    """Interruptions per hour of running on AWS that the user's store has measured, by instance type.
 
-    A store that is not there, or is not of this schema, is left as it is. Local studies met a market of their own.
+    A store that does not exist or has another schema is not touched. Local studies do not count: their market is
+    simulated.
     """
     try:
         if current(store_url(url)) != SCHEMA:
@@ -102,7 +103,7 @@ def learned_rates(url: str | None) -> Mapping[str, float]:
 
 
 def rates_seen(store: Store) -> Mapping[str, float]:
-    """The same of an open store."""
+    """The same for an open store."""
     met: dict[str, PoolTotals] = {}
     studies = [study.id for study in store.studies() if study.backend == "sagemaker"]
     for pool, totals in store.pool_totals(studies).items():
@@ -124,7 +125,7 @@ def _inputs(given: list[str]) -> dict[str, Path]:
 
 @contextmanager
 def _ending_signals() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the rehearsal; further ones are ignored while everything is cleared away."""
+    """The first Ctrl-C or SIGTERM ends the rehearsal; further ones are ignored during the clean-up."""
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -140,7 +141,7 @@ def _ending_signals() -> Iterator[None]:
 
 
 class ProgressLines:
-    """How far a rehearsal is, on one line of a terminal or on plain lines."""
+    """The progress of a rehearsal, on one line of a terminal or as plain lines."""
 
     def __init__(self, clock: Clock, stream: TextIO) -> None:
         self._clock = clock
@@ -227,7 +228,7 @@ def _grid(*, labels: int) -> Table:
 
 
 def _measured(measured: Measures) -> str:
-    """What was measured, without what was not."""
+    """The measured figures; unknown ones are left out."""
     said = []
     if measured.step_s is not None:
         said.append(f"a step {short(measured.step_s)}")
@@ -242,7 +243,7 @@ def _measured(measured: Measures) -> str:
 
 
 def advice_lines(advice: Advice, measured: Measures) -> list[str]:
-    """What to do about one instance type, what it gives, and what that rests on."""
+    """The advice for one instance type, its effect, and its source."""
     steps = "every step" if advice.interval_steps == 1 else f"{advice.interval_steps} steps at this speed"
     cost = "" if advice.usd_per_hour is None else f" = {dollars(advice.overhead * advice.usd_per_hour)} per hour"
     now = ""

@@ -1,7 +1,7 @@
 """The verbs that drive, change or check a study: `launch resume stop cancel set audit gc`.
 
-Rules: what a study came to is printed on standard output, everything on the way there on standard error. The first
-Ctrl-C or SIGTERM lets the engine leave in order and says how to go on and how to end; jobs are never cancelled by it.
+Rules: the result of a study goes to standard output, everything before it to standard error. The first
+Ctrl-C or SIGTERM makes the engine leave in order and prints how to continue and how to end; it never cancels jobs.
 """
 
 import sys
@@ -28,7 +28,7 @@ from tuner.store.store import Store
 
 
 def launch(args: Arguments) -> int:
-    """Check, show the plan, ask where money is spent, run."""
+    """Check the study, show the plan, ask if money will be spent, and run."""
     plan = args.use_cases.plan(args.file, args.set)
     if args.dry_run:
         out(printing.plan(plan, every_setting=True))
@@ -46,7 +46,7 @@ def launch(args: Arguments) -> int:
 
 
 def resume(args: Arguments) -> int:
-    """Carry on with one study, or give each unfinished one of the store a cycle."""
+    """Continue one study, or run one cycle of each unfinished study of the store."""
     if args.all:
         return _resume_all(args)
     if args.study is None:
@@ -136,9 +136,9 @@ def gc(args: Arguments) -> int:
 def _drive(
     name: str, options: Options, verb: Callable[[Display, Signals], StudyOutcome], intent: Intent | None = None
 ) -> int:
-    """Run an engine under a display and the two-stage signals, then say what it came to.
+    """Run an engine with a display and two-stage signals, then print the result.
 
-    `intent` is what the verb asks for. None means: what the study was last asked for.
+    `intent` is the verb's order. None means the study's last order.
     """
     display = choose(SystemClock(), options=options)
     with Signals(options=options) as signals:
@@ -177,7 +177,7 @@ def _resume_all(args: Arguments) -> int:
 
 @contextmanager
 def _changing(args: Arguments, verb: str) -> Iterator[Store]:
-    """The store, once it is certain that the study may be touched: another user's is asked about."""
+    """Open the store if the study may be changed: ask first if it belongs to another user."""
     with reading(args.store) as store:
         owner = None if args.force else context.owner_to_ask(args.study, store)
         if owner is not None:
@@ -190,7 +190,7 @@ def _changing(args: Arguments, verb: str) -> Iterator[Store]:
 
 
 def _confirm(plan: LaunchPlan, *, yes: bool) -> None:
-    """Ask before money is spent. Raises UserError when nobody can be asked, or says no."""
+    """Ask before money is spent. Raises UserError if nobody can answer, or if the answer is no."""
     if yes or plan.spec.backend == "local":
         return
     if not sys.stdin.isatty():

@@ -8,6 +8,6 @@ from tuner.spec.schema import schema_text
 
 
 def schema(_: Arguments) -> int:
-    """A document of its own, so it needs no `--json`."""
+    """The output is always one JSON document, so there is no `--json`."""
     sys.stdout.write(schema_text())
     return Exit.DONE

@@ -1,6 +1,6 @@
-"""The story of one trial, as `tuner show` tells it: what was tried, what was taken away, where it went on, its cost.
+"""The story of one trial for `tuner show`: its attempts, interruptions, resumes and cost.
 
-Rules: every function returns text and prints nothing. The order is the order in which things happened, attempt by
+Rules: every function returns text and prints nothing. The order is that of the events, attempt by
 attempt and run by run.
 """
 

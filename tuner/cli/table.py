@@ -1,7 +1,7 @@
-"""The pieces that every table of the command line is made of.
+"""The parts of every table of the command line.
 
 Rules: cells are `Text`, made safe, so markup in foreign text means nothing. Colour only on a terminal, and never with
-NO_COLOR. Tables are as wide as the terminal, or as wide as they need where nobody watches.
+NO_COLOR. Tables are as wide as the terminal; without a terminal they are as wide as they need.
 """
 
 import io
@@ -46,12 +46,12 @@ def wants_color() -> bool:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """A person watches, on a terminal that can move its cursor."""
+    """Whether the stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def render(shown: RenderableType, stream: TextIO | None = None) -> str:
-    """Text of something of rich's, fit for `stream` (standard output by default)."""
+    """Render a rich object as text for `stream` (standard output by default)."""
     terminal = (stream or sys.stdout).isatty()
     text = io.StringIO()
     Console(
@@ -69,7 +69,7 @@ def render(shown: RenderableType, stream: TextIO | None = None) -> str:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = (), fold: Iterable[str] = ()
 ) -> Table:
-    """A table of safe cells; `right` names the columns of figures, `fold` those that give way on a narrow terminal."""
+    """A table of safe cells. `right` names the columns of figures, `fold` those that fold on a narrow terminal."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     aligned, folding = set(right), set(fold)
     for column in columns:
