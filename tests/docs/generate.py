@@ -202,7 +202,7 @@ def stops() -> str:
 
 
 def stop_text(rule: stopping.StopRule) -> str:
-    waits = " The stop waits for a checkpoint, at most `stop_within`." if rule.waits else ""
+    waits = " If the job trains, the stop waits for a checkpoint, at most `stop_within`." if rule.waits else ""
     return f"**{rule.name}**: {rule.why} Reason `{rule.reason}`.{waits}"
 
 

@@ -149,7 +149,7 @@ def test_each_piece_of_a_study_file_is_valid(block: str, tmp_path: Path) -> None
     piece = yaml.safe_load(block)
     top = {name for name in piece if name in ("training", "capacity", "budget", "local", "sagemaker")}
     training = piece["training"] if top else piece
-    if "hyperparameters" in piece:  # of an image that starts itself
+    if "hyperparameters" in training:  # of an image that starts itself
         training = training | {"entrypoint": "image", "image_uri": "1.dkr.ecr.us-east-1.amazonaws.com/x:1"}
     on_aws = not {"algorithm", "entrypoint", "framework"}.isdisjoint(training)
     whole = MINIMAL | {"training": ({} if "algorithm" in training else MINIMAL["training"]) | training}
@@ -164,7 +164,7 @@ def test_what_is_shown_of_a_shipped_study_stands_in_it() -> None:
     for part in example("python", "sagemaker-ignore").split("# …\n"):
         assert part in script
     study = (ROOT / "studies" / "plain" / "study.yaml").read_text()
-    (metrics,) = [block for block in blocks("yaml") if block.startswith("metrics:")]
+    (metrics,) = [block for block in blocks("yaml") if block.startswith("training:\n  metrics:")]
     for line in metrics.splitlines():
         assert line in study
 
