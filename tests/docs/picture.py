@@ -42,6 +42,7 @@ class Camera(live.LiveDisplay):
         for line in self._lines:
             super().event(line)
         self._console.print(live.picture(view))
+        self._console.print()  # room for the descenders of the last row
         self.taken = self._console.export_svg(title="tuner launch studies/digits/study.yaml", unique_id="live")
 
 

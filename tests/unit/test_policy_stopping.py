@@ -25,7 +25,7 @@ ALL = {
 }
 CASES = {
     "cancelled": (ALL | {"intent": Intent.CANCEL, "halted": True, "state": S.SUBMITTING}, StopReason.CANCEL),
-    "not asked for": (ALL | {"halted": True, "state": S.SUBMITTING}, StopReason.USER),
+    "not sent yet": (ALL | {"halted": True, "state": S.SUBMITTING}, StopReason.USER),
     "pruned": (ALL | {"halted": True}, StopReason.PRUNE),
     "over budget": (ALL | {"pruned_at_step": None}, StopReason.TRIAL_BUDGET),
     "no progress on spot": (ALL | {"pruned_at_step": None, "past_limit": False}, StopReason.MOVE),

@@ -96,7 +96,7 @@ RULES: tuple[StopRule, ...] = (
         reason=StopReason.CANCEL,
     ),
     StopRule(
-        name="not asked for",
+        name="not sent yet",
         why="The study begins no further job, and this one was not sent to the service yet.",
         applies=_not_asked_for,
         reason=StopReason.USER,
