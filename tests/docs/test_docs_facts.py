@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import tomllib
 
 import pytest
 
@@ -177,3 +178,8 @@ def test_a_line_that_is_shown_is_a_sentence_of_its_event(kind, details):
         kind=kind, happened_at=moment, recorded_at=moment, trial=details["trial"], attempt=1, details=details
     )
     assert events.EVENTS[kind].sentence(event) + "\n" in TEXT
+
+
+def test_every_extra_is_told():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name for row in table("extra") for name in code(row[0])} == set(extras)
