@@ -44,6 +44,8 @@ from tuner.spec.workload import ENTRYPOINT
 from tuner.storage.objects import DirectoryObjects
 from tuner.store.store import Store
 
+pytestmark = pytest.mark.slow  # jobs as processes
+
 QUICK = {"start_delay_s": 0.0, "sync_interval_s": 0.05, "grace_s": 120.0}
 PACE = Pace(poll_s=0.2, beat_s=0.1, beats=4, settle_s=2.0, listen_s=0)
 QUOTA = "ml.m5.large for spot training job usage"

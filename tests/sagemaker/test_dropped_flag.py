@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # jobs as processes
+
 STUDY = """
 name: dropped
 objective: {metric: loss, direction: minimize}

@@ -14,6 +14,8 @@ from tuner.core.jobs import digest
 from tuner.spec.study_file import load
 from tuner.spec.workload import specimen
 
+pytestmark = pytest.mark.slow  # jobs as processes
+
 VALUE = "hunter2-\"quoted\"-'single'-and\\more-geheim"
 SCRIPT = """
 import hashlib, os, sys
