@@ -13,6 +13,8 @@ from tuner.aws.rates import RATES, scope
 from tuner.cli import main
 from tuner.operations import context
 
+pytestmark = pytest.mark.slow
+
 SCOPE = scope(ACCOUNT, REGION)
 
 

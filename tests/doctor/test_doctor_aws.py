@@ -17,6 +17,8 @@ from tuner.cli import main
 from tuner.spec.study_file import load
 from tuner.storage.objects import DirectoryObjects, ObjectNotFound, StorageRefused
 
+pytestmark = pytest.mark.slow
+
 QUOTA = "ml.m5.large for spot training job usage"
 NOW = datetime.now(UTC)
 KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}

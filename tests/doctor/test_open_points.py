@@ -17,6 +17,8 @@ from tuner.local.settings import LocalSettings
 from tuner.local.views import description
 from tuner.sagemaker.service import SageMakerJobs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(tmp_path):

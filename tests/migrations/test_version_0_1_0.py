@@ -31,6 +31,8 @@ from tuner.spec import workload
 from tuner.spec.study_file import StudySpec, changes, load, spec_of
 from tuner.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parent / "fixtures" / "version_0_1_0"
 HOME = "/home/ann/sweeps"
 CLOUDS = json.loads((FIXTURE / "clouds.json").read_text(encoding="utf-8"))

@@ -22,6 +22,8 @@ from tuner.core.jobs import ServiceUnavailable, job_name
 from tuner.simulator.parts import Script
 from tuner.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOW_MS = 1767225600000
 SCOPE = scope("123456789012", "us-east-1")
