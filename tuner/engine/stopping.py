@@ -30,7 +30,8 @@ def stop_if_due(live: LiveStudy, unit: UnitOfWork, trial: LiveTrial) -> None:
         attempt = replace(attempt, stop_reason=rule.reason, stop_wanted_at=unit.now, stop_by=stop_by)
         unit.set_attempt(trial, attempt)
         unit.event(EventKind.STOP_WANTED, trial=trial, attempt=attempt.number, why=rule.reason)
-    if stopping.may_stop_now(replace(job, attempt=attempt)):
+    # most jobs have no stop order: the copy is made for the few that do
+    if attempt.stop_reason is not None and stopping.may_stop_now(replace(job, attempt=attempt)):
         unit.move_attempt(trial, AttemptEvent.STOP, why=attempt.stop_reason)
 
 
